@@ -1,0 +1,1 @@
+"""Reading finished runs: tables, figures, the verdict. From files alone; never imports torch."""

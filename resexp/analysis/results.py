@@ -1,0 +1,289 @@
+"""Run directories as Python objects and as one tidy table. Reads, never writes; needs no torch.
+
+Plain json and csv only: pandas is imported by ``load_results`` and by nothing else here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resexp.records import COLUMNS as METRIC_COLUMNS
+from resexp.records import FINISHED, METRICS, RECORD, UNFINISHED, Row, parse_row
+from resexp.settings import Settings, UsageError, as_dict, flatten
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What a run.json must hold to be a run of resexp, and of what type.
+NEEDED: dict[str, type] = {
+    "run": str,
+    "name": str,
+    "arch": str,
+    "depth": int,
+    "seed": int,
+    "status": str,
+    "extras": dict,
+    "settings": dict,
+    "data": dict,
+    "last": dict,
+}
+
+#: Columns of ``load_results`` before those of metrics.csv.
+LABELS = ("name", "run", "arch", "series", "depth", "seed", "status")
+
+
+@dataclass(slots=True)
+class Run:
+    """One run directory: its place and its run.json."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> Run:
+        """The run that lies in ``directory``. Raises UsageError if none does."""
+        record = _read(directory / RECORD)
+        if record is None:
+            raise UsageError(f"{directory} holds no {RECORD} of a run. See resexp runs.")
+        return cls(directory, record)
+
+    @property
+    def run(self) -> str:
+        return str(self.record["run"])
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def arch(self) -> str:
+        return str(self.record["arch"])
+
+    @property
+    def depth(self) -> int:
+        return int(self.record["depth"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def status(self) -> str:
+        return str(self.record["status"])
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The settings in which this run differs from its experiment."""
+        return dict(self.record["extras"])
+
+    @property
+    def series(self) -> str:
+        """The line it belongs to in a figure: ``residual`` or ``residual,arch.shortcut=B``."""
+        extras = self.extras
+        return ",".join([self.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def experiment(self) -> Path:
+        """The experiment folder that it lies in."""
+        return self.path.parent
+
+    def setting(self, key: str) -> Any:
+        """A setting by its flat key, such as ``data.name``; its default if the run is older."""
+        return (_defaults() | flatten(self.record["settings"]))[key]
+
+    def value(self, column: str) -> float | None:
+        """The newest value of a column of metrics.csv, from run.json; None if there is none."""
+        value = self.record["last"].get(column)
+        return None if value is None else float(value)
+
+    def endpoint(self, column: str) -> float | None:
+        """The last step's value of a loss or error column; None for a run that is not finished.
+
+        A diverged run counts at chance: its loss is log(classes), its error that of always giving
+        the commonest class.
+        """
+        if not self.finished:
+            return None
+        if self.status != "diverged":
+            return self.value(column)
+        classes = int(self.record["data"]["classes"])
+        if column.endswith("_loss"):
+            return math.log(classes)
+        return float(self.record["data"].get("chance_error") or 100 * (1 - 1 / classes))
+
+    def rows(self) -> list[Row]:
+        """The rows of its metrics.csv; [] if it ended, or still is, before the first.
+
+        Raises UsageError naming the file and the line where the file is damaged. The last line of
+        an unfinished run may be torn: it is left out.
+        """
+        path = self.path / METRICS
+        if not path.exists() and not self.finished:
+            return []
+        try:
+            lines = path.read_text().splitlines(keepends=True)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read. Train {self.run} again.") from error
+        if lines and not lines[-1].endswith("\n"):
+            if self.finished:
+                raise UsageError(f"{path}, line {len(lines)} is torn. Train {self.run} again.")
+            lines.pop()
+        if not lines and not self.finished:
+            return []
+        if not lines or lines[0].rstrip("\n") != ",".join(METRIC_COLUMNS):
+            raise UsageError(f"{path}, line 1 is not {','.join(METRIC_COLUMNS)}.")
+        return _parse(path, lines[1:])
+
+
+def _parse(path: Path, lines: list[str]) -> list[Row]:
+    """Rows from the lines below the header, each at a later step than the one before."""
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            row = parse_row(line)
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number} is damaged: {error}.") from error
+        if rows and row.step <= rows[-1].step:
+            raise UsageError(f"{path}, line {number} is damaged: its step does not rise.")
+        rows.append(row)
+    return rows
+
+
+def find_runs(
+    root: Path, filters: Sequence[str] = (), skipped: list[str] | None = None
+) -> list[Run]:
+    """The runs under ``root``, sorted by experiment, series, depth and seed.
+
+    ``root`` is a results folder, an experiment folder or one run folder. ``filters`` such as
+    ``arch=plain``, ``depth=20,56`` or ``lr=0.01`` must all hold. A directory whose run.json is no
+    record of a run is left out, and a sentence about it added to ``skipped``. Raises UsageError for
+    a filter whose setting does not exist.
+    """
+    runs = []
+    for pattern in (RECORD, f"*/{RECORD}", f"*/*/{RECORD}"):
+        for path in root.glob(pattern):
+            record = _read(path)
+            if record is not None:
+                runs.append(Run(path.parent, record))
+            elif skipped is not None:
+                skipped.append(f"{path} is not a record of a run: left out.")
+    wanted = [_filter(text, runs) for text in filters]
+    runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
+    return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
+
+
+def require_runs(
+    root: Path, filters: Sequence[str] = (), skipped: list[str] | None = None
+) -> list[Run]:
+    """``find_runs``, with a UsageError where there is nothing."""
+    runs = find_runs(root, filters, skipped)
+    if runs:
+        return runs
+    if filters and find_runs(root):
+        raise UsageError(f"no run in {root} has {' '.join(filters)}. See resexp runs.")
+    raise UsageError(
+        f"no runs in {root}. Train some: resexp run -m depth=20,56 arch=plain,residual"
+    )
+
+
+def order(run: Run) -> tuple[int, str, int, int]:
+    """Sorting key: plain first, its residual twin second, then the others; shallow to deep."""
+    rank = {"plain": 0, "residual": 1}.get(run.arch, 2)
+    return (rank, run.series, run.depth, run.seed)
+
+
+def load_results(root: str | Path = "results", filters: Sequence[str] = ()) -> pd.DataFrame:
+    """Every evaluation of every run under ``root``, one a row: LABELS, then metrics.csv's columns.
+
+    Errors in percent, losses in nats, NaN where not measured. Raises UsageError if there is no run.
+    """
+    import pandas as pd
+
+    runs = require_runs(Path(root), filters)
+    table = [
+        {label: getattr(run, label) for label in LABELS} | asdict(row)
+        for run in runs
+        for row in run.rows()
+    ]
+    frame = pd.DataFrame(table, columns=[*LABELS, *METRIC_COLUMNS])
+    return frame.astype({key: float for key in METRIC_COLUMNS if key != "step"})
+
+
+def spell(value: Any) -> str:
+    """A setting as it is typed on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record, or None: anything may lie in a results folder."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    for key, kind in NEEDED.items():
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
+            return None
+    return record if record["status"] in (*FINISHED, *UNFINISHED) else None
+
+
+_default_settings: dict[str, Any] = {}
+
+
+def _defaults() -> dict[str, Any]:
+    """Every setting at its default, flat; made once."""
+    if not _default_settings:
+        _default_settings.update(flatten(as_dict(Settings())))
+    return _default_settings
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Everything that a filter may ask of a run. The record's arch and data win over settings."""
+    record = {key: value for key, value in run.record.items() if key not in ("settings", "extras")}
+    settings = _defaults() | flatten(run.record["settings"])
+    return settings | flatten(record) | {"series": run.series}
+
+
+def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
+    """``depth=20,56`` as ("depth", [20, 56]). Raises UsageError for a key that no run has."""
+    key, equals, values = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is not a filter. Write setting=value, such as depth=20,56.")
+    known = set(_defaults()) | {"arch", "run", "status", "series"}
+    if key not in known:
+        known |= {fact for run in runs for fact in _facts(run)}
+    if key not in known:
+        near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else "Try arch, depth, seed or status."
+        raise UsageError(f"unknown setting {key}. {hint}")
+    # A comma inside brackets belongs to a list, and one before key=value to a series.
+    parts = re.split(r",(?![^\[]*\])(?!\w[\w.]*=)", values)
+    return key, [_typed(part) for part in parts]
+
+
+def _typed(text: str) -> Any:
+    """A number, true, false, null or a list where the text spells one, else the text itself."""
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\.\d+.*", text) else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _holds(run: Run, key: str, values: list[Any]) -> bool:
+    actual = _facts(run).get(key)
+    # In Python True equals 1, but deterministic=true is not seed=1.
+    return any(
+        actual == value and isinstance(actual, bool) == isinstance(value, bool) for value in values
+    ) or (isinstance(actual, str) and actual in {spell(value) for value in values})

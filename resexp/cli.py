@@ -1,0 +1,362 @@
+"""The command line. Commands are thin: each imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resexp.catalogue import complete
+from resexp.settings import UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="See, measure and explain the degradation problem: matched plain and residual networks at "
+    "growing depth.",
+    epilog="First steps:  [bold]resexp demo[/]  or  [bold]resexp run depth=56 arch=plain[/]",
+)
+
+
+class Form(StrEnum):
+    """How a table is printed."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+
+
+class Figure(StrEnum):
+    """File format of a figure."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class Listing(StrEnum):
+    """What ``resexp list`` lists."""
+
+    runs = "runs"
+    archs = "archs"
+    data = "data"
+    recipes = "recipes"
+    experiments = "experiments"
+    settings = "settings"
+
+
+def completer(incomplete: str) -> list[str]:
+    """Offer settings and their values on TAB."""
+    return complete(incomplete)
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, in any order: resexp list settings shows all.",
+        autocompletion=completer,
+        show_default=False,
+    ),
+]
+Selection = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RESULTS] [KEY=VALUE]...",
+        help="A results folder (default: results) and filters, such as arch=plain depth=20,56.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout.")]
+
+
+def select(words: list[str] | None) -> tuple[Path, list[str]]:
+    """A results folder and filters out of the words typed."""
+    words = words or []
+    places = [word for word in words if "=" not in word]
+    if len(places) > 1:
+        raise UsageError(f"two results folders, {places[0]} and {places[1]}: give one.")
+    root = Path(places[0] if places else "results")
+    if not root.is_dir():
+        hint = "Train some runs first: resexp demo" if not places else "Give a results folder"
+        raise UsageError(f"there is no folder {root}. {hint}.")
+    return root, [word for word in words if "=" in word]
+
+
+def emit(value: Any) -> None:
+    """JSON on stdout; what is not finite becomes null, which JSON has."""
+    from resexp.records import finite
+
+    print(json.dumps(finite(value), indent=1))
+
+
+def version(wanted: bool) -> None:
+    """Print versions and stop."""
+    if wanted:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        for name in ("resexp", "torch", "hydra-core"):
+            try:
+                print(f"{name} {installed(name)}")
+            except PackageNotFoundError:
+                print(f"{name} (not installed as a package)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show versions.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="""[bold]Examples[/]
+
+resexp run depth=56 arch=plain
+
+resexp run -m depth=8,20,32,56 arch=plain,residual seed=0,1,2
+
+resexp run -m experiment=he2015 depth=20,56 arch=plain,residual --dry-run
+
+resexp run arch=residual arch.shortcut=B depth=20 --cfg job
+
+Finished runs are skipped and interrupted ones go on: run the same command again.
+Hydra's flags -m, --cfg job, --info, --config-dir DIR work too, anywhere.""",
+)
+def run(
+    context: typer.Context,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")
+    ] = False,
+) -> None:
+    """Train one network, or with [bold]-m[/] one for every combination of the values given."""
+    from resexp.config import launch
+    from resexp.signals import Interrupted
+
+    try:
+        session = launch([*(overrides or []), *context.args], dry_run)
+    except Interrupted as stop:
+        typer.echo("stopped and saved: run the same command again to go on", err=True)
+        raise typer.Exit(stop.exit_code) from stop
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(130) from stop
+    summary = session.summary()
+    if summary:
+        print(summary)
+    raise typer.Exit(session.exit_code)
+
+
+@app.command(
+    epilog="Examples:  resexp plot   |   resexp plot results/digits depth=20,56 --format pdf"
+)
+def plot(
+    selection: Selection = None,
+    form: Annotated[Figure, typer.Option("--format", help="File format.")] = Figure.png,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; default: beside the runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw error against steps (curves) and against depth (depth), from the CSV files."""
+    from resexp.analysis.figures import plot as draw
+
+    root, filters = select(selection)
+    paths = [str(path) for path in draw(root, out, form.value, filters)]
+    if as_json:
+        emit(paths)
+    else:
+        print("   ".join(paths))
+
+
+@app.command(epilog="Examples:  resexp table   |   resexp table --format latex > table.tex")
+def table(
+    selection: Selection = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.text,
+    as_json: Json = False,
+) -> None:
+    """Parameters and errors of every network, mean and spread over seeds, beside the paper's."""
+    from resexp.analysis import results
+    from resexp.analysis import table as tables
+
+    root, filters = select(selection)
+    rows = tables.rows(results.find_runs(root, filters))
+    print(tables.render(rows, "json" if as_json else form.value))
+
+
+@app.command(
+    epilog="Exit code: 0 shown, 3 not shown, 4 inconclusive.\n\n"
+    "Examples:  resexp verdict   |   resexp verdict results/digits --deep 56 --shallow 20"
+)
+def verdict(
+    selection: Selection = None,
+    deep: Annotated[int | None, typer.Option(help="The deeper network; default: deepest.")] = None,
+    shallow: Annotated[
+        int | None, typer.Option(help="The shallower; default: the first of at least 20.")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Compare runs of unlike settings.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
+    from resexp.analysis import results
+    from resexp.analysis import verdict as verdicts
+
+    root, filters = select(selection)
+    runs = results.find_runs(root, filters)
+    decided = verdicts.decide(runs, deep=deep, shallow=shallow, allow_mixed=mixed)
+    if as_json:
+        emit(verdicts.as_dict(decided))
+    else:
+        print(verdicts.text(decided))
+    raise typer.Exit(decided.exit_code)
+
+
+@app.command(
+    "list",
+    epilog="Examples:  resexp list   |   resexp list arch=plain status=ok   |   resexp list archs",
+)
+def list_(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[runs|archs|data|recipes|experiments|settings] [RESULTS] [KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs (with filters), or what can be chosen."""
+    from resexp import listing
+
+    words = what or []
+    kind = Listing(words[0]) if words and words[0] in list(Listing) else None
+    if kind in (None, Listing.runs):
+        found = listing.runs(*select(words if kind is None else words[1:]))
+    else:
+        found = listing.choices(kind.value)
+    if as_json:
+        emit(found)
+    else:
+        print(listing.text(found))
+
+
+@app.command(epilog="Example:  resexp show results/digits/plain-56-s0")
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name.")],
+    as_json: Json = False,
+) -> None:
+    """Everything about one run: settings, machine, numbers, and the command that repeats it."""
+    from resexp import listing
+
+    record = listing.find(run)
+    if as_json:
+        emit(record)
+    else:
+        print(listing.show(record))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Examples:  resexp twin depth=56   |   resexp twin depth=110 arch=preact",
+)
+def twin(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check that a network and its plain twin differ in the skip connection and nothing else."""
+    from resexp.config import compose
+    from resexp.twin import contract, text
+
+    words = overrides or []
+    if not any(word.startswith("arch=") for word in words):
+        words = ["arch=residual", *words]
+    checks = contract(compose(words))
+    if as_json:
+        emit([check.as_dict() for check in checks])
+    else:
+        print(text(checks))
+    raise typer.Exit(0 if all(check.equal for check in checks) else 3)
+
+
+@app.command(epilog="Example:  resexp doctor --json")
+def doctor(
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: devices, precision, data, results folder. Exit code 1 if one fails."""
+    from resexp.config import compose
+    from resexp.doctor import examine, text
+
+    findings = examine(compose(overrides or []).settings)
+    if as_json:
+        emit([finding.as_dict() for finding in findings])
+    else:
+        print(text(findings))
+    raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example:  resexp demo results=my-results seed=0,1,2,3,4",
+)
+def demo(overrides: Overrides = None) -> None:
+    """Train plain and residual networks on the embedded digits, draw, tabulate and decide."""
+    from resexp.config import launch
+
+    sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2"]
+    given = {word.partition("=")[0] for word in overrides or []}
+    words = [word for word in sweep if word.partition("=")[0] not in given] + (overrides or [])
+    print(f"resexp run -m {' '.join(words)}")
+    session = launch(["-m", *words])
+    print(session.summary().splitlines()[0])
+    if session.exit_code:
+        raise typer.Exit(session.exit_code)
+    root = next(word[8:] for word in [*words, "results=results"] if word.startswith("results="))
+    follow_up([root])
+
+
+def follow_up(selection: list[str]) -> None:
+    """Figure, table and verdict of what was just trained."""
+    print("\nresexp plot")
+    plot(selection)
+    print("\nresexp table")
+    table(selection)
+    print("\nresexp verdict")
+    try:
+        verdict(selection)
+    except typer.Exit:
+        print("\nThe figures: see the files above. What can be changed: resexp list settings")
+
+
+def main() -> None:
+    """The entry point: one line for an error, and the exit codes of the README."""
+    try:
+        code = app(prog_name="resexp", standalone_mode=False)
+    except UsageError as error:
+        fail(str(error), 2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of Typer's own parser
+            fail(f"{error.format_message()} See resexp --help.", 2)
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        fail(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows the traceback)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, and out."""
+    print(f"resexp: {message}", file=sys.stderr)
+    sys.exit(code)

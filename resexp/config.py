@@ -1,0 +1,219 @@
+"""The only module that knows Hydra: composes settings, checks them, runs the task once per job."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from resexp.catalogue import config_folder, groups, keys, nearest, options
+from resexp.settings import CIRCUMSTANCES, Job, Settings, UsageError, as_dict, flatten
+from resexp.sweep import Session
+
+ConfigStore.instance().store(name="schema", node=Settings, provider="resexp")
+
+# From a bare checkout (only PYTHONPATH set) Hydra would not find our plugins; a wheel and an
+# editable install put them on the path themselves.
+PLUGINS = Path(__file__).parent / "_plugins"
+if PLUGINS.is_dir() and str(PLUGINS) not in sys.path:
+    sys.path.append(str(PLUGINS))
+
+#: Hydra's flags that make sense here, and whether each takes a value.
+FLAGS = {
+    "-m": False,
+    "--multirun": False,
+    "--cfg": True,
+    "-c": True,
+    "--resolve": False,
+    "--package": True,
+    "-p": True,
+    "--info": True,
+    "-i": True,
+    "--config-dir": True,
+    "-cd": True,
+    "--config-name": True,
+    "-cn": True,
+    "--hydra-help": False,
+}
+
+#: Overrides that choose where or how jobs run: no part of a run's name.
+UNNAMED = CIRCUMSTANCES | {"arch", "depth", "seed", "experiment", "launch"}
+
+#: The session of this command; a worker process of some launcher has none and makes its own.
+_session: Session | None = None
+
+
+def task(config: DictConfig) -> None:
+    """What Hydra calls once per job, in whatever process the launcher chose."""
+    whole = HydraConfig.instance().cfg
+    assert whole is not None
+    (_session or Session()).perform(to_job(config, whole.hydra))
+
+
+def plan(configs: list[DictConfig]) -> list[int]:
+    """What the sweeper calls once, before the first job."""
+    assert _session is not None
+    return _session.plan([to_job(config, config.hydra) for config in configs])
+
+
+task.plan = plan  # type: ignore[attr-defined]
+
+
+def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
+    """Carry out ``resexp run ARGUMENTS``; the session knows what came of every job.
+
+    Raises UsageError, with nothing trained or written, if any job cannot be run.
+    """
+    global _session
+    flags, overrides = split(arguments)
+    if dry_run and not {"-m", "--multirun"} & set(flags):
+        flags.append("-m")
+    _session = Session(dry_run=dry_run)
+    run = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+    try:
+        with command_line([*flags, *overrides]), one_line_errors():
+            run(task)()
+        _session.raise_usage_error()
+        return _session
+    finally:
+        _session.close()
+        _session = None
+
+
+def compose(overrides: Sequence[str]) -> Job:
+    """The job that ``overrides`` describe, for use from Python. Raises UsageError."""
+    folder = str(config_folder())
+    with one_line_errors(), hydra.initialize_config_dir(folder, version_base="1.3"):
+        whole = hydra.compose("config", list(overrides), return_hydra_config=True)
+        return to_job(whole, whole.hydra)
+
+
+def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
+    """Leave Hydra: check a composed configuration and turn it into plain dataclasses."""
+    config = copy.deepcopy(config)
+    with open_dict(config), read_write(config):
+        config.pop("hydra", None)
+    if not config.data.name:
+        config.data.name = root_name(config.data.root)
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    overrides = list(hydra_config.overrides.task)
+    choices = hydra_config.runtime.choices
+    return Job(
+        settings=settings,
+        arch=choices.arch,
+        extras=extras(overrides, settings, choices),
+        overrides=overrides,
+        config=OmegaConf.to_yaml(config),
+    )
+
+
+def root_name(root: str) -> str:
+    """A data set's name from its place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
+    return re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name) or "imagefolder"
+
+
+def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:
+    """The typed overrides that name a run beside arch, depth and seed, with their values."""
+    flat = flatten(as_dict(settings))
+    named: dict[str, Any] = {}
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        if key in UNNAMED or key.startswith("hydra"):
+            continue
+        named[key] = choices[key] if key in choices else flat[key]
+    return named
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags (with their values) and overrides: people mix them, Hydra's parser cannot.
+
+    Raises UsageError for a flag that is none of Hydra's, or that lacks its value.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flag = word.partition("=")[0]
+        if flag not in FLAGS:
+            hint = nearest(flag, [*FLAGS, "--dry-run"])
+            raise UsageError(f"unknown flag {flag}.{hint} See resexp run --help.")
+        flags.append(word)
+        if FLAGS[flag] and flag == word:
+            value = next(rest, None)
+            if value is None:
+                raise UsageError(f"{flag} needs a value. See resexp run --help.")
+            flags.append(value)
+    return flags, overrides
+
+
+@contextmanager
+def command_line(words: list[str]) -> Iterator[None]:
+    """Let Hydra see ``words`` as its command line and raise errors instead of printing them."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["resexp run", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into one sentence that says what to type."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """What was wrong with an override, and the nearest right one."""
+    cause = error.__cause__ or error
+    text = str(error).splitlines()[0]
+    key = getattr(cause, "full_key", None) or ""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override!r}. Write key=value, and quote brackets for "
+            "the shell: 'milestones=[0.5,0.75]'."
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = list(error.options or options(group))
+        what = f"{group} has no option {option}." if group else f"there is no config {option}."
+        return f"{what}{nearest(option, known)} Choose one of: {', '.join(known)}."
+    if several := re.match(r"Ambiguous value for argument '(.+?)'", text):
+        return f"{several[1]} has several values. Add -m to run each, or give one."
+    if sweep := re.search(r"[Ss]weep parameters '(.+?)'", text):
+        return f"{sweep[1]} has several values. Add -m to run each, or give one."
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key:
+        return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
+    if group := re.match(r"Could not override '(.+?)'", text):
+        key = group[1].partition("@")[0]
+        return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
+    if key:
+        return f"{key}: {str(cause).splitlines()[0]}. See resexp list settings."
+    return text
+
+
+__all__ = ["Job", "compose", "groups", "launch"]

@@ -1,0 +1,208 @@
+"""Image sets as tensors: where they come from, and what makes one fit to train on.
+
+Each loader is a module of its own with two functions, ``check_present`` and ``load``. Nothing here
+or there imports torch before a set is loaded, so that looking whether the files are there is cheap.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from filelock import FileLock
+
+from resexp.settings import Data, Split, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder")
+SMALLEST = 8  # pixels a side: three stages of the family halve it twice
+
+
+@dataclass(slots=True)
+class Images:
+    """One set of labelled images, training and test, on one device."""
+
+    name: str
+    train_images: torch.Tensor  # uint8 [N, H, W, C]
+    train_labels: torch.Tensor  # int64 [N]
+    test_images: torch.Tensor  # uint8 [M, H, W, C]
+    test_labels: torch.Tensor  # int64 [M]
+    classes: list[str]
+
+    @property
+    def channels(self) -> int:
+        return int(self.train_images.shape[3])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.train_images.shape[1]), int(self.train_images.shape[2])
+
+    @property
+    def chance_error(self) -> float:
+        """Percent error, on the training images, of always answering the commonest class."""
+        commonest = int(self.train_labels.bincount().max())
+        return 100 * (1 - commonest / len(self.train_labels))
+
+    def to(self, device: torch.device | str) -> Images:
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+
+class Loader(Protocol):
+    """What a module of this package that reads one kind of set offers."""
+
+    def check_present(self, settings: Data) -> None: ...
+
+    def load(self, settings: Data) -> Images: ...
+
+
+def check_present(settings: Data) -> None:
+    """Raise UsageError if the files of ``data`` are absent and must not be downloaded.
+
+    Looks at names only: nothing is decoded and torch is not imported. Files that are there may
+    still turn out to be damaged, and a download may still fail, when the set is loaded.
+    """
+    _loader(settings.loader).check_present(settings)
+
+
+def load(settings: Data) -> Images:
+    """The set that ``data`` names, checked and split, on the CPU.
+
+    Raises UsageError if it is absent, damaged or unfit to train on.
+    """
+    images = _loader(settings.loader).load(settings)
+    check_images(images)
+    return keep_45k(images) if settings.split is Split.paper_45k else images
+
+
+def from_arrays(
+    name: str,
+    train: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+    test: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+    classes: list[str],
+) -> Images:
+    """Images from (images, labels) arrays; [N, H, W] becomes [N, H, W, 1]. Not checked."""
+    import numpy as np
+    import torch
+
+    def tensors(
+        images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        pixels = pixels.unsqueeze(-1) if pixels.dim() == 3 else pixels
+        return pixels, torch.from_numpy(labels.astype(np.int64))
+
+    return Images(name, *tensors(*train), *tensors(*test), classes)
+
+
+def alone(root: Path) -> AbstractContextManager[object]:
+    """Keep other processes from downloading or unpacking into a folder, which is made if need be.
+
+    Where this process cannot write, no lock is needed to read: nobody is unpacking there.
+    """
+    with suppress(OSError):
+        root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".resexp.lock") if os.access(root, os.W_OK) else nullcontext()
+
+
+def check_images(images: Images) -> None:
+    """Raise UsageError, naming the set and its fault, if nothing can be learnt from it."""
+    fault = _shape_fault(images) or _label_fault(images) or _pixel_fault(images)
+    if fault:
+        raise UsageError(f"data.name={images.name} cannot be trained on: {fault}.")
+
+
+def keep_45k(images: Images) -> Images:
+    """The 45,000 training images of He et al. 2015, section 4.2; the test set stays as it is.
+
+    The first nine tenths of each class in file order (4,500 of each class of CIFAR-10) train. The
+    paper does not say which 5,000 it held out. They are left aside here: nothing is tuned on them.
+
+    Raises UsageError for sets of any other size than 50,000.
+    """
+    import torch
+
+    labels = images.train_labels
+    rows = [(labels == label).nonzero().flatten() for label in range(len(images.classes))]
+    kept = torch.cat([row[: len(row) * 9 // 10] for row in rows]).sort().values
+    if len(labels) != 50_000 or len(kept) != 45_000:
+        raise UsageError(
+            f"data.split=45k needs 50,000 training images in classes of whole tens, as CIFAR-10 "
+            f"has; {images.name} has {len(labels):,}. Use data.split=full."
+        )
+    return replace(images, train_images=images.train_images[kept], train_labels=labels[kept])
+
+
+def _loader(name: str) -> Loader:
+    if name not in LOADERS:
+        nearest = difflib.get_close_matches(name, LOADERS, n=1)
+        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(LOADERS)}."
+        raise UsageError(f"data.loader={name} is unknown. {advice}")
+    return cast(Loader, import_module(f"resexp.data.{name}"))
+
+
+def _shape_fault(images: Images) -> str | None:
+    import torch
+
+    for split, pixels, labels in _splits(images):
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+            return f"its {split} images are no uint8 array of [N, H, W, C]"
+        if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+            return f"it has {len(pixels):,} {split} images but {len(labels):,} {split} labels"
+        if len(pixels) == 0:
+            return f"it has no {split} images"
+    if images.train_images.shape[1:] != images.test_images.shape[1:]:
+        return "its training and test images differ in size"
+    if min(images.size) < SMALLEST:
+        height, width = images.size
+        return f"its images are {height}x{width} pixels, and {SMALLEST}x{SMALLEST} are the least"
+    if images.channels not in (1, 3):
+        return f"its images have {images.channels} channels, and only 1 or 3 are known"
+    return None
+
+
+def _label_fault(images: Images) -> str | None:
+    classes = len(images.classes)
+    if classes < 2:
+        return "it has fewer than two classes"
+    for split, _, labels in _splits(images):
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
+            return f"its {split} labels run from {least} to {most}, but it has {classes} classes"
+    counts = images.train_labels.bincount(minlength=classes).tolist()
+    if 0 in counts:
+        return f"no training image is of class {images.classes[counts.index(0)]}"
+    return None
+
+
+def _pixel_fault(images: Images) -> str | None:
+    import numpy as np
+
+    pixels = images.train_images.numpy()
+    if pixels.min() == pixels.max():
+        return "its training images are all of one constant colour"
+    mean = float(pixels.mean(dtype=np.float64))
+    if not 1 <= mean <= 254:
+        return f"its training images are nearly all black or white (mean {mean:.2g} of 255)"
+    return None
+
+
+def _splits(images: Images) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    return [
+        ("training", images.train_images, images.train_labels),
+        ("test", images.test_images, images.test_labels),
+    ]

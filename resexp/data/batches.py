@@ -1,0 +1,190 @@
+"""Which images a step trains on, and how they are cropped and mirrored: functions of (seed, step).
+
+No generator has a state here, so a resumed run needs none, and twins see the same batches. The
+numbers are raw 64-bit words of numpy's Philox, a counter-based generator (Salmon et al. 2011) whose
+stream NumPy guarantees; the methods of numpy's Generator carry no such promise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from resexp.settings import Normalise, UsageError
+
+#: Second half of Philox's 128-bit key: one stream for each purpose.
+ORDER = int.from_bytes(b"order")
+AUGMENT = int.from_bytes(b"augment")
+
+CHUNK = 1024  # images at a time when summing over a set
+TO_UNIT = 1 / 255  # multiplied with, for CUDA divides by a scalar that way and the CPU does not
+
+
+@dataclass(slots=True)
+class Plan:
+    """What S consecutive steps train on; every tensor is [S, B]."""
+
+    index: torch.Tensor  # int64: row of the training set
+    dy: torch.Tensor  # int64, 0 to 2 x padding: top of the crop in the padded image
+    dx: torch.Tensor  # int64, 0 to 2 x padding: left of the crop in the padded image
+    mirror: torch.Tensor  # bool: left and right swapped, after the crop
+
+    def to(self, device: torch.device | str) -> Plan:
+        fields = (self.index, self.dy, self.dx, self.mirror)
+        return Plan(*(tensor.to(device) for tensor in fields))
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What is subtracted from images scaled to 0..1, and what they are then divided by."""
+
+    mean: torch.Tensor  # float32 [H, W, C] or [C]
+    std: torch.Tensor  # float32 [C]
+
+    def to(self, device: torch.device | str) -> Statistics:
+        return Statistics(self.mean.to(device), self.std.to(device))
+
+
+def plan(
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    images: int,
+    batch_size: int,
+    crop_padding: int,
+    flip: bool,
+) -> Plan:
+    """The plan of steps ``start`` to ``stop - 1``, on the CPU.
+
+    Step t trains on positions t B to t B + B - 1 of the epochs' orders put end to end, so a batch
+    may cross from one epoch into the next and no image is ever left out. Crop and mirror come from
+    separate bits: switching one off leaves the other as it was.
+    """
+    words = _augmentation(seed, start, stop, batch_size)
+    low, middle, top = words & 0x7FFFFFFF, (words >> 31) & 0x7FFFFFFF, (words >> 62) & 1
+    offsets = 2 * crop_padding + 1  # 31 uniform bits scaled to 0 .. offsets - 1
+    return Plan(
+        index=torch.from_numpy(_indices(seed, start, stop, images, batch_size)),
+        dy=torch.from_numpy((low * offsets) >> 31),
+        dx=torch.from_numpy((middle * offsets) >> 31),
+        mirror=torch.from_numpy((top == 1) & flip),
+    )
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    """The order in which an epoch goes through the training set: a permutation, int64 [N]."""
+    return np.argsort(_words(seed, ORDER, epoch, images), kind="stable")
+
+
+def statistics(images: torch.Tensor, normalise: Normalise) -> Statistics:
+    """Statistics of uint8 images [N, H, W, C], on their device.
+
+    The sums are of integers, hence the same on any device and any number of threads.
+    Raises UsageError if a channel is constant and should be divided by its deviation.
+    """
+    height, width, channels = images.shape[1:]
+    one = torch.ones(channels)
+    if normalise is Normalise.none:
+        return Statistics(torch.zeros(channels), one).to(images.device)
+    total = torch.zeros(height, width, channels, dtype=torch.int64, device=images.device)
+    square = torch.zeros_like(total)
+    for first in range(0, len(images), CHUNK):
+        chunk = images[first : first + CHUNK]
+        total += chunk.sum(0, dtype=torch.int64)
+        if normalise is Normalise.channel_std:
+            square += chunk.to(torch.int32).square().sum(0, dtype=torch.int64)
+    if normalise is Normalise.pixel_mean:
+        mean = total.cpu().double() / (255 * len(images))
+        return Statistics(mean.float(), one).to(images.device)
+    pixels = len(images) * height * width
+    return _per_channel(total.sum((0, 1)), square.sum((0, 1)), pixels).to(images.device)
+
+
+def prepare(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
+    """uint8 images [n, H, W, C] for evaluation: normalised float32 [n, C, H, W], channels last."""
+    return _normalised(images, stats).permute(0, 3, 1, 2)
+
+
+def batch(
+    images: torch.Tensor,
+    stats: Statistics,
+    index: torch.Tensor,
+    dy: torch.Tensor,
+    dx: torch.Tensor,
+    mirror: torch.Tensor,
+    crop_padding: int,
+) -> torch.Tensor:
+    """One step's images: float32 [B, C, H, W], channels last, on the device of all the arguments.
+
+    ``images`` is the whole uint8 set [N, H, W, C]; the other tensors are one row of a Plan. Zeros
+    are padded after the mean is subtracted, as in the authors' release (fb.resnet.torch), so that
+    the border is an average pixel, not a black one. Nothing here waits for a GPU.
+    """
+    pixels = _normalised(images[index], stats)
+    if crop_padding == 0:
+        pixels = torch.where(mirror[:, None, None, None], pixels.flip(2), pixels)
+        return pixels.permute(0, 3, 1, 2)
+    size, height, width, channels = pixels.shape
+    p = crop_padding
+    pixels = F.pad(pixels, (0, 0, p, p, p, p))
+    ahead = torch.arange(width, device=images.device)
+    columns = dx[:, None] + torch.where(mirror[:, None], ahead.flip(0), ahead)  # [B, W]
+    rows = dy[:, None] + torch.arange(height, device=images.device)  # [B, H]
+    rows += torch.arange(size, device=images.device)[:, None] * (height + 2 * p)
+    # Position of every pixel wanted among all pixels of the padded batch: [B, H, W].
+    wanted = rows[:, :, None] * (width + 2 * p) + columns[:, None, :]
+    chosen = pixels.reshape(-1, channels).index_select(0, wanted.flatten())
+    return chosen.view(size, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _normalised(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
+    """float32 of the shape of ``images``."""
+    return images.to(torch.float32).mul_(TO_UNIT).sub_(stats.mean).div_(stats.std)
+
+
+def _per_channel(total: torch.Tensor, square: torch.Tensor, pixels: int) -> Statistics:
+    """Mean and deviation of each channel, from exact sums; Python's integers do not overflow."""
+    means, deviations = [], []
+    for s, q in zip(total.tolist(), square.tolist(), strict=True):
+        means.append(s / (255 * pixels))
+        deviations.append(math.sqrt((pixels * q - s * s) / pixels**2) / 255)
+    if 0 in deviations:
+        raise UsageError(
+            f"normalise=channel_std, but channel {deviations.index(0)} of the training images is "
+            "constant. Use normalise=pixel_mean."
+        )
+    return Statistics(torch.tensor(means), torch.tensor(deviations))
+
+
+def _indices(seed: int, start: int, stop: int, images: int, batch_size: int) -> NDArray[np.int64]:
+    """Rows of the training set for steps start to stop - 1: int64 [S, B]."""
+    first, last = start * batch_size, stop * batch_size
+    epochs = range(first // images, -(-last // images))
+    orders = [epoch_order(seed, epoch, images) for epoch in epochs]
+    begin = first - epochs.start * images
+    stream = np.concatenate([*orders, np.empty(0, np.int64)])[begin : begin + last - first]
+    return stream.reshape(stop - start, batch_size)
+
+
+def _augmentation(seed: int, start: int, stop: int, batch_size: int) -> NDArray[np.int64]:
+    """63 random bits for each image of each step: int64 [S, B]."""
+    words = np.empty((stop - start, batch_size), np.uint64)
+    for row, step in enumerate(range(start, stop)):
+        words[row] = _words(seed, AUGMENT, step, batch_size)
+    return (words >> np.uint64(1)).astype(np.int64)
+
+
+def _words(seed: int, purpose: int, number: int, count: int) -> NDArray[np.uint64]:
+    """``count`` random words for one epoch or step.
+
+    Its number is the top word of the 256-bit counter: 2**192 blocks before two streams could meet.
+    """
+    key = np.array([seed, purpose], np.uint64)
+    counter = np.array([0, 0, 0, number], np.uint64)
+    return np.random.Philox(counter=counter, key=key).random_raw(count)

@@ -1,0 +1,74 @@
+"""What a run ran on: versions, device, code. Stored with every result."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resexp.settings import Settings
+from resexp.train.device import device_name
+
+
+def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, Any]:
+    """The ``environment`` of run.json."""
+    on_gpu = device.type == "cuda"
+    commit, dirty = checkout()
+    return {
+        "resexp": package_version("resexp"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "device": device.type,
+        "device_name": device_name(device),
+        "threads": threads,
+        "precision": settings.precision.value,
+        "deterministic": settings.deterministic or not on_gpu,
+        "platform": platform.platform(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package; None from a bare checkout."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def checkout() -> tuple[str | None, bool | None]:
+    """The commit this code was checked out from and whether it was edited since, or None, None."""
+    here = Path(__file__).resolve().parent
+    try:
+        root = _git(here, "rev-parse", "--show-toplevel")
+        if Path(root) != here.parent:  # installed inside somebody else's checkout
+            return None, None
+        changed = _git(here, "status", "--porcelain", "--", "resexp", "configs", directory=root)
+        return _git(here, "rev-parse", "HEAD"), bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _git(here: Path, *words: str, directory: str | None = None) -> str:
+    command = ["git", "-C", directory or str(here), *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return result.stdout.strip()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, in MB: the GPU's by PyTorch, or this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)

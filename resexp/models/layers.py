@@ -1,0 +1,131 @@
+"""Branches and what follows them: the layers of one block in any of He et al. 2016's five orders."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from resexp.settings import Order, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One order of layers, in words that :func:`sequence` reads.
+
+    ``unit`` is repeated once a convolution; its last ``moved`` words move behind the merge. A
+    layout that starts with activations shares them with the shortcut where shapes change and in
+    the first block (He et al. 2016, section 3.3), so the stem and the end of the network differ.
+    """
+
+    unit: str
+    moved: int = 0
+    stem: str = "norm relu"
+    end: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        return self.unit.split()
+
+    @property
+    def preactivation(self) -> list[str]:
+        """The words before the first convolution."""
+        return self.words[: self.words.index("conv")]
+
+    @property
+    def after(self) -> list[str]:
+        """The words behind the merge."""
+        return self.words[len(self.words) - self.moved :]
+
+    def branch(self, convolutions: int) -> list[str]:
+        """The words of the branch, from its first convolution on."""
+        words = self.words * convolutions
+        return words[len(self.preactivation) : len(words) - self.moved]
+
+
+#: He et al. 2016, figure 4 (a) to (e). All hold the same layers; only boundaries differ.
+LAYOUTS = {
+    Order.original: Layout("conv norm relu", moved=1),
+    Order.bn_after_addition: Layout("conv norm relu", moved=2),
+    Order.relu_before_addition: Layout("conv norm relu"),
+    Order.relu_only_preactivation: Layout("relu conv norm", stem="norm", end="relu"),
+    Order.full_preactivation: Layout("norm relu conv", stem="", end="norm relu"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A bias-free convolution: output channels, side of its square kernel, stride."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+
+
+def convolutions(unit: Unit, width: int, stride: int) -> list[Convolution]:
+    """The convolutions of one branch; a bottleneck strides in its first 1x1, as in the paper."""
+    if unit is Unit.basic:
+        return [Convolution(width, 3, stride), Convolution(width, 3)]
+    return [Convolution(width, 1, stride), Convolution(width, 3), Convolution(4 * width, 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Batch normalisation's two constants (He et al. 2015 leave both open)."""
+
+    eps: float
+    momentum: float
+
+    def __call__(self, channels: int) -> nn.BatchNorm2d:
+        norm = nn.BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)
+        # The counter is needed by cumulative averages only and costs a kernel a layer on a GPU.
+        norm.num_batches_tracked = None
+        return norm
+
+
+def sequence(
+    words: list[str], channels: int, convs: list[Convolution], norm: Norm
+) -> tuple[nn.Sequential, int]:
+    """Build the layers that ``words`` name on ``channels`` input channels.
+
+    Layers are numbered by kind (conv1, norm1, relu1, conv2, ...), so that the same layer has the
+    same parameter name whatever the merge. Returns the layers and their output channels.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    counts = {"conv": 0, "norm": 0, "relu": 0}
+    for word in words:
+        counts[word] += 1
+        if word == "conv":
+            conv = convs[counts["conv"] - 1]
+            layer: nn.Module = nn.Conv2d(
+                channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False
+            )
+            channels = conv.channels
+        elif word == "norm":
+            layer = norm(channels)
+        else:
+            # One that follows a normalisation may overwrite it: its gradient needs its input only,
+            # and nothing else reads its output. One that opens a sequence reads a shared tensor.
+            layer = nn.ReLU(inplace=bool(layers))
+        layers[f"{word}{counts[word]}"] = layer
+    return nn.Sequential(layers), channels
+
+
+class ZeroPad(nn.Module):
+    """Option A: every ``stride``-th pixel, new channels zero, no parameters (He et al. 2015, 4.1).
+
+    [N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]; the first C_in channels are
+    the input's. The paper fixes only stride 2 and zeros; channels are appended, as in the authors'
+    release.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.new_channels = channels_out - channels_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return nn.functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+

@@ -1,0 +1,223 @@
+"""Run directories: who may write one, and what it holds. Reads and writes; never imports torch.
+
+``<results>/<experiment>/<run>/`` holds ``config.yaml`` (the settings), ``metrics.csv`` (a row an
+evaluation, append-only), ``run.json`` (what ran, where, how it ended), ``checkpoint.pt`` (while
+unfinished, or kept) and ``error.txt`` (after a failure).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from resexp.settings import Job, UsageError, as_dict, identity
+
+RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
+
+FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
+UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
+
+
+@dataclass(kw_only=True, slots=True)
+class Row:
+    """One evaluation. Errors in percent, losses in nats, None where not measured."""
+
+    step: int  # optimizer steps done
+    epoch: float  # passes over the training set done
+    lr: float  # of the last step
+    train_loss: float  # running mean since the last row: augmented, training mode
+    train_error: float
+    clean_train_loss: float | None  # the whole training set, not augmented, evaluation mode
+    clean_train_error: float | None
+    test_loss: float
+    test_error: float
+    images_per_second: float  # while training, evaluation left out
+    seconds: float  # since the run began, pauses between resumed parts left out
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+TIME_COLUMNS = ("images_per_second", "seconds")
+
+
+def spell(value: float | None) -> str:
+    """A cell of metrics.csv: shortest text that keeps seven significant digits, empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+class Claim(StrEnum):
+    """What a run directory says to a job that wants to write it."""
+
+    new = "new"
+    resume = "resume"
+    done = "done"  # finished with these settings
+    busy = "busy"  # another process is at it
+
+
+def look(job: Job) -> Claim:
+    """What running ``job`` would mean, from its directory as it is; changes nothing.
+
+    Raises UsageError if the directory holds other settings or something that is not a run.
+    """
+    directory = job.directory
+    if job.settings.overwrite or not directory.exists():
+        return Claim.new
+    if not (directory / RECORD).exists():
+        foreign = [path.name for path in directory.iterdir() if path.name != ".lock"]
+        if foreign:
+            raise UsageError(
+                f"{directory} holds {foreign[0]} but no {RECORD}: not a run of resexp. "
+                "Move it away, choose another name=..., or replace it with overwrite=true."
+            )
+        return Claim.new
+    record = read_record(directory)
+    here, there = identity(as_dict(job.settings)), identity(record["settings"])
+    for key in here:
+        if here[key] != there.get(key):
+            raise UsageError(
+                f"{directory} was trained with {key}={there.get(key)}, not {key}={here[key]}. "
+                "Choose another name=..., or replace it with overwrite=true."
+            )
+    return Claim.done if record["status"] in FINISHED else Claim.resume
+
+
+@contextmanager
+def claim(job: Job) -> Iterator[Claim]:
+    """Hold ``job``'s directory for this process, or learn that another holds it.
+
+    A process that dies lets go at once. Raises UsageError where nothing can be written.
+    """
+    lock = FileLock(job.directory / ".lock")
+    try:
+        job.directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield Claim.busy
+        return
+    except OSError as error:
+        raise UsageError(
+            f"{job.directory} cannot be written ({error.strerror}). Choose another folder with "
+            "results=..."
+        ) from error
+    try:
+        state = look(job)
+        if job.settings.overwrite:
+            empty(job.directory)
+        yield state
+    finally:
+        lock.release()
+
+
+def empty(directory: Path) -> None:
+    """Remove a run's files and nothing else."""
+    names = (RECORD, METRICS, CONFIG, ERROR)
+    for path in [*(directory / name for name in names), *directory.glob("checkpoint*.pt*")]:
+        path.unlink(missing_ok=True)
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """A directory's run.json. Raises UsageError if it cannot be one."""
+    path = directory / RECORD
+    try:
+        record = json.loads(path.read_text())
+        if isinstance(record["settings"], dict) and isinstance(record["status"], str):
+            return dict(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(
+        f"{path} is not a record of a run (damaged, or edited by hand). Move {directory} away, or "
+        "replace it with overwrite=true."
+    )
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Replace run.json by ``record``, whole or not at all; JSON has no NaN, so it becomes null."""
+    write_atomically(directory / RECORD, json.dumps(finite(record), indent=1) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every number that is not finite replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write to a temporary name, flush to the disk, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_row(directory: Path, row: Row) -> None:
+    """Add a row to metrics.csv in one write, the header before the first."""
+    path = directory / METRICS
+    text = ",".join(spell(value) for value in asdict(row).values()) + "\n"
+    if not path.exists():
+        text = ",".join(COLUMNS) + "\n" + text
+    with path.open("a") as file:
+        file.write(text)
+
+
+def keep_rows(directory: Path, step: int) -> list[Row]:
+    """Cut metrics.csv after ``step``, where a resumed run goes on; returns the rows that stay."""
+    path = directory / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines[1:] if line.endswith("\n")]  # the last may be torn
+    kept = [line for line in whole if int(line.split(",", 1)[0]) <= step]
+    if kept:
+        write_atomically(path, "".join([lines[0], *kept]))
+    else:
+        path.unlink()
+    return [parse_row(line) for line in kept]
+
+
+def parse_row(line: str) -> Row:
+    """The row that a line of metrics.csv spells. Raises ValueError if it spells none."""
+    cells = line.rstrip("\n").split(",")
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"{len(cells)} cells, not {len(COLUMNS)}")
+    values = {key: float(cell) if cell else None for key, cell in zip(COLUMNS, cells, strict=True)}
+    missing = [key for key in COLUMNS if values[key] is None and not key.startswith("clean_")]
+    if missing:
+        raise ValueError(f"no {missing[0]}")
+    return Row(**values | {"step": int(cells[0])})  # type: ignore[arg-type]
+
+
+def last_values(rows: list[Row]) -> dict[str, Any]:
+    """The newest value of each column."""
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= {key: value for key, value in asdict(row).items() if value is not None}
+    return last
+
+
+def flush(directory: Path) -> None:
+    """Bring metrics.csv to the disk: before a checkpoint says that its rows exist."""
+    path = directory / METRICS
+    if path.exists():
+        with path.open("a") as file:
+            os.fsync(file.fileno())
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of at most 200 characters."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

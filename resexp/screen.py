@@ -1,0 +1,180 @@
+"""What a person sees of a run or a sweep: live rows on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from resexp.records import Claim, Row
+from resexp.settings import Job
+
+if TYPE_CHECKING:
+    from resexp.forecast import Forecast
+
+#: Talk goes to stderr; results go to stdout.
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """0:17, 12:05 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(value: float | None) -> str:
+    """An error as ``12.2 %``, or a dash where there is none."""
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def errors(last: dict[str, Any]) -> str:
+    """The newest errors of a record."""
+    named = {"train": "train_error", "clean": "clean_train_error", "test": "test_error"}
+    return "  ".join(f"{name} {percent(last[key]):>6}" for name, key in named.items() if key in last)
+
+
+def headline(record: dict[str, Any]) -> str:
+    """What a run is, in one line."""
+    data, settings, place = record["data"], record["settings"], record["environment"]
+    height, width, _ = data["shape"]
+    where = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device_name"]
+    return (
+        f"{record['run']}  {data['name']} {data['train']:,} + {data['test']:,} images of "
+        f"{height}x{width}  {record['parameters']:,} parameters  "
+        f"{settings['steps']:,} steps of {settings['batch_size']}  {where}, {place['precision']}"
+    )
+
+
+class Screen:
+    """The progress of some jobs in this process, one row for the run at work.
+
+    ``talk`` decides how: a terminal gets rows that move, anything else one line per row of
+    metrics.csv (one run) or per finished run (a sweep).
+    """
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.several = len(jobs) > 1
+        self.left = {job.run: weight(job) for job in jobs}
+        self.total = sum(self.left.values())
+        self.count = len(jobs)
+        self.title = jobs[0].settings.name if jobs else ""
+        self.started = time.monotonic()
+        self.worked = 0.0  # weight trained here, of what was not skipped
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[state]}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[pace]}"),
+            console=talk,
+            transient=True,
+            disable=not talk.is_terminal,
+        )
+        self.rows: dict[str, TaskID] = {}
+        self.whole: TaskID | None = None
+        if self.several:
+            self.whole = self.progress.add_task(
+                self.title, total=1.0, state=f"0 of {self.count} runs", pace=""
+            )
+        self.progress.start()
+
+    def watch(self, record: dict[str, Any], step: int, row: Row | None) -> None:
+        """Show a run after a step (or before the first, to announce it)."""
+        name, steps = record["run"], record["settings"]["steps"]
+        if name not in self.rows:
+            self.begin(record, step)
+        if talk.is_terminal:
+            since, at = self.begun
+            spent = time.monotonic() - since
+            left = f"{clock(spent / (step - at) * (steps - step))} left" if step > at else ""
+            pace = record["images_per_second"]
+            self.progress.update(
+                self.rows[name],
+                completed=step,
+                state=f"step {step:,}/{steps:,}  {errors(record['last'])}",
+                pace=f"{pace:,.0f} images/s  {left}" if pace else left,
+            )
+            self.update_whole(name, step / steps)
+        elif row is not None and not self.several:
+            talk.print(line(record))
+
+    def begin(self, record: dict[str, Any], step: int) -> None:
+        """A run starts or goes on."""
+        if not self.several:
+            talk.print(headline(record))
+        if step:
+            talk.print(f"{record['run']} goes on from step {step:,}")
+        self.rows[record["run"]] = self.progress.add_task(
+            record["run"], total=record["settings"]["steps"], state="", pace=""
+        )
+        self.begun = time.monotonic(), step
+
+    def update_whole(self, name: str, share: float) -> None:
+        """The row of the sweep: runs done, and the time that their weights suggest is left."""
+        if self.whole is None:
+            return
+        done = self.total - sum(self.left.values()) + self.left.get(name, 0) * share
+        spent = time.monotonic() - self.started
+        worked = self.worked + self.left.get(name, 0) * share
+        left = self.total - done
+        guess = f", about {clock(spent / worked * left)} left" if worked > 0 and left > 0 else ""
+        self.progress.update(
+            self.whole,
+            completed=done / self.total,
+            state=f"{self.count - len(self.left)} of {self.count} runs",
+            pace=f"{clock(spent)}{guess}",
+        )
+
+    def end(self, job: Job, message: str, trained: bool = True) -> None:
+        """A run is over; ``message`` says how."""
+        if job.run in self.rows:
+            self.progress.remove_task(self.rows.pop(job.run))
+        share = self.left.pop(job.run, 0)
+        self.worked += share if trained else 0
+        if self.several:
+            number = self.count - len(self.left)
+            talk.print(f"[dim]{number:>3}/{self.count}[/]  {job.run:<20} {message}")
+        self.update_whole(job.run, 0)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()
+
+
+def weight(job: Job) -> float:
+    """A run's share of the work, known before its network is built: layers times images."""
+    return job.settings.depth * job.settings.steps * job.settings.batch_size
+
+
+def line(record: dict[str, Any]) -> str:
+    """A run's newest row."""
+    last, steps = record["last"], record["settings"]["steps"]
+    return (
+        f"step {last['step']:,}/{steps:,}  {errors(last)}  "
+        f"{last['images_per_second']:,.0f} images/s  {clock(last['seconds'])}"
+    )
+
+
+def show_plan(forecasts: list[Forecast]) -> None:
+    """The table of ``--dry-run``, on stdout."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("run", "state", "parameters", "MFLOPs", "about", "directory"):
+        right = title in ("parameters", "MFLOPs", "about")
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    for one in forecasts:
+        table.add_row(
+            one.job.run,
+            one.claim.value,
+            f"{one.size.parameters:,}",
+            f"{one.size.flops / 1e6:,.1f}",
+            clock(one.seconds) if one.seconds else "-",
+            str(one.job.directory),
+        )
+    out = Console(width=None if Console().is_terminal else 200, highlight=False)
+    out.print(table)
+    due = sum(one.claim is not Claim.done for one in forecasts)
+    total = sum(one.seconds for one in forecasts)
+    out.print(f"{due} of {len(forecasts)} to train, about {clock(total)} one after another")

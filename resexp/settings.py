@@ -1,0 +1,331 @@
+"""The settings of one run: plain dataclasses with every default, its unit and its source.
+
+A default lives here and nowhere else; the YAML files under ``configs/`` hold what differs from it.
+The defaults are those of ``experiment=digits``, so every command works on any machine.
+Nothing here knows Hydra, Typer or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class UsageError(Exception):
+    """Wrong usage or configuration: one sentence that says what to type next. Exit code 2."""
+
+
+class Merge(StrEnum):
+    """What becomes of the input beside a branch (DESIGN: plain drops it, residual adds it)."""
+
+    plain = "plain"
+    residual = "residual"
+
+
+class Shortcut(StrEnum):
+    """He et al. 2015, section 4.1: what the skip connection does where shapes change."""
+
+    A = "A"  # every second pixel, new channels zero: no parameters
+    B = "B"  # 1x1 projection where shapes change, identity elsewhere
+    C = "C"  # 1x1 projection in every block
+
+
+class Order(StrEnum):
+    """Order of the layers in a block: He et al. 2016, figure 4 (a) to (e)."""
+
+    original = "original"
+    bn_after_addition = "bn_after_addition"
+    relu_before_addition = "relu_before_addition"
+    relu_only_preactivation = "relu_only_preactivation"
+    full_preactivation = "full_preactivation"
+
+
+class Unit(StrEnum):
+    """The branch: two 3x3 convolutions (depth 6n+2), or 1x1, 3x3, 1x1 (depth 9n+2)."""
+
+    basic = "basic"
+    bottleneck = "bottleneck"
+
+
+class Split(StrEnum):
+    """Which images train: all of them, or 45,000 of 50,000 as in He et al. 2015, section 4.2."""
+
+    full = "full"
+    paper_45k = "45k"
+
+
+class Normalise(StrEnum):
+    """What is subtracted from an image scaled to 0..1, from training statistics."""
+
+    pixel_mean = "pixel_mean"  # a mean image: He et al. 2015, section 4.2
+    channel_std = "channel_std"  # a mean per channel, divided by its standard deviation
+    none = "none"
+
+
+class Init(StrEnum):
+    """Initial weights of convolutions, normal with mean 0 and this variance."""
+
+    he_fan_out = "he_fan_out"  # 2 / (k k C_out): the authors' release
+    he_fan_in = "he_fan_in"  # 2 / (k k C_in)
+    xavier = "xavier"  # 2 / (k k (C_in + C_out))
+
+
+class WeightDecayOn(StrEnum):
+    """What weight decay pulls to zero."""
+
+    all = "all"  # every parameter: the authors' release
+    weights = "weights"  # convolution and classifier weights only
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # activations in bfloat16; weights, statistics and loss stay fp32
+
+
+class BnEval(StrEnum):
+    """Batch-normalisation statistics at evaluation."""
+
+    ema = "ema"  # the moving average kept while training
+    recalibrated = "recalibrated"  # averaged over clean training batches first, as He et al. did
+
+
+@dataclass(kw_only=True, slots=True)
+class Arch:
+    """How a network's branches are built and merged with their input."""
+
+    merge: Merge = Merge.plain
+    shortcut: Shortcut = Shortcut.A
+    order: Order = Order.original
+    unit: Unit = Unit.basic
+
+
+@dataclass(kw_only=True, slots=True)
+class Data:
+    """Which images, and where they lie."""
+
+    name: str = "digits"
+    loader: str = "digits"  # digits, cifar10, fashion_mnist or imagefolder
+    root: str = "data"  # folder of the files; for imagefolder a folder, tar or zip archive
+    download: bool = True  # fetch with torchvision what is not in root
+    split: Split = Split.full
+    size: int | None = None  # resize imagefolder's images to size x size pixels
+    cache: str = "~/.cache/resexp"  # where decoded image folders are kept
+
+
+@dataclass(kw_only=True, slots=True)
+class Settings:
+    """Everything that decides one run."""
+
+    # what is compared
+    arch: Arch = field(default_factory=Arch)
+    depth: int = 20  # weighted layers
+    width: int = 16  # channels of the first stage; doubled at the second and third
+    seed: int = 0  # decides initial weights, batch order and augmentation, each by itself
+    data: Data = field(default_factory=Data)
+
+    # budget
+    steps: int = 220  # optimizer steps
+    batch_size: int = 64  # images a step
+
+    # recipe
+    recipe: str = "digits"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    weight_decay_on: WeightDecayOn = WeightDecayOn.all
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of steps
+    lr_drop: float = 0.1  # the rate is multiplied by this at each milestone
+    warmup_steps: int = 0  # first steps at warmup_lr ...
+    warmup_lr: float = 0.01
+    warmup_depth: int = 0  # ... for networks at least this deep
+    crop_padding: int = 0  # pixels of zero padding before a random crop; 0 is no crop
+    flip: bool = False  # mirror half of the images
+    normalise: Normalise = Normalise.pixel_mean
+    init: Init = Init.he_fan_out
+    bn_momentum: float = 0.1
+    bn_eps: float = 1e-5
+    bn_eval: BnEval = BnEval.ema
+
+    # numerics
+    precision: Precision = Precision.fp32
+    deterministic: bool = False  # CUDA: deterministic kernels only (a CPU always is)
+
+    # records
+    eval_every: int = 22  # steps between rows of metrics.csv
+    clean_every: int = 5  # rows between clean passes over the training set; the last row has one
+    collapse_after: float = 0.5  # at chance from this share of the steps on: collapsed
+
+    # the decision, fixed before training: science of resexp verdict
+    threshold: float = 0.3  # least rise of log10 clean training loss that counts as degradation
+
+    # where and how, not what: changing these changes no number of a run
+    name: str = "digits"  # folder under results
+    results: str = "results"
+    device: str = "auto"  # auto, cpu, cuda or cuda:1
+    threads: int = 0  # CPU threads; 0 is one a core
+    checkpoint_every: float = 60.0  # seconds
+    keep_checkpoint: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+#: Settings that say where and how a run is carried out. They are not part of its identity.
+CIRCUMSTANCES = frozenset(
+    "name results device threads checkpoint_every keep_checkpoint overwrite".split()
+) | {"data.root", "data.download", "data.cache"}
+
+
+#: Convolutions in a block, over all three stages: a network has this many times n, plus two, layers.
+LAYERS_PER_BLOCK = {Unit.basic: 6, Unit.bottleneck: 9}
+
+#: Settings and the range they must lie in: (least, whether the least itself is allowed, most).
+RANGES: dict[str, tuple[float, bool, float]] = {
+    "width": (1, True, 4096),
+    "seed": (0, True, 2**63 - 1),
+    "steps": (1, True, 10**9),
+    "batch_size": (2, True, 10**6),
+    "lr": (0, False, 1e6),
+    "momentum": (0, True, 0.9999999),
+    "weight_decay": (0, True, 1),
+    "lr_drop": (0, False, 1),
+    "warmup_steps": (0, True, 10**9),
+    "warmup_lr": (0, False, 1e6),
+    "warmup_depth": (0, True, 10**9),
+    "crop_padding": (0, True, 64),
+    "bn_momentum": (0, False, 1),
+    "bn_eps": (0, False, 1),
+    "eval_every": (1, True, 10**9),
+    "clean_every": (1, True, 10**9),
+    "collapse_after": (0, True, 1),
+    "threshold": (0, False, 100),
+    "threads": (0, True, 4096),
+    "checkpoint_every": (0, True, 10**9),
+}
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError, naming the setting and a value that would do, if no run can have these."""
+    for key, (least, including, most) in RANGES.items():
+        value = getattr(settings, key)
+        if not (least <= value <= most) or (value == least and not including):
+            bound = f"from {least:,} to" if including else f"above {least:,}, at most"
+            raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
+    if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
+        raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
+    if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(
+        settings.milestones
+    ):
+        raise UsageError(
+            f"milestones={settings.milestones} must be rising shares of steps between 0 and 1, "
+            "such as milestones=[0.5,0.75]."
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+        raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
+    check_name(settings.name)
+    check_depth(settings.depth, settings.arch.unit)
+
+
+def check_depth(depth: int, unit: Unit) -> None:
+    """A network of this family has depth 6n+2 (basic units) or 9n+2 (bottlenecks), n at least 1."""
+    per_block = LAYERS_PER_BLOCK[unit]
+    blocks = (depth - 2) / per_block
+    if blocks >= 1 and blocks == int(blocks):
+        return
+    below = max(1, int(blocks)) * per_block + 2
+    nearest = f"{below}" if blocks < 1 else f"{below}, {below + per_block}"
+    kind = "" if unit is Unit.basic else " (bottlenecks)"
+    raise UsageError(f"depth={depth} is not {per_block}n+2{kind}. Nearest: {nearest}.")
+
+
+def check_name(name: str) -> None:
+    """A name is one folder under results: no way out of it, nothing hidden."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+        raise UsageError(
+            f"name={name!r} cannot name a folder. Use letters, digits and _ . + -, such as "
+            "name=first-try."
+        )
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Nested plain values, enums as their strings: what config.yaml and run.json hold."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"arch": {"order": ...}} as {"arch.order": ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def identity(nested: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers, flat; those absent from ``nested`` at their default.
+
+    An older run directory lacks the settings that came later: it was trained at their defaults.
+    """
+    flat = flatten(as_dict(Settings())) | flatten(nested)
+    return {key: flat[key] for key in sorted(flat) if key not in CIRCUMSTANCES}
+
+
+def digest(nested: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that two runs share exactly if their identities are equal."""
+    text = json.dumps(identity(nested), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_name(arch: str, depth: int, seed: int, extras: dict[str, Any]) -> str:
+    """A run's folder name, such as ``plain-56-s0,lr=0.01``: read by people, one to one, path-safe.
+
+    ``extras`` are the settings in which this run differs from its experiment, in any order.
+    """
+    parts = [f"{arch}-{depth}-s{seed}"]
+    parts += [f"{key}={_spell(extras[key])}" for key in sorted(extras)]
+    name = ",".join(parts)
+    if len(name) <= 180:
+        return name
+    return f"{name[:160]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _spell(value: Any) -> str:
+    """A value in the letters that every file system and shell takes, the rest as %XX."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(";", ":"))
+    return re.sub(r"[^A-Za-z0-9_.+;-]", lambda hit: f"%{ord(hit[0]):02X}", text)
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """One run to be done: its settings, and the names it goes by."""
+
+    settings: Settings
+    arch: str  # the arch chosen on the command line, such as preact
+    extras: dict[str, Any]  # settings in which it differs from its experiment, but arch, depth, seed
+    overrides: list[str]  # what was typed
+    config: str  # the settings as YAML
+
+    @property
+    def run(self) -> str:
+        """Its folder under results/<name>."""
+        return run_name(self.arch, self.settings.depth, self.settings.seed, self.extras)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.settings.results) / self.settings.name / self.run
+
+    @property
+    def command(self) -> str:
+        """What to type for this run alone."""
+        return shlex.join(["resexp", "run", *self.overrides])

@@ -1,0 +1,154 @@
+"""The jobs of one command: checked, carried out, shown while they run, summed up at the end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resexp.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
+from resexp.screen import Screen, clock, percent, show_plan, talk
+from resexp.settings import Job, UsageError
+
+if TYPE_CHECKING:
+    from resexp.task import Outcome
+
+
+class Session:
+    """What one ``resexp run`` is about to do, does, and did."""
+
+    def __init__(self, *, dry_run: bool = False) -> None:
+        self.dry_run = dry_run
+        self.outcomes: list[Outcome] = []
+        self.failures: list[tuple[Job, Exception]] = []
+        self.screen: Screen | None = None
+
+    def plan(self, jobs: list[Job]) -> list[int]:
+        """Check every job; the indices of those to run, each run directory once.
+
+        Raises UsageError for the first that cannot be run, before any has.
+        """
+        from resexp.task import check
+
+        claims = [check(job) for job in jobs]
+        if self.dry_run:
+            from resexp.forecast import forecast
+
+            show_plan(forecast(jobs, claims))
+            return []
+        first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
+        chosen = sorted(first.values())
+        self.screen = Screen([jobs[index] for index in chosen])
+        return chosen
+
+    def perform(self, job: Job) -> None:
+        """Carry out one job and remember how it went, be it a failure."""
+        from resexp.task import perform
+
+        if self.screen is None:
+            self.screen = Screen([job])
+        try:
+            outcome = perform(job, self.screen.watch)
+        except Exception as error:
+            self.failures.append((job, error))
+            self.screen.end(job, f"failed  {first_line(error)}", trained=False)
+            return
+        self.outcomes.append(outcome)
+        for warning in outcome.warnings:
+            talk.print(f"warning: {warning}")
+        self.screen.end(job, brief(outcome), trained=outcome.record.get("status") in FINISHED)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self.screen is not None:
+            self.screen.close()
+
+    def raise_usage_error(self) -> None:
+        """Raise what kept the only job of this session from starting, if that is what happened."""
+        if len(self.failures) == 1 and not self.outcomes:
+            error = self.failures[0][1]
+            if isinstance(error, UsageError):
+                raise error
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a run failed, else 0."""
+        return 1 if self.failures else 0
+
+    def summary(self) -> str:
+        """How it ended and what to type next."""
+        if len(self.outcomes) == 1 and not self.failures:
+            return closing(self.outcomes[0])
+        return "\n".join([*self.tally(), *self.retry()])
+
+    def tally(self) -> list[str]:
+        """22 done, 1 skipped (finished before), 1 failed."""
+        trained = [one for one in self.outcomes if one.claim in (Claim.new, Claim.resume)]
+        counts = {
+            "done": len(trained),
+            "skipped (finished before)": sum(one.claim is Claim.done for one in self.outcomes),
+            "left to another process": sum(one.claim is Claim.busy for one in self.outcomes),
+            "failed": len(self.failures),
+        }
+        odd = {"collapsed", "diverged"}
+        notes = [one for one in trained if one.record["status"] in odd]
+        lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
+        for job, error in self.failures:
+            lines.append(f"  {job.run}   {first_line(error)}   ({job.directory / ERROR})")
+        if notes:
+            lines.append(f"{len(notes)} of them collapsed or diverged: see resexp list status=" +
+                         ",".join(sorted({one.record["status"] for one in notes})))
+        return lines
+
+    def retry(self) -> list[str]:
+        """The next command."""
+        if self.failures:
+            return [f"retry: {job.command}" for job, _ in self.failures]
+        return ["next: resexp plot, resexp table, resexp verdict"]
+
+
+def brief(outcome: Outcome) -> str:
+    """The end of a run in a few words, for a line of a sweep."""
+    if outcome.claim is Claim.busy:
+        return "left to another process"
+    record, last = outcome.record, outcome.record["last"]
+    status = "done before" if outcome.claim is Claim.done else record["status"]
+    return (
+        f"{status:<10} clean {percent(last.get('clean_train_error')):>6}  "
+        f"test {percent(last.get('test_error')):>6}  {clock(record['seconds'])}"
+    )
+
+
+def closing(outcome: Outcome) -> str:
+    """The end of a run on its own: status, place, number beside its twin's, next command."""
+    job, record = outcome.job, outcome.record
+    if outcome.claim is Claim.busy:
+        return f"busy     {job.directory}   another process trains it"
+    error = percent(record["last"].get("clean_train_error"))
+    place = f"{record['status']:<8} {job.directory}"
+    if outcome.claim is Claim.done:
+        place = f"done     {job.directory} (before: nothing to do)"
+    twin_arch = "residual" if job.arch == "plain" else "plain"
+    twin = twin_record(job, twin_arch)
+    if twin is None:
+        words = [f"arch={twin_arch}" if word.startswith("arch=") else word for word in job.overrides]
+        words += [] if any(word.startswith("arch=") for word in words) else [f"arch={twin_arch}"]
+        after = f"next: {shlex.join(['resexp', 'run', *words])}, then resexp plot"
+        return f"{place}   clean training error {error}\n         {after}"
+    other = percent(twin["last"].get("clean_train_error"))
+    return (
+        f"{place}   clean training error {error} ({twin_arch} twin: {other})\n"
+        "         next: resexp plot"
+    )
+
+
+def twin_record(job: Job, arch: str) -> dict[str, Any] | None:
+    """The finished run that differs from ``job`` in arch alone, if there is one."""
+    extras = {key: value for key, value in job.extras.items() if not key.startswith("arch.")}
+    twin = Job(settings=job.settings, arch=arch, extras=extras, overrides=[], config="")
+    directory: Path = twin.directory
+    try:
+        record = read_record(directory) if (directory / RECORD).exists() else None
+    except UsageError:
+        return None
+    return record if record is not None and record["status"] in FINISHED else None

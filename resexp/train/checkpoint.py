@@ -1,0 +1,67 @@
+"""Checkpoints: written whole or not at all, read without running anything they hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resexp.train.fit import State
+
+NAME = "checkpoint.pt"
+BEFORE = "checkpoint.before.pt"  # the one before, in case the newest is torn
+TEMPORARY = "checkpoint.pt.tmp"
+
+
+def save(directory: Path, state: State, digest: str) -> None:
+    """Write the state beside the run's other files and keep the checkpoint before it."""
+    path = directory / NAME
+    temporary = directory / TEMPORARY
+    with temporary.open("wb") as file:
+        torch.save({"digest": digest, **state.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        os.replace(path, directory / BEFORE)
+    os.replace(temporary, path)
+
+
+def load(directory: Path, state: State, digest: str) -> list[str]:
+    """Bring ``state`` to the newest checkpoint that can be read, if there is one.
+
+    Returns a warning for each that could not; it is set aside as ``<name>.bad``.
+    """
+    warnings = []
+    fresh = {key: _copy(value) for key, value in state.state_dict().items()}
+    for path in (directory / NAME, directory / BEFORE):
+        if not path.exists():
+            continue
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["digest"] != digest:
+                raise ValueError("it belongs to a run with other settings")
+            state.load_state_dict(saved)
+            return warnings
+        except Exception as error:  # torn files fail in many ways; every one means: not usable
+            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+            os.replace(path, path.with_name(path.name + ".bad"))
+            warnings.append(f"{path} cannot be used ({reason}): set aside as {path.name}.bad")
+            state.load_state_dict(fresh)
+    return warnings
+
+
+def remove(directory: Path) -> None:
+    """Delete what only an unfinished run needs."""
+    for name in (NAME, BEFORE, TEMPORARY):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy of the tensors in a state dictionary."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return value

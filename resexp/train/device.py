@@ -1,0 +1,96 @@
+"""Where a run computes: device, precision and threads, refused clearly where they cannot be had."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from resexp.settings import Precision, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU without one; a GPU asked for by name must be there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        why = "no driver" if torch.version.cuda else "a CPU build"
+        raise UsageError(
+            f"device={name}, but PyTorch finds no GPU (torch {torch.__version__}, {why}). "
+            "Use device=cpu, or see resexp doctor."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"device={name}, but there are {count} GPUs. Use device=cuda:{count - 1}.")
+    return device
+
+
+def bf16_on_cpu() -> bool:
+    """True if this CPU multiplies bfloat16 in hardware; elsewhere convolutions crawl or fail."""
+    flags = cpu_flags()
+    return bool({"avx512_bf16", "amx_bf16"} & flags)
+
+
+def cpu_flags() -> set[str]:
+    """The CPU's feature flags as Linux names them; empty where they cannot be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.startswith("flags")]
+    return set(lines[0].split(":", 1)[1].split()) if lines else set()
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise UsageError where bfloat16 has no hardware: a silent fallback would name it wrongly."""
+    if precision is Precision.fp32:
+        return
+    if device.type == "cpu" and not bf16_on_cpu():
+        raise UsageError(
+            "precision=bf16, but this CPU has neither avx512_bf16 nor amx_bf16. Use precision=fp32."
+        )
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(
+            f"precision=bf16, but {torch.cuda.get_device_name(device)} lacks it. "
+            "Use precision=fp32."
+        )
+
+
+def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
+    """Set numerics for this process and its CPU threads (0: one a core); returns their number.
+
+    TF32 is off, so that fp32 means fp32. Without ``deterministic``, cuDNN may pick its fastest
+    kernels by trial, which differ in the last bits from run to run.
+    """
+    threads = threads or cores()
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+    return threads
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

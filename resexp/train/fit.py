@@ -1,0 +1,181 @@
+"""The training loop, and the state it needs to go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from resexp.data import Images, batches
+from resexp.records import Row
+from resexp.settings import Settings, WeightDecayOn
+from resexp.train.evaluate import autocast, evaluate, evaluation_mode
+from resexp.train.schedule import learning_rate
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that changes while a run trains: a checkpoint holds exactly this."""
+
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
+    wrong: Tensor  # int64, on the device: training images answered wrongly since the last row
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # of the whole run
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers only, so that it loads with ``weights_only``."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
+            "wrong": self.wrong,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on where ``saved`` stopped. Raises KeyError or RuntimeError on another run's state."""
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.loss_sum.copy_(saved["loss_sum"])
+        self.wrong.copy_(saved["wrong"])
+        self.step = saved["step"]
+        self.seconds = saved["seconds"]
+
+
+def begin(network: nn.Module, settings: Settings, device: torch.device) -> State:
+    """The state before the first step, on ``device``."""
+    network = network.to(device)
+    return State(
+        network=network,
+        optimizer=sgd(network, settings),
+        loss_sum=torch.zeros((), dtype=torch.float64, device=device),
+        wrong=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def sgd(network: nn.Module, settings: Settings) -> torch.optim.SGD:
+    """Momentum SGD; its velocity does not hold the rate (v = m v + g, not Caffe's m v + lr g)."""
+    weights = [p for p in network.parameters() if p.dim() > 1]
+    rest = [p for p in network.parameters() if p.dim() <= 1]
+    decay = settings.weight_decay
+    groups = [
+        {"params": weights, "weight_decay": decay},
+        {
+            "params": rest,
+            "weight_decay": decay if settings.weight_decay_on is WeightDecayOn.all else 0.0,
+        },
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=True,
+    )
+
+
+def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
+    """Train from ``state`` to the last step, one optimizer step a turn.
+
+    Yields the row of an evaluation after the steps that have one, else None, so that the caller
+    can record, show, save or stop between any two steps. ``data`` lies on the device that trains.
+    A loss that is not finite ends the run with the row that shows it.
+    """
+    statistics = batches.statistics(data.train_images, settings.normalise)
+    origin = time.perf_counter() - state.seconds
+    while state.step < settings.steps:
+        first, started = state.step, time.perf_counter()
+        end = min(settings.steps, (first // settings.eval_every + 1) * settings.eval_every)
+        plan = batches.plan(
+            seed=settings.seed,
+            start=first,
+            stop=end,
+            images=len(data.train_labels),
+            batch_size=settings.batch_size,
+            crop_padding=settings.crop_padding,
+            flip=settings.flip,
+        ).to(data.train_images.device)
+        for turn in range(end - first):
+            train_step(state, settings, data, statistics, plan, turn)
+            state.seconds = time.perf_counter() - origin
+            if state.step < end:
+                yield None
+        state.wrong.item()  # waits for the device, so that the rate below is the device's
+        rate = settings.batch_size * (end - first) / (time.perf_counter() - started)
+        row = evaluation(state, settings, data, statistics)
+        state.seconds = row.seconds = time.perf_counter() - origin
+        row.images_per_second = rate
+        yield row
+        if not math.isfinite(row.train_loss):
+            return
+
+
+def train_step(
+    state: State,
+    settings: Settings,
+    data: Images,
+    statistics: batches.Statistics,
+    plan: batches.Plan,
+    turn: int,
+) -> None:
+    """One optimizer step on the ``turn``-th batch of ``plan``. Never waits for the device."""
+    index = plan.index[turn]
+    crop = plan.dy[turn], plan.dx[turn], plan.mirror[turn], settings.crop_padding
+    images = batches.batch(data.train_images, statistics, index, *crop)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state.step)
+    with autocast(settings.precision, images.device):
+        logits = state.network(images)
+    labels = data.train_labels[index]
+    loss = cross_entropy(logits.float(), labels)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.loss_sum += loss.detach()
+    state.wrong += (logits.detach().argmax(1) != labels).sum()
+    state.step += 1
+
+
+def evaluation(
+    state: State, settings: Settings, data: Images, statistics: batches.Statistics
+) -> Row:
+    """The row after ``state.step`` steps, its two columns of time still 0; starts new sums."""
+    since = (state.step - 1) % settings.eval_every + 1
+    train_loss = state.loss_sum.item() / since
+    train_error = 100 * state.wrong.item() / (since * settings.batch_size)
+    state.loss_sum.zero_()
+    state.wrong.zero_()
+
+    rows = math.ceil(state.step / settings.eval_every)
+    last = state.step == settings.steps or not math.isfinite(train_loss)
+    clean: tuple[float | None, float | None] = (None, None)
+    with evaluation_mode(state.network, settings, data, statistics):
+        test = evaluate(
+            state.network, data.test_images, data.test_labels, statistics, settings.precision
+        )
+        if last or rows % settings.clean_every == 0:
+            clean = evaluate(
+                state.network, data.train_images, data.train_labels, statistics, settings.precision
+            )
+    return Row(
+        step=state.step,
+        epoch=state.step * settings.batch_size / len(data.train_labels),
+        lr=learning_rate(settings, state.step - 1),
+        train_loss=train_loss,
+        train_error=train_error,
+        clean_train_loss=clean[0],
+        clean_train_error=clean[1],
+        test_loss=test[0],
+        test_error=test[1],
+        images_per_second=0.0,
+        seconds=0.0,
+    )
