@@ -52,7 +52,8 @@ def images(job: Job) -> Images:
 def measured(job: Job) -> models.Size:
     """The size of a job's network on its data."""
     data = images(job)
-    return models.measure(job.settings, data.size, data.channels, len(data.classes))
+    network = models.structure(job.settings, data.channels, len(data.classes))
+    return models.measure(network, data.channels, data.size)
 
 
 def work(job: Job, size: models.Size) -> float:
@@ -72,7 +73,7 @@ def seconds_per_flop(job: Job, size: models.Size) -> float:
     device = data.train_images.device
     prepare(settings.threads, settings.deterministic, device)
     network = models.build(settings, data.channels, len(data.classes))
-    state = begin(network, settings, device)
+    state = begin(network.to(device), settings)
     turns = fit(state, settings, data)
     next(turns)
     state.loss_sum.item()  # waits for the device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -34,7 +35,7 @@ def percent(value: float | None) -> str:
 def errors(last: dict[str, Any]) -> str:
     """The newest errors of a record."""
     named = {"train": "train_error", "clean": "clean_train_error", "test": "test_error"}
-    return "  ".join(f"{name} {percent(last[key]):>6}" for name, key in named.items() if key in last)
+    return "  ".join(f"{name} {percent(last.get(key)):>6}" for name, key in named.items())
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -99,7 +100,7 @@ class Screen:
             )
             self.update_whole(name, step / steps)
         elif row is not None and not self.several:
-            talk.print(line(record))
+            talk.print(line(row, steps))
 
     def begin(self, record: dict[str, Any], step: int) -> None:
         """A run starts or goes on."""
@@ -149,12 +150,12 @@ def weight(job: Job) -> float:
     return job.settings.depth * job.settings.steps * job.settings.batch_size
 
 
-def line(record: dict[str, Any]) -> str:
-    """A run's newest row."""
-    last, steps = record["last"], record["settings"]["steps"]
+def line(row: Row, steps: int) -> str:
+    """A row of metrics.csv for a person."""
+    measured = {key: value for key, value in asdict(row).items() if value is not None}
     return (
-        f"step {last['step']:,}/{steps:,}  {errors(last)}  "
-        f"{last['images_per_second']:,.0f} images/s  {clock(last['seconds'])}"
+        f"step {row.step:,}/{steps:,}  {errors(measured)}  "
+        f"{row.images_per_second:,.0f} images/s  {clock(row.seconds)}"
     )
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 from resexp import data as images
 from resexp import models, records
@@ -70,9 +71,10 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
             return Outcome(job, claim, {}, [])
         if claim is Claim.done:
             return Outcome(job, claim, records.read_record(job.directory), [])
-        record = opened(job, claim, data, device)
+        network = models.build(job.settings, data.channels, len(data.classes))
+        record = opened(job, claim, data, network, device)
         try:
-            warnings = train(job, record, data, device, watch)
+            warnings = train(job, record, data, network.to(device), watch)
         except Exception as error:
             fail(job, record, error)
             raise
@@ -91,7 +93,9 @@ def load(settings: Data, device: torch.device) -> images.Images:
     return _loaded[key]
 
 
-def opened(job: Job, claim: Claim, data: images.Images, device: torch.device) -> dict[str, Any]:
+def opened(
+    job: Job, claim: Claim, data: images.Images, network: nn.Module, device: torch.device
+) -> dict[str, Any]:
     """The record of a run that is about to train, written, beside its settings.
 
     A resumed run keeps the threads it began with: sums on another number differ in the last bits.
@@ -99,7 +103,7 @@ def opened(job: Job, claim: Claim, data: images.Images, device: torch.device) ->
     before = records.read_record(job.directory) if claim is Claim.resume else {}
     threads = before.get("environment", {}).get("threads") or job.settings.threads
     threads = prepare(threads, job.settings.deterministic, device)
-    size = models.measure(job.settings, data.size, data.channels, len(data.classes))
+    size = models.measure(network, data.channels, data.size)
     record = {
         "run": job.run,
         "name": job.settings.name,
@@ -138,12 +142,12 @@ def opened(job: Job, claim: Claim, data: images.Images, device: torch.device) ->
 
 
 def train(
-    job: Job, record: dict[str, Any], data: images.Images, device: torch.device, watch: Watch
+    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module, watch: Watch
 ) -> list[str]:
     """Train to the end, keeping the run directory up to date; returns warnings."""
     settings, directory = job.settings, job.directory
-    network = models.build(settings, data.channels, len(data.classes))
-    state = begin(network, settings, device)
+    device = data.train_images.device
+    state = begin(network, settings)
     warnings = checkpoint.load(directory, state, record["digest"])
     rows = records.keep_rows(directory, state.step)
     record["last"] = records.last_values(rows)

@@ -33,7 +33,7 @@ PUBLISHED_NAMES = {
     "preact": "ResNet-{depth} full pre-activation (e)",
 }
 
-#: Measures of published.csv that a final test error may stand beside, best first, and how to call them.
+#: Measures of published.csv that a final test error may stand beside, best first, and their names.
 PUBLISHED_METRICS = {
     "test_error_pct_mean_of_5": "mean of 5 runs",
     "test_error_pct": "1 run",
@@ -53,7 +53,7 @@ class Line:
     seeds: int  # finished runs, which the means are over
     clean_train_error: float | None
     clean_train_error_sd: float | None
-    train_error: float | None  # running mean since the last evaluation but one, augmented
+    train_error: float | None  # of the last batches, augmented, as the paper's dashed curves
     test_error: float | None
     test_error_sd: float | None
     clean_train_loss: float | None  # geometric mean
@@ -138,9 +138,9 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 @cache
 def published_rows() -> list[dict[str, str]]:
     """The rows of published.csv that were read at their source."""
-    place = files("resexp.analysis").joinpath("published.csv")
-    with place.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["verified"] in VERIFIED]
+    text = files("resexp.analysis").joinpath("published.csv").read_text(encoding="utf-8")
+    table = csv.DictReader(io.StringIO(text))
+    return [row for row in table if row["verified"] in VERIFIED]
 
 
 def published(run: Run) -> tuple[float | None, str | None, str | None]:
@@ -243,8 +243,8 @@ HEADINGS = (
 WORDS = (0, 1)  # columns of words, to the left; numbers go to the right
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]], list[str]]:
-    """Headings and body without empty or needless columns, and footnotes in the order of marks."""
+def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headings and body without needless columns, and footnotes."""
     notes: list[str] = []
     body = []
     for row in rows:
@@ -265,14 +265,15 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[s
                 _published(row, notes),
             ]
         )
+    footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     if any(row["diverged"] for row in rows):
-        notes.append("A diverged run counts at chance.")
+        footnotes.append("A diverged run counts at chance.")
     needless = {0} if len({row["name"] for row in rows}) < 2 else set()
     if not any(cells[-1] for cells in body):
         needless.add(len(HEADINGS) - 1)
     keep = [column for column in range(len(HEADINGS)) if column not in needless]
     heading = [HEADINGS[column] for column in keep]
-    return [heading], [[cells[column] for column in keep] for cells in body], notes
+    return heading, [[cells[column] for column in keep] for cells in body], footnotes
 
 
 def _spread(mean: float | None, sd: float | None) -> str:
@@ -285,22 +286,10 @@ def _published(row: dict[str, Any], notes: list[str]) -> str:
     """The published value with the number of its footnote, which is added to ``notes`` once."""
     if row["published_test_error"] is None:
         return ""
-    note = ". ".join(filter(None, [row["published_source"], _sentence(row["published_remark"])]))
-    if f"{note}." not in notes:
-        notes.append(f"{note}.")
-    return f"{row['published_test_error']:.2f} [{notes.index(f'{note}.') + 1}]"
-
-
-def _sentence(text: str | None) -> str:
-    return text[0].upper() + text[1:] if text else ""
-
-
-def _numbered(notes: Sequence[str]) -> list[str]:
-    """Footnotes with their marks; remarks that no cell points at have none."""
-    general = "A diverged run counts at chance."
-    return [
-        note if note == general else f"[{number}] {note}" for number, note in enumerate(notes, 1)
-    ]
+    note = "; ".join(filter(None, [row["published_source"], row["published_remark"]])) + "."
+    if note not in notes:
+        notes.append(note)
+    return f"{row['published_test_error']:.2f} [{notes.index(note) + 1}]"
 
 
 def _is_words(heading: str) -> bool:
@@ -309,7 +298,7 @@ def _is_words(heading: str) -> bool:
 
 def _text(rows: Sequence[dict[str, Any]]) -> str:
     """Aligned columns, headings broken over two lines where that makes them narrower."""
-    (heading,), body, notes = _cells(rows)
+    heading, body, footnotes = _cells(rows)
     tops, bottoms = zip(*(_broken(word) for word in heading), strict=True)
     lines = [list(tops), list(bottoms), *body]
     widths = [max(len(cells[column]) for cells in lines) for column in range(len(heading))]
@@ -320,7 +309,7 @@ def _text(rows: Sequence[dict[str, Any]]) -> str:
         ).rstrip()
         for cells in lines
     ]
-    return "\n".join([*written, *_numbered(notes)])
+    return "\n".join([*written, *footnotes])
 
 
 def _broken(heading: str) -> tuple[str, str]:
@@ -331,11 +320,11 @@ def _broken(heading: str) -> tuple[str, str]:
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    (heading,), body, notes = _cells(rows)
+    heading, body, footnotes = _cells(rows)
     rule = [":--" if _is_words(word) else "--:" for word in heading]
     lines = ["| " + " | ".join(_piped(cell) for cell in cells) + " |" for cells in body]
     head = ["| " + " | ".join(heading) + " |", "|" + "|".join(rule) + "|"]
-    below = ["", *(f"{note}  " for note in _numbered(notes))] if notes else []
+    below = ["", *(f"{note}  " for note in footnotes)] if footnotes else []
     return "\n".join([*head, *lines, *below]).rstrip()
 
 
@@ -357,10 +346,10 @@ def escape_latex(text: str) -> str:
 
 
 def _latex(rows: Sequence[dict[str, Any]]) -> str:
-    (heading,), body, notes = _cells(rows)
+    heading, body, footnotes = _cells(rows)
     columns = "".join("l" if _is_words(word) else "r" for word in heading)
     lines = [" & ".join(escape_latex(cell) for cell in cells) + r" \\" for cells in body]
-    below = [r"\par\noindent\footnotesize " + escape_latex(note) for note in _numbered(notes)]
+    below = [r"\par\noindent\footnotesize " + escape_latex(note) for note in footnotes]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",

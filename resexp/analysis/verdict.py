@@ -120,7 +120,7 @@ def decide(
         },
         unfinished=sum(run.status in ("running", "interrupted") for run in runs),
         missing=missing(arms, ordered, shallow, deep),
-        notes=remarks(runs, shallow, deep, len(judged[0].change.seeds), len(ordered)),
+        notes=remarks(runs, judged, shallow, deep),
     )
 
 
@@ -367,25 +367,37 @@ def outcome(reading: str) -> str:
     return INCONCLUSIVE if reading == "inconclusive" else NOT_SHOWN
 
 
-def remarks(runs: Sequence[Run], shallow: int, deep: int, seeds: int, arms: int) -> list[str]:
+def remarks(runs: Sequence[Run], arms: Sequence[Arm], shallow: int, deep: int) -> list[str]:
     """What a reader must know before believing the numbers."""
     notes = []
-    if seeds < ENOUGH_SEEDS:
-        more = ",".join(str(seed) for seed in range(ENOUGH_SEEDS))
-        counted = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    change, seeds = arms[0].change, len(arms[0].change.seeds)
+    if change.loss.lower > 0 and arms[0].rising <= seeds / 2:
         notes.append(
-            f"{counted} a smoke test, not a claim: {ENOUGH_SEEDS} seeds are needed. "
-            f"next: resexp run -m depth={shallow},{deep} arch=plain,residual seed={more}"
-        )
-    if arms == 1:
-        notes.append(
-            f"No residual twin here. next: resexp run -m depth={shallow},{deep} arch=residual"
+            f"The loss rises at every step of depth in only {arms[0].rising} of {seeds} seeds."
         )
     diverged = [run for run in runs if run.status == "diverged"]
     if diverged:
         loss, error = (diverged[0].endpoint(f"clean_train_{kind}") for kind in ("loss", "error"))
         notes.append(f"A diverged run counts at chance: loss {loss:.2f}, error {error:.1f} %.")
+    if len(arms) == 1:
+        notes.append(
+            f"No residual twin here. next: {command(runs[0])} depth={shallow},{deep} arch=residual"
+        )
+    if seeds < ENOUGH_SEEDS:
+        wanted = ",".join(str(seed) for seed in range(ENOUGH_SEEDS))
+        counted = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+        notes.append(
+            f"{counted} a smoke test, not a claim: {ENOUGH_SEEDS} seeds are needed. "
+            f"next: {command(runs[0])} depth={shallow},{deep} arch=plain,residual seed={wanted}"
+        )
     return notes
+
+
+def command(run: Run) -> str:
+    """The beginning of a sweep command with what was typed for this run, but not which network."""
+    typed = [str(word) for word in run.record.get("overrides") or []]
+    kept = [word for word in typed if word.split("=")[0] not in ("depth", "arch", "seed")]
+    return " ".join(["resexp run -m", *kept])
 
 
 # --- the screen
@@ -393,81 +405,85 @@ def remarks(runs: Sequence[Run], shallow: int, deep: int, seeds: int, arms: int)
 
 def text(verdict: Verdict) -> str:
     """The verdict for people, a few aligned lines."""
-    count = len(verdict.seeds)
-    seeds = f"{count} seed{'s' if count != 1 else ''}"
     lines = [
-        f"Deeper plain networks train worse: {verdict.outcome} "
-        f"({seeds}, {verdict.data}, recipe {verdict.recipe})."
+        f"Deeper plain networks train worse: {verdict.outcome} ({verdict.deep} against "
+        f"{verdict.shallow} layers, {_count(len(verdict.seeds), 'seed')}, {verdict.data}, recipe "
+        f"{verdict.recipe})."
     ]
-    lines += [f"  {line}" for line in _table(verdict)]
-    lines += [sentence(arm) for arm in verdict.arms]
+    rows = [[arm.series, *_training(arm.change), arm.reading] for arm in verdict.arms]
+    rows += [
+        [f"plain minus {series}", *_training(change), ""]
+        for series, change in verdict.interactions.items()
+    ]
+    lines += _aligned(rows)
+    lines += _aligned(
+        [[arm.series, *_testing(arm.change), MEANINGS[arm.label]] for arm in verdict.arms]
+    )
+    lines.append(
+        "Rule: log10 of the final clean training loss, paired by seed, up by "
+        f"{verdict.threshold:.2f} or more; intervals by t, p by exact sign flips."
+    )
     lines.append(failures(verdict))
     if verdict.missing:
         lines.append(f"Missing: {_few(verdict.missing)}. Seeds without a pair are left out.")
-    lines += verdict.notes
-    return "\n".join(lines)
+    return "\n".join(lines + verdict.notes)
 
 
-def _table(verdict: Verdict) -> list[str]:
-    """Aligned cells, a line an arm and a line an interaction."""
-    against = f"{verdict.deep} against {verdict.shallow}"
-    rows = []
-    for arm in verdict.arms:
-        rows.append([arm.series, against, *_cells(arm.change), arm.reading])
-    for series, change in verdict.interactions.items():
-        rows.append([f"plain minus {series}", "", *_cells(change), ""])
+MEANINGS = {
+    "degradation": "degradation, not overfitting",
+    "overfitting": "overfitting: trains no worse, tests worse",
+    "under-optimised": "under-optimised: trains worse, tests no worse",
+    "depth helps": "depth helps: trains no worse, tests better",
+    INCONCLUSIVE: "neither shown",
+}
+
+
+def _training(change: Change) -> list[str]:
+    loss, points = change.loss, _signed(change.train_error.mean, 1)
+    if loss.n == 0:
+        return ["no pairs", "", ""]
+    p = f"p = {change.p:.3g}"
+    return [f"log10 loss {_interval(loss, 2)}", f"training error {points} points", p]
+
+
+def _testing(change: Change) -> list[str]:
+    if change.loss.n == 0:
+        return ["no pairs", ""]
+    gap = _interval(change.gap, 1)
+    return [f"test error {_interval(change.test_error, 1)}", f"test minus training {gap}"]
+
+
+def _interval(interval: Interval, digits: int) -> str:
+    """A mean with its two-sided interval, which one seed has not."""
+    mean, low, high = (
+        _signed(value, digits) for value in (interval.mean, interval.low, interval.high)
+    )
+    return mean if interval.n < 2 else f"{mean} (95 % {low} to {high})"
+
+
+def _signed(value: float, digits: int) -> str:
+    """+0.0 rather than -0.0: a sign is information."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  "
+        + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
 
 
-def _cells(change: Change) -> list[str]:
-    loss = change.loss
-    if loss.n == 0:
-        return ["no pairs", "", ""]
-    points = f"training error {change.train_error.mean:+.1f} points"
-    if loss.n == 1:
-        return [f"log10 loss {loss.mean:+.2f} (one seed, no interval)", points, ""]
-    return [
-        f"log10 loss {loss.mean:+.2f} (95 % {loss.low:+.2f} to {loss.high:+.2f})",
-        points,
-        f"p = {change.p:.2g}",
-    ]
-
-
-def sentence(arm: Arm) -> str:
-    """What became of the test error and of the gap, and what that is called."""
-    change = arm.change
-    if change.loss.n == 0:
-        return f"{arm.series}: no pairs, nothing to say."
-    test = _interval(change.test_error)
-    gap = _interval(change.gap)
-    meaning = {
-        "degradation": "degradation, not overfitting",
-        "overfitting": "overfitting: training is no worse, test is",
-        "under-optimised": "under-optimised: training is worse, test is not",
-        "depth helps": "depth helps: training is no worse, test is better",
-        INCONCLUSIVE: "neither degradation nor overfitting carried by these seeds",
-    }[arm.label]
-    return f"{arm.series}: test error {test} points, gap to training {gap}: {meaning}."
-
-
-def _interval(interval: Interval) -> str:
-    if interval.n < 2:
-        return f"{interval.mean:+.1f}"
-    return f"{interval.mean:+.1f} (95 % {interval.low:+.1f} to {interval.high:+.1f})"
-
-
 def failures(verdict: Verdict) -> str:
     """How many runs went wrong, of all that were read."""
-    total = f"{verdict.runs} run{'s' if verdict.runs != 1 else ''}"
     counted = [f"{count} {status}" for status, count in verdict.failures.items() if count]
-    line = f"Failures: {', '.join(counted) if counted else 'none'} of {total}."
-    if verdict.unfinished:
-        line += f" Unfinished: {verdict.unfinished}."
-    return line
+    line = f"Failures: {', '.join(counted) or 'none'} of {_count(verdict.runs, 'run')}."
+    return f"{line} Unfinished: {verdict.unfinished}." if verdict.unfinished else line
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _few(items: Sequence[str], most: int = 6) -> str:

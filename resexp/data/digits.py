@@ -31,8 +31,8 @@ def load(settings: Data) -> Images:
     """The digits, 0 to 16 scaled to 0 to 255. Raises UsageError if the file is damaged."""
     check_present(settings)
     try:
-        with np.load(FILE, allow_pickle=False) as file:
-            images, labels, test = file["images"], file["labels"], file["test"]
+        with FILE.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels, test = arrays["images"], arrays["labels"], arrays["test"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged() from error
     if fingerprint(images, labels, test) != SHA256:

@@ -104,11 +104,16 @@ def _files(root: Path) -> Iterator[list[File]]:
 
 def _folder_files(root: Path) -> list[File]:
     files: list[File] = []
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=_stop, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names]
         files += [(path.relative_to(root).as_posix(), path.read_bytes) for path in paths]
     return files
+
+
+def _stop(error: OSError) -> None:
+    """A folder that may not be read must not pass for an empty one."""
+    raise error
 
 
 def _tar_files(root: Path, archive: tarfile.TarFile) -> list[File]:
@@ -363,8 +368,8 @@ def _cache_path(settings: Data) -> Path:
 def _read_cache(path: Path) -> Arrays | None:
     """The arrays, or None if they are not there or damaged (a zip checks the sum of each)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("pixels", "labels", "train", "classes")}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            return {name: kept[name] for name in ("pixels", "labels", "train", "classes")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

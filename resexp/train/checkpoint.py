@@ -64,4 +64,4 @@ def _copy(value: Any) -> Any:
         return value.clone()
     if isinstance(value, dict):
         return {key: _copy(inner) for key, inner in value.items()}
-    return value
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value

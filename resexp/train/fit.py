@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from resexp.data import Images, batches
 from resexp.records import Row
-from resexp.settings import Settings, WeightDecayOn
+from resexp.settings import Settings
 from resexp.train.evaluate import autocast, evaluate, evaluation_mode
 from resexp.train.schedule import learning_rate
+from resexp.train.sgd import Momentum
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class State:
     """Everything that changes while a run trains: a checkpoint holds exactly this."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: Momentum
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
     wrong: Tensor  # int64, on the device: training images answered wrongly since the last row
     step: int = 0  # optimizer steps done
@@ -42,7 +43,7 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on where ``saved`` stopped. Raises KeyError or RuntimeError on another run's state."""
+        """Go on where ``saved`` stopped. Raises an error on another run's state."""
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.loss_sum.copy_(saved["loss_sum"])
@@ -51,35 +52,14 @@ class State:
         self.seconds = saved["seconds"]
 
 
-def begin(network: nn.Module, settings: Settings, device: torch.device) -> State:
-    """The state before the first step, on ``device``."""
-    network = network.to(device)
+def begin(network: nn.Module, settings: Settings) -> State:
+    """The state before the first step, on the network's device."""
+    device = next(network.parameters()).device
     return State(
         network=network,
-        optimizer=sgd(network, settings),
+        optimizer=Momentum(network, settings),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         wrong=torch.zeros((), dtype=torch.int64, device=device),
-    )
-
-
-def sgd(network: nn.Module, settings: Settings) -> torch.optim.SGD:
-    """Momentum SGD; its velocity does not hold the rate (v = m v + g, not Caffe's m v + lr g)."""
-    weights = [p for p in network.parameters() if p.dim() > 1]
-    rest = [p for p in network.parameters() if p.dim() <= 1]
-    decay = settings.weight_decay
-    groups = [
-        {"params": weights, "weight_decay": decay},
-        {
-            "params": rest,
-            "weight_decay": decay if settings.weight_decay_on is WeightDecayOn.all else 0.0,
-        },
-    ]
-    return torch.optim.SGD(
-        groups,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        fused=True,
     )
 
 
@@ -131,15 +111,12 @@ def train_step(
     index = plan.index[turn]
     crop = plan.dy[turn], plan.dx[turn], plan.mirror[turn], settings.crop_padding
     images = batches.batch(data.train_images, statistics, index, *crop)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, state.step)
     with autocast(settings.precision, images.device):
         logits = state.network(images)
     labels = data.train_labels[index]
     loss = cross_entropy(logits.float(), labels)
-    state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step(learning_rate(settings, state.step))
     state.loss_sum += loss.detach()
     state.wrong += (logits.detach().argmax(1) != labels).sum()
     state.step += 1

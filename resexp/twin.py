@@ -1,0 +1,120 @@
+"""The twin contract, checked: two networks that differ in the skip connection and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resexp import data as images
+from resexp import models
+from resexp.data import batches
+from resexp.settings import Arch, Job, Merge, Settings
+from resexp.train.schedule import learning_rate
+
+STEPS_CHECKED = 50  # batches compared
+
+
+@dataclass(slots=True)
+class Check:
+    """One clause of the contract: what was compared, whether it is equal, and the numbers."""
+
+    clause: str
+    equal: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plain_twin(settings: Settings) -> Settings:
+    """The same settings with the skip connections removed."""
+    arch = Arch(merge=Merge.plain, order=settings.arch.order, unit=settings.arch.unit)
+    return replace(settings, arch=arch)
+
+
+def contract(job: Job) -> list[Check]:
+    """Compare ``job``'s network and training with its plain twin's, by building both."""
+    data = images.load(job.settings.data)
+    settings, twin = job.settings, plain_twin(job.settings)
+    pair = [models.build(one, data.channels, len(data.classes)) for one in (settings, twin)]
+    sizes = [models.measure(network, data.channels, data.size) for network in pair]
+    shared, only = compare(*pair)
+    return [
+        Check("networks", True, f"{job.arch}-{settings.depth} and its plain twin, seed {job.settings.seed}"),
+        Check(
+            "parameters",
+            sizes[0].parameters == sizes[1].parameters and not only,
+            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}"
+            + (f"; without a counterpart: {', '.join(only[:3])}" + (" ..." if only[3:] else "") if only else ""),
+        ),
+        Check(
+            "initial values",
+            all(torch.equal(one, other) for one, other in shared),
+            f"{len(shared)} shared tensors, {sum(one.numel() for one, _ in shared):,} values",
+        ),
+        Check(
+            "FLOPs",
+            sizes[0].flops == sizes[1].flops,
+            f"{sizes[0].flops:,} and {sizes[1].flops:,} an image, additions left out",
+        ),
+        same_batches(settings, twin, len(data.train_labels)),
+        same_rates(settings, twin),
+    ]
+
+
+def compare(
+    network: nn.Module, twin: nn.Module
+) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """The parameters that both have in one shape, and the names of those that only one has."""
+    mine, theirs = dict(network.named_parameters()), dict(twin.named_parameters())
+    shared = [
+        name for name in mine if name in theirs and mine[name].shape == theirs[name].shape
+    ]
+    only = [name for name in {**mine, **theirs} if name not in shared]
+    return [(mine[name], theirs[name]) for name in shared], only
+
+
+def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
+    """Order, crop and mirror of the first batches."""
+    steps = min(STEPS_CHECKED, settings.steps)
+    plans = [
+        batches.plan(
+            seed=one.seed,
+            start=0,
+            stop=steps,
+            images=count,
+            batch_size=one.batch_size,
+            crop_padding=one.crop_padding,
+            flip=one.flip,
+        )
+        for one in (settings, twin)
+    ]
+    fields = ("index", "dy", "dx", "mirror")
+    equal = all(torch.equal(getattr(plans[0], f), getattr(plans[1], f)) for f in fields)
+    return Check("batches", equal, f"images, crops and mirrors of the first {steps} steps")
+
+
+def same_rates(settings: Settings, twin: Settings) -> Check:
+    """The learning rate at every step."""
+    traces = [[learning_rate(one, step) for step in range(one.steps)] for one in (settings, twin)]
+    levels = sorted(set(traces[0]), reverse=True)
+    return Check(
+        "learning rate",
+        traces[0] == traces[1],
+        f"{settings.steps:,} steps at {', '.join(f'{level:g}' for level in levels)}",
+    )
+
+
+def text(checks: list[Check]) -> str:
+    """The checks as lines, and what they mean."""
+    lines = [f"{checks[0].detail}"]
+    lines += [f"  {'equal' if c.equal else 'DIFFERS':<8} {c.clause:<15} {c.detail}" for c in checks[1:]]
+    unequal = [check.clause for check in checks if not check.equal]
+    if unequal:
+        lines.append(f"Not exact twins: {', '.join(unequal)} differ; say so beside every result.")
+    else:
+        lines.append("Exact twins: they differ in the skip connections alone.")
+    return "\n".join(lines)
