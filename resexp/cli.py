@@ -193,7 +193,7 @@ def table(
     from resexp.analysis import table as tables
 
     root, filters = select(selection)
-    rows = tables.rows(results.find_runs(root, filters))
+    rows = tables.rows(results.require_runs(root, filters))
     print(tables.render(rows, "json" if as_json else form.value))
 
 
@@ -207,7 +207,9 @@ def verdict(
     shallow: Annotated[
         int | None, typer.Option(help="The shallower; default: the first of at least 20.")
     ] = None,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Compare runs of unlike settings.")] = False,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Compare runs of unlike settings.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
@@ -215,13 +217,13 @@ def verdict(
     from resexp.analysis import verdict as verdicts
 
     root, filters = select(selection)
-    runs = results.find_runs(root, filters)
+    runs = results.require_runs(root, filters)
     decided = verdicts.decide(runs, deep=deep, shallow=shallow, allow_mixed=mixed)
     if as_json:
-        emit(verdicts.as_dict(decided))
+        emit(decided.as_dict())
     else:
         print(verdicts.text(decided))
-    raise typer.Exit(decided.exit_code)
+    raise typer.Exit(verdicts.EXIT_CODES[decided.outcome])
 
 
 @app.command(
@@ -280,11 +282,12 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     words = overrides or []
     if not any(word.startswith("arch=") for word in words):
         words = ["arch=residual", *words]
-    checks = contract(compose(words))
+    job = compose(words)
+    checks = contract(job)
     if as_json:
         emit([check.as_dict() for check in checks])
     else:
-        print(text(checks))
+        print(text(job, checks))
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -57,9 +57,8 @@ _session: Session | None = None
 
 def task(config: DictConfig) -> None:
     """What Hydra calls once per job, in whatever process the launcher chose."""
-    whole = HydraConfig.instance().cfg
-    assert whole is not None
-    (_session or Session()).perform(to_job(config, whole.hydra))
+    hydra_config = cast(DictConfig, HydraConfig.get())
+    (_session or Session()).perform(to_job(config, hydra_config))
 
 
 def plan(configs: list[DictConfig]) -> list[int]:
@@ -208,8 +207,8 @@ def explain(error: Exception) -> str:
         return f"{sweep[1]} has several values. Add -m to run each, or give one."
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key:
         return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
-    if group := re.match(r"Could not override '(.+?)'", text):
-        key = group[1].partition("@")[0]
+    if unknown := re.match(r"Could not override '(.+?)'", text):
+        key = unknown[1].partition("@")[0]
         return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
     if key:
         return f"{key}: {str(cause).splitlines()[0]}. See resexp list settings."

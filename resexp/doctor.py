@@ -73,15 +73,21 @@ def configs() -> Finding:
 
 def processor() -> Finding:
     """The CPU and its threads."""
-    vector = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()]
+    vector = [
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()
+    ]
     name = device_name(torch.device("cpu"))
-    return Finding("ok", "cpu", f"{name}, {cores()} cores, {' '.join(vector) or platform.machine()}")
+    return Finding(
+        "ok", "cpu", f"{name}, {cores()} cores, {' '.join(vector) or platform.machine()}"
+    )
 
 
 def gpus() -> list[Finding]:
     """Every GPU that torch can use."""
     if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+        )
         return [Finding("warn", "gpu", f"none found ({built}): training on the CPU")]
     found = []
     for index in range(torch.cuda.device_count()):
@@ -104,7 +110,9 @@ def device(settings: Settings) -> Finding:
         return Finding("fail", "device", str(error))
     except RuntimeError as error:
         return Finding("fail", "device", f"{settings.device}: {str(error).splitlines()[0]}")
-    return Finding("ok" if total == 8 else "fail", "device", f"{settings.device} trains on {chosen}")
+    return Finding(
+        "ok" if total == 8 else "fail", "device", f"{settings.device} trains on {chosen}"
+    )
 
 
 def bf16(settings: Settings) -> Finding:
@@ -118,12 +126,16 @@ def bf16(settings: Settings) -> Finding:
 
 def writable(results: Path) -> Finding:
     """The results folder takes files, and there is room."""
-    place = next(folder for folder in (results.absolute(), *results.absolute().parents) if folder.exists())
+    place = next(
+        folder for folder in (results.absolute(), *results.absolute().parents) if folder.exists()
+    )
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return Finding("fail", "results", f"{place} cannot be written ({error.strerror}): set results=")
+        return Finding(
+            "fail", "results", f"{place} cannot be written ({error.strerror}): set results="
+        )
     free = shutil.disk_usage(place).free / 2**30
     return Finding("ok" if free > 1 else "warn", "results", f"{results}, {free:.0f} GiB free")
 

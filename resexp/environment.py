@@ -20,13 +20,14 @@ from resexp.train.device import device_name
 def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, Any]:
     """The ``environment`` of run.json."""
     on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn.version() if on_gpu else None  # type: ignore[no-untyped-call]
     commit, dirty = checkout()
     return {
         "resexp": package_version("resexp"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "cudnn": cudnn,
         "device": device.type,
         "device_name": device_name(device),
         "threads": threads,

@@ -83,4 +83,3 @@ def seconds_per_flop(job: Job, size: models.Size) -> float:
     state.loss_sum.item()
     spent = time.perf_counter() - started
     return spent / (TIMED_STEPS * 3 * settings.batch_size * size.flops)
-

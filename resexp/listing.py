@@ -15,7 +15,7 @@ from resexp.screen import clock, percent, talk
 from resexp.settings import Settings, UsageError, as_dict, flatten
 
 #: The columns of ``resexp list``: run.json's keys and those of its last row.
-COLUMNS = "name run status clean_train_error test_error seconds updated".split()
+COLUMNS = ["name", "run", "status", "clean_train_error", "test_error", "seconds", "updated"]
 
 
 def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def record_of(run: Run) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any]) -> str:
-    """A run for people: what it is, how it went, what differs from the defaults, how to repeat it."""
+    """A run for people: what it is, how it went, what it changed, how to repeat it."""
     last, place = record["last"], record["environment"]
     defaults = flatten(as_dict(Settings()))
     changed = {
@@ -100,7 +100,8 @@ def show(record: dict[str, Any]) -> str:
     data = record["data"]
     lines = {
         "run": f"{record['directory']}   {record['status']}",
-        "network": f"{record['arch']}, {record['depth']} layers, {record['parameters']:,} parameters "
+        "network": f"{record['arch']}, {record['depth']} layers, "
+        f"{record['parameters']:,} parameters "
         f"({record['parameters_without_norm']:,} without normalisation), "
         f"{record['flops'] / 1e6:,.1f} MFLOPs an image",
         "data": f"{data['name']}, {data['train']:,} + {data['test']:,} images of "
@@ -111,8 +112,9 @@ def show(record: dict[str, Any]) -> str:
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
         "machine": f"{place['device_name']}, {place['threads']} CPU threads, {place['precision']}, "
         f"torch {place['torch']}, Python {place['python']}",
-        "code": f"commit {place['git_commit']}{dirty}" if place["git_commit"] else
-        f"resexp {place['resexp'] or 'of unknown version'}",
+        "code": f"commit {place['git_commit']}{dirty}"
+        if place["git_commit"]
+        else f"resexp {place['resexp'] or 'of unknown version'}",
         "settings": ", ".join(f"{key}={value}" for key, value in changed.items())
         or "all at their defaults",
         "again": record["command"] + " overwrite=true",

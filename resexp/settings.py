@@ -180,11 +180,11 @@ class Settings:
 
 #: Settings that say where and how a run is carried out. They are not part of its identity.
 CIRCUMSTANCES = frozenset(
-    "name results device threads checkpoint_every keep_checkpoint overwrite".split()
+    ["name", "results", "device", "threads", "checkpoint_every", "keep_checkpoint", "overwrite"]
 ) | {"data.root", "data.download", "data.cache"}
 
 
-#: Convolutions in a block, over all three stages: a network has this many times n, plus two, layers.
+#: Convolutions in a block of each of three stages: a network has this times n, plus two, layers.
 LAYERS_PER_BLOCK = {Unit.basic: 6, Unit.bottleneck: 9}
 
 #: Settings and the range they must lie in: (least, whether the least itself is allowed, most).
@@ -273,7 +273,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(nested: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a run's numbers, flat; those absent from ``nested`` at their default.
+    """The settings that decide a run's numbers, flat; those absent at their default.
 
     An older run directory lacks the settings that came later: it was trained at their defaults.
     """
@@ -312,7 +312,9 @@ class Job:
 
     settings: Settings
     arch: str  # the arch chosen on the command line, such as preact
-    extras: dict[str, Any]  # settings in which it differs from its experiment, but arch, depth, seed
+    extras: dict[
+        str, Any
+    ]  # settings in which it differs from its experiment, but arch, depth, seed
     overrides: list[str]  # what was typed
     config: str  # the settings as YAML
 

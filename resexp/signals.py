@@ -1,4 +1,4 @@
-"""Stopping politely: the first Ctrl-C or SIGTERM asks for a stop after this step, the next quits."""
+"""Stopping politely: the first Ctrl-C or SIGTERM stops after this step, the next at once."""
 
 from __future__ import annotations
 

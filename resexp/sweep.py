@@ -96,8 +96,10 @@ class Session:
         for job, error in self.failures:
             lines.append(f"  {job.run}   {first_line(error)}   ({job.directory / ERROR})")
         if notes:
-            lines.append(f"{len(notes)} of them collapsed or diverged: see resexp list status=" +
-                         ",".join(sorted({one.record["status"] for one in notes})))
+            lines.append(
+                f"{len(notes)} of them collapsed or diverged: see resexp list status="
+                + ",".join(sorted({one.record["status"] for one in notes}))
+            )
         return lines
 
     def retry(self) -> list[str]:
@@ -131,8 +133,8 @@ def closing(outcome: Outcome) -> str:
     twin_arch = "residual" if job.arch == "plain" else "plain"
     twin = twin_record(job, twin_arch)
     if twin is None:
-        words = [f"arch={twin_arch}" if word.startswith("arch=") else word for word in job.overrides]
-        words += [] if any(word.startswith("arch=") for word in words) else [f"arch={twin_arch}"]
+        kept = [word for word in job.overrides if not word.startswith(("arch=", "arch."))]
+        words = [*kept, f"arch={twin_arch}"]
         after = f"next: {shlex.join(['resexp', 'run', *words])}, then resexp plot"
         return f"{place}   clean training error {error}\n         {after}"
     other = percent(twin["last"].get("clean_train_error"))

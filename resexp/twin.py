@@ -43,12 +43,10 @@ def contract(job: Job) -> list[Check]:
     sizes = [models.measure(network, data.channels, data.size) for network in pair]
     shared, only = compare(*pair)
     return [
-        Check("networks", True, f"{job.arch}-{settings.depth} and its plain twin, seed {job.settings.seed}"),
         Check(
             "parameters",
             sizes[0].parameters == sizes[1].parameters and not only,
-            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}"
-            + (f"; without a counterpart: {', '.join(only[:3])}" + (" ..." if only[3:] else "") if only else ""),
+            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}{unmatched(only)}",
         ),
         Check(
             "initial values",
@@ -65,16 +63,19 @@ def contract(job: Job) -> list[Check]:
     ]
 
 
-def compare(
-    network: nn.Module, twin: nn.Module
-) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+def compare(network: nn.Module, twin: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
     """The parameters that both have in one shape, and the names of those that only one has."""
     mine, theirs = dict(network.named_parameters()), dict(twin.named_parameters())
-    shared = [
-        name for name in mine if name in theirs and mine[name].shape == theirs[name].shape
-    ]
+    shared = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
     only = [name for name in {**mine, **theirs} if name not in shared]
     return [(mine[name], theirs[name]) for name in shared], only
+
+
+def unmatched(names: list[str]) -> str:
+    """The first parameters that have no counterpart."""
+    if not names:
+        return ""
+    return f"; without a counterpart: {', '.join(names[:3])}{' ...' if names[3:] else ''}"
 
 
 def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
@@ -108,10 +109,13 @@ def same_rates(settings: Settings, twin: Settings) -> Check:
     )
 
 
-def text(checks: list[Check]) -> str:
+def text(job: Job, checks: list[Check]) -> str:
     """The checks as lines, and what they mean."""
-    lines = [f"{checks[0].detail}"]
-    lines += [f"  {'equal' if c.equal else 'DIFFERS':<8} {c.clause:<15} {c.detail}" for c in checks[1:]]
+    settings = job.settings
+    lines = [f"{job.arch}-{settings.depth} and its plain twin, seed {settings.seed}"]
+    for check in checks:
+        word = "equal" if check.equal else "DIFFERS"
+        lines.append(f"  {word:<8} {check.clause:<15} {check.detail}")
     unequal = [check.clause for check in checks if not check.equal]
     if unequal:
         lines.append(f"Not exact twins: {', '.join(unequal)} differ; say so beside every result.")

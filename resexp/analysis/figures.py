@@ -488,7 +488,7 @@ def legend_depth(
     failed = sum(run.status != "ok" for series in drawn for run, _ in finals[series])
     if failed:
         handles.append(Line2D([], [], color=FAILURE, marker="x", markersize=5, linestyle="none"))
-        labels.append("collapsed or diverged (at chance)")
+        labels.append("collapsed or diverged")
     legend(figure, handles, labels)
 
 

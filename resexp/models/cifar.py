@@ -36,7 +36,8 @@ class Add(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        return branch + self.shortcut(x)
+        y: Tensor = branch + self.shortcut(x)
+        return y
 
 
 class Block(nn.Module):
@@ -57,9 +58,7 @@ class Block(nn.Module):
         return y
 
 
-def shortcut(
-    arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm
-) -> nn.Module:
+def shortcut(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Module:
     """S(x) of a residual block: identity, zero padding (A) or a 1x1 projection (B, C).
 
     A projection is followed by normalisation, except before full pre-activation, where it is bare
@@ -124,4 +123,3 @@ class CifarNetwork(nn.Module):
         x = self.end(self.blocks(self.stem(x)))
         logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
         return logits
-

@@ -1,4 +1,4 @@
-"""Branches and what follows them: the layers of one block in any of He et al. 2016's five orders."""
+"""The layers of one block, in any of the five orders of He et al. 2016, figure 4."""
 
 from __future__ import annotations
 
@@ -128,4 +128,3 @@ class ZeroPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         return nn.functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-

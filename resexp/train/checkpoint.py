@@ -33,7 +33,7 @@ def load(directory: Path, state: State, digest: str) -> list[str]:
 
     Returns a warning for each that could not; it is set aside as ``<name>.bad``.
     """
-    warnings = []
+    warnings: list[str] = []
     fresh = {key: _copy(value) for key, value in state.state_dict().items()}
     for path in (directory / NAME, directory / BEFORE):
         if not path.exists():

@@ -33,11 +33,11 @@ def evaluate(
     """Mean cross-entropy in nats and error in percent on uint8 images [N, H, W, C]."""
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     wrong = torch.zeros((), dtype=torch.int64, device=images.device)
-    for some, answers in zip(
-        images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
-    ):
+    for first in range(0, len(labels), EVALUATION_BATCH):
+        some = slice(first, first + EVALUATION_BATCH)
+        answers = labels[some]
         with autocast(precision, images.device):
-            logits = network(batches.prepare(some, statistics))
+            logits = network(batches.prepare(images[some], statistics))
         loss += cross_entropy(logits.float(), answers, reduction="sum")
         wrong += (logits.argmax(1) != answers).sum()
     return loss.item() / len(labels), 100 * wrong.item() / len(labels)
@@ -70,10 +70,10 @@ def recalibrate(
 ) -> None:
     """Set each normalisation's mean and variance to their average over the training batches."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    whole = len(data.train_images) // settings.batch_size * settings.batch_size
-    some = data.train_images[: max(whole, 1)] if whole else data.train_images
+    size = min(settings.batch_size, len(data.train_images))
     network.train()
-    for index, images in enumerate(some.split(settings.batch_size)):
+    for index in range(len(data.train_images) // size):
+        images = data.train_images[index * size : (index + 1) * size]
         for norm in norms:
             norm.momentum = 1 / (index + 1)  # a running mean of what was seen
         with autocast(settings.precision, images.device):

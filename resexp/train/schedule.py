@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the integer step, so no resume and no reload can shift it."""
+"""The learning rate: a pure function of the integer step, so no resume can shift it."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ constructing a torch optimizer costs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,9 @@ class Momentum:
         self.momentum = settings.momentum
         self.nesterov = settings.nesterov
         everything = settings.weight_decay_on is WeightDecayOn.all
-        weights = [p for p in network.parameters() if p.dim() > 1]
-        others = [p for p in network.parameters() if p.dim() <= 1]
+        parameters = list(network.parameters())
+        weights: list[Tensor] = [one for one in parameters if one.dim() > 1]
+        others: list[Tensor] = [one for one in parameters if one.dim() <= 1]
         decay = settings.weight_decay
         self.groups = [group(weights, decay), group(others, decay if everything else 0.0)]
 
@@ -45,7 +47,7 @@ class Momentum:
     def step(self, rate: float) -> None:
         """One update from the gradients, which are forgotten."""
         for one in self.groups:
-            gradients = [parameter.grad for parameter in one.parameters]
+            gradients = [cast(Tensor, parameter.grad) for parameter in one.parameters]
             if one.weight_decay:
                 torch._foreach_add_(gradients, one.parameters, alpha=one.weight_decay)
             torch._foreach_mul_(one.velocities, self.momentum)

@@ -48,6 +48,7 @@ class CheckedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.hydra_context and self.config is not None and self.launcher
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)

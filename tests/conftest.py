@@ -1,0 +1,43 @@
+"""What every test shares: a clean Hydra, one CPU thread, a few images, and GPUs only if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resexp import data
+from resexp.settings import Data
+
+
+@pytest.fixture(autouse=True)
+def clean_process(
+    hydra_restore_singletons: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Undo what a composed configuration or a trained job leaves behind in this process."""
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    torch.set_num_threads(1)  # a run may have set more; sums then differ in the last bits
+    yield
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and with ``-m gpu`` a GPU, where the test is skipped if there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def few_digits() -> data.Images:
+    """40 training and 24 test images of the digits, 8x8 pixels. Not to be changed."""
+    digits = data.load(Data())
+    return replace(
+        digits,
+        train_images=digits.train_images[:40],
+        train_labels=digits.train_labels[:40],
+        test_images=digits.test_images[:24],
+        test_labels=digits.test_labels[:24],
+    )

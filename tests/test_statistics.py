@@ -1,0 +1,91 @@
+"""Student's t and sign flips against tables, scipy where it is, and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from resexp.analysis.statistics import paired_t, sign_flip_p, t_cdf, t_quantile
+
+
+@pytest.mark.parametrize(
+    ("n", "two_sided", "one_sided"), [(3, 4.303, 2.920), (5, 2.776, 2.132), (8, 2.365, 1.895)]
+)
+def test_quantiles_are_those_of_the_table(n: int, two_sided: float, one_sided: float) -> None:
+    assert t_quantile(0.975, n - 1) == pytest.approx(two_sided, abs=5e-4)
+    assert t_quantile(0.95, n - 1) == pytest.approx(one_sided, abs=5e-4)
+
+
+def test_one_degree_of_freedom_is_the_cauchy_distribution() -> None:
+    for t in (-3.0, -0.5, 0.0, 1.0, 20.0):
+        assert t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-14)
+
+
+def test_cdf_and_quantile_agree_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for freedom in (1, 2, 3, 4, 7, 10, 39):
+        for t in (-6.0, -1.3, 0.0, 0.2, 2.5, 9.0):
+            assert t_cdf(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-13)
+        for probability in (0.01, 0.5, 0.9, 0.975, 0.9995):
+            expected = stats.t.ppf(probability, freedom)
+            assert t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_paired_t_of_numbers_done_by_hand() -> None:
+    result = paired_t([1.0, 2.0, 3.0])  # mean 2, sd 1, standard error 1 / sqrt(3)
+    assert (result.mean, result.sd, result.n) == (2.0, 1.0, 3)
+    assert result.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
+    assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+    assert result.lower == pytest.approx(2 - 2.919986 / math.sqrt(3), abs=1e-6)
+    assert result.upper == pytest.approx(2 + 2.919986 / math.sqrt(3), abs=1e-6)
+
+
+def test_one_difference_has_a_mean_and_no_interval() -> None:
+    result = paired_t([0.7])
+    assert (result.mean, result.n) == (0.7, 1)
+    assert all(math.isnan(value) for value in (result.sd, result.low, result.high, result.lower))
+    assert math.isnan(paired_t([]).mean)
+
+
+def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
+    samples = np.random.default_rng(0).normal(0.4, 1.5, size=(4000, 5))
+    intervals = [paired_t(list(sample)) for sample in samples]
+    two_sided = np.mean([result.low <= 0.4 <= result.high for result in intervals])
+    one_sided = np.mean([result.lower <= 0.4 for result in intervals])
+    # Four standard errors of a share of 0.95 in 4,000.
+    assert two_sided == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+    assert one_sided == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+@pytest.mark.parametrize(("n", "least"), [(1, 0.5), (3, 0.125), (4, 0.0625), (5, 0.03125)])
+def test_least_sign_flip_p_is_a_half_to_the_number_of_seeds(n: int, least: float) -> None:
+    assert sign_flip_p([0.1 * (seed + 1) for seed in range(n)]) == least
+
+
+def test_sign_flip_p_equals_full_enumeration() -> None:
+    generator = np.random.default_rng(1)
+    for n in (2, 3, 6, 9):
+        values = list(generator.normal(0.3, 1, n).round(1))  # rounding makes ties
+        flips = itertools.product((1, -1), repeat=n)
+        sums = [sum(s * v for s, v in zip(signs, values, strict=True)) for signs in flips]
+        expected = sum(total >= sum(values) - 1e-9 for total in sums) / 2**n
+        assert sign_flip_p(values) == expected
+
+
+def test_sign_flip_p_of_equal_or_opposite_arms() -> None:
+    assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
+    assert sign_flip_p([-1.0, -2.0, -3.0]) == 1.0
+    assert sign_flip_p([0.5] * 30) == 2**-30
+    assert math.isnan(sign_flip_p([]))
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 degrees"):
+        t_cdf(1.0, 0)
+    with pytest.raises(ValueError, match="no quantile"):
+        t_quantile(1.0, 3)
+    with pytest.raises(ValueError, match="41"):
+        sign_flip_p([1.0] * 41)
