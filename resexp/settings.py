@@ -135,7 +135,7 @@ class Settings:
 
     # recipe
     recipe: str = "digits"
-    lr: float = 0.05
+    lr: float = 0.02
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4

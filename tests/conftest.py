@@ -1,4 +1,4 @@
-"""What every test shares: a clean Hydra, one CPU thread, a few images, and GPUs only if asked for."""
+"""What all tests share: a clean Hydra, one CPU thread, a few images, GPUs only if asked for."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ def write_run(
     settings = as_dict(Settings(depth=depth, seed=seed, name=name))
     settings["arch"]["merge"] = "plain" if arch == "plain" else "residual"
     for key, value in {**(changes or {}), **(extras or {})}.items():
-        *groups, last = key.split(".")
+        *groups, leaf = key.split(".")
         place = settings
         for group in groups:
             place = place[group]
-        place[last] = value
+        place[leaf] = value
     final = {
         "train": clean_error + 0.3 if train_error is None else train_error,
         "clean": clean_error,

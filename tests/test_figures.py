@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_results import write_run
 from matplotlib.axes import Axes
@@ -32,6 +34,14 @@ def line(axis: Axes, label: str) -> Line2D:
     return found
 
 
+def xs(drawn: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(drawn.get_xdata())]
+
+
+def ys(drawn: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(drawn.get_ydata())]
+
+
 def words(axis: Axes) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
@@ -48,12 +58,12 @@ def test_plain_is_left_residual_right_on_equal_axes(results: Path) -> None:
 def test_lines_are_means_over_seeds_at_the_evaluated_steps(results: Path) -> None:
     plain = draw_curves(find_runs(results)).axes[0]
     test = line(plain, "plain-56 test")
-    assert list(test.get_xdata()) == list(range(22, 221, 22))
-    assert test.get_ydata()[-1] == pytest.approx(76.0)
+    assert xs(test) == list(range(22, 221, 22))
+    assert ys(test)[-1] == pytest.approx(76.0)
     rows = [run.rows() for run in find_runs(results, ["arch=plain", "depth=56"])]
     expected = [sum(row.test_error for row in at) / 3 for at in zip(*rows, strict=True)]
-    assert list(test.get_ydata()) == pytest.approx(expected)
-    assert line(plain, "plain-56 train").get_ydata()[-1] == pytest.approx(75.3)
+    assert ys(test) == pytest.approx(expected)
+    assert ys(line(plain, "plain-56 train"))[-1] == pytest.approx(75.3)
 
 
 def test_training_is_dashed_and_test_solid(results: Path) -> None:
@@ -84,7 +94,7 @@ def test_colours_darken_with_depth() -> None:
 
     shades = [luminance(colour) for colour in depth_colours([8, 20, 32, 44, 56, 110]).values()]
     assert shades == sorted(shades, reverse=True)
-    assert all(before - after > 8 for before, after in zip(shades, shades[1:], strict=False))
+    assert all(before - after > 8 for before, after in pairwise(shades))
     assert len(depth_colours([20])) == 1
 
 
@@ -102,12 +112,10 @@ def test_the_legend_names_depths_and_strokes(results: Path) -> None:
 
 def test_the_band_is_the_range_of_the_seeds(results: Path) -> None:
     plain = draw_curves(find_runs(results, ["arch=plain", "depth=56"])).axes[0]
-    tops = [band.get_paths()[0].vertices[:, 1].max() for band in plain.collections]
-    assert len(tops) == 2  # training and test
-    ends = [
-        sorted(y for x, y in band.get_paths()[0].vertices if x == 220) for band in plain.collections
-    ]
-    assert (ends[1][0], ends[1][-1]) == (75.0, 77.0)
+    training, test = [np.asarray(band.get_paths()[0].vertices) for band in plain.collections]
+    last = test[test[:, 0] == 220, 1]
+    assert (last.min(), last.max()) == (75.0, 77.0)
+    assert len(training) == len(test)
     single = draw_curves(find_runs(results, ["arch=plain", "depth=56", "seed=0"])).axes[0]
     assert len(single.collections) == 0
 
@@ -121,8 +129,8 @@ def test_failures_are_noted_and_a_diverged_run_ends_in_a_cross(results: Path) ->
         "32 layers: 1 failed of 3\n56 layers: 1 collapsed, 1 diverged of 3"
     )
     cross = line(plain, "plain-56-s2 diverged")
-    assert cross.get_marker() == "x" and list(cross.get_xdata()) == [110]
-    assert line(plain, "plain-56 test").get_ydata()[-1] == pytest.approx((75 + 90) / 2)
+    assert cross.get_marker() == "x" and xs(cross) == [110]
+    assert ys(line(plain, "plain-56 test"))[-1] == pytest.approx((75 + 90) / 2)
 
 
 def test_running_runs_are_drawn_only_where_none_is_finished(results: Path) -> None:
@@ -130,8 +138,8 @@ def test_running_runs_are_drawn_only_where_none_is_finished(results: Path) -> No
     for seed in range(3):
         write_run(results, "plain", 56, seed, status="running", rows=4 + seed)
     plain = draw_curves(find_runs(results)).axes[0]
-    assert len(line(plain, "plain-20 test").get_xdata()) == 10
-    assert list(line(plain, "plain-56 test").get_xdata()) == [22, 44, 66, 88]
+    assert len(xs(line(plain, "plain-20 test"))) == 10
+    assert xs(line(plain, "plain-56 test")) == [22, 44, 66, 88]
 
 
 def test_long_runs_are_in_thousands_of_steps(tmp_path: Path) -> None:
@@ -168,15 +176,15 @@ def test_at_most_four_panels_and_it_is_said(results: Path) -> None:
 def test_depth_is_drawn_with_a_mean_line_and_a_point_a_run(results: Path) -> None:
     (axis,) = draw_depth(find_runs(results)).axes
     mean = line(axis, "plain")
-    assert list(mean.get_xdata()) == [20, 32, 56]
-    assert list(mean.get_ydata()) == pytest.approx([1.5, 10.0, 75.0])
+    assert xs(mean) == [20, 32, 56]
+    assert ys(mean) == pytest.approx([1.5, 10.0, 75.0])
     points = line(axis, "plain runs")
     assert points.get_linestyle() == "None"
-    assert sorted(points.get_ydata()) == [0.5, 1.5, 2.5, 9, 10, 11, 74, 75, 76]
-    assert all(abs(x - depth) < 2 for x, depth in zip(points.get_xdata(), [20] * 3, strict=False))
-    assert len(set(points.get_xdata())) == 9  # seeds stand side by side
+    assert sorted(ys(points)) == [0.5, 1.5, 2.5, 9, 10, 11, 74, 75, 76]
+    assert all(abs(x - depth) < 2 for x, depth in zip(xs(points), [20] * 3, strict=False))
+    assert len(set(xs(points))) == 9  # seeds stand side by side
     assert list(axis.get_xticks()) == [20, 32, 56]
-    assert axis.get_ylim() == (0, 80)
+    assert axis.get_ylim() == (0, 90)
     assert line(axis, "residual").get_color() != mean.get_color()
 
 
@@ -188,8 +196,8 @@ def test_failed_runs_are_crosses_and_count_in_the_mean(results: Path) -> None:
     (axis,) = figure.axes
     crosses = line(axis, "plain failures")
     assert crosses.get_marker() == "x"
-    assert list(crosses.get_ydata()) == [89.0, 90.0]
-    assert list(line(axis, "plain").get_ydata()) == pytest.approx([1.5, 9.5, (74 + 89 + 90) / 3])
+    assert ys(crosses) == [89.0, 90.0]
+    assert ys(line(axis, "plain")) == pytest.approx([1.5, 9.5, (74 + 89 + 90) / 3])
     assert "chance" in words(axis)
     (legend,) = figure.legends
     assert legend.get_texts()[-1].get_text() == "collapsed or diverged"
@@ -202,9 +210,10 @@ def test_one_depth_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_drawn_twice_is_drawn_equal(results: Path, tmp_path: Path) -> None:
+    runs = find_runs(results, ["arch=residual", "seed=0"])
     for form in ("svg", "png", "pdf"):
         for name in ("first", "second"):
-            save(draw_curves(find_runs(results)), tmp_path / f"{name}.{form}")
+            save(draw_curves(runs), tmp_path / f"{name}.{form}")
         first, second = ((tmp_path / f"{name}.{form}") for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
     assert not list(tmp_path.glob("*.tmp"))
@@ -224,9 +233,10 @@ def test_plot_writes_into_each_experiment(results: Path, tmp_path: Path) -> None
     ]
     assert all(path.exists() for path in written)
     assert len(find_runs(results)) == 19  # figures are in nobody's way
-    elsewhere = plot(results / "digits", tmp_path / "out", form="svg", filters=["depth=56"])
-    assert elsewhere == [tmp_path / "out" / "curves.svg", tmp_path / "out" / "depth.svg"]
-    assert plot(results, tmp_path / "out")[0] == tmp_path / "out" / "digits" / "curves.png"
+    out = tmp_path / "out"
+    elsewhere = plot(results / "digits", out, form="svg", filters=["arch=plain", "seed=0"])
+    assert elsewhere == [out / "curves.svg", out / "depth.svg"]
+    assert plot(results, out, filters=["depth=20", "arch=plain"])[0] == out / "digits/curves.png"
 
 
 def test_a_single_run_is_plotted_beside_itself(results: Path) -> None:

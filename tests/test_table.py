@@ -40,14 +40,14 @@ def test_a_line_is_the_mean_over_seeds_with_its_spread(tmp_path: Path) -> None:
     assert line["test_error"] == pytest.approx(4.0)
     assert line["test_error_sd"] == pytest.approx(7**0.5)
     assert line["clean_train_loss"] == pytest.approx(0.01)  # geometric
-    assert "3.00 (sd 2.65)" in render([line], "text")
+    assert "3.00 (2.65)" in render([line], "text")
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 20, 0, clean_error=1.0)
     (line,) = rows(find_runs(tmp_path))
     assert line["clean_train_error_sd"] is None and line["test_error_sd"] is None
-    assert "sd" not in render([line], "text")
+    assert "1.00 " in render([line], "text") and "1.00 (" not in render([line], "text")
     (cells,) = csv.DictReader(io.StringIO(render([line], "csv")))
     assert cells["test_error_sd"] == ""
 

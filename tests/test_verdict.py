@@ -134,7 +134,8 @@ def test_overfitting_is_told_from_degradation(tmp_path: Path) -> None:
 
 def test_the_other_two_labels(tmp_path: Path) -> None:
     write_arm(tmp_path, "plain", {20: 0.05, 56: 0.5}, errors={20: (1.0, 9.0), 56: (5.0, 8.0)})
-    write_arm(tmp_path, "residual", {20: 0.05, 56: 0.02}, errors={20: (1.0, 9.0), 56: (0.5, 7.0)})
+    better = {20: (1.0, 9.0), 56: (0.5, 7.0)}
+    write_arm(tmp_path, "residual", {20: 0.05, 56: 0.02}, errors=better)
     plain, residual = judged(tmp_path).arms
     assert (plain.label, residual.label) == ("under-optimised", "depth helps")
 
@@ -174,8 +175,15 @@ def test_the_verdict_is_plain_json(tmp_path: Path) -> None:
 def test_collapsed_and_diverged_runs_count(tmp_path: Path) -> None:
     degradation(tmp_path)
     write_run(
-        tmp_path, "plain", 56, 0, status="collapsed", clean_loss=2.303, clean_error=90, test_error=90
-    )  # fmt: skip
+        tmp_path,
+        "plain",
+        56,
+        0,
+        status="collapsed",
+        clean_loss=2.303,
+        clean_error=90,
+        test_error=90,
+    )
     write_run(tmp_path, "plain", 56, 1, status="diverged")
     verdict = judged(tmp_path)
     assert verdict.outcome == "shown"

@@ -146,7 +146,7 @@ def draw_depth(runs: Sequence[Run]) -> Figure:
         if error is not None:
             finals.setdefault(run.series, []).append((run, error))
     if not finals:
-        raise UsageError("no run here is finished yet. See resexp runs.")
+        raise UsageError("no run here is finished yet. See resexp list.")
     drawn = list(finals)[:MOST_PANELS]
     depths = sorted({run.depth for series in drawn for run, _ in finals[series]})
     with matplotlib.rc_context(STYLE):

@@ -51,7 +51,7 @@ class Run:
         """The run that lies in ``directory``. Raises UsageError if none does."""
         record = _read(directory / RECORD)
         if record is None:
-            raise UsageError(f"{directory} holds no {RECORD} of a run. See resexp runs.")
+            raise UsageError(f"{directory} holds no {RECORD} of a run. See resexp list.")
         return cls(directory, record)
 
     @property
@@ -191,7 +191,7 @@ def require_runs(
     if runs:
         return runs
     if filters and find_runs(root):
-        raise UsageError(f"no run in {root} has {' '.join(filters)}. See resexp runs.")
+        raise UsageError(f"no run in {root} has {' '.join(filters)}. See resexp list.")
     raise UsageError(
         f"no runs in {root}. Train some: resexp run -m depth=20,56 arch=plain,residual"
     )

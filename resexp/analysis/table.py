@@ -227,18 +227,19 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
+#: Headings; a text table breaks them at the bar.
 HEADINGS = (
-    "experiment",
-    "network",
-    "depth",
-    "parameters",
-    "seeds",
-    "clean training error %",
-    "training error %",
-    "test error %",
-    "clean training loss",
-    "failures",
-    "published test error %",
+    "|experiment",
+    "|network",
+    "|depth",
+    "|parameters",
+    "|seeds",
+    "clean training|error % (sd)",
+    "training|error %",
+    "test|error % (sd)",
+    "clean|loss",
+    "|failures",
+    "published|test error %",
 )
 WORDS = (0, 1)  # columns of words, to the left; numbers go to the right
 
@@ -279,7 +280,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], 
 def _spread(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return ""
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} (sd {sd:.2f})"
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
 
 
 def _published(row: dict[str, Any], notes: list[str]) -> str:
@@ -299,7 +300,7 @@ def _is_words(heading: str) -> bool:
 def _text(rows: Sequence[dict[str, Any]]) -> str:
     """Aligned columns, headings broken over two lines where that makes them narrower."""
     heading, body, footnotes = _cells(rows)
-    tops, bottoms = zip(*(_broken(word) for word in heading), strict=True)
+    tops, bottoms = zip(*(word.split("|") for word in heading), strict=True)
     lines = [list(tops), list(bottoms), *body]
     widths = [max(len(cells[column]) for cells in lines) for column in range(len(heading))]
     written = [
@@ -312,18 +313,16 @@ def _text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*written, *footnotes])
 
 
-def _broken(heading: str) -> tuple[str, str]:
-    """``clean training error %`` as ("clean training", "error %")."""
-    words = heading.split(" ")
-    cut = {1: 0, 2: 1, 3: 1, 4: 2}[len(words)]
-    return " ".join(words[:cut]), " ".join(words[cut:])
+def _joined(heading: str) -> str:
+    """``clean training|error %`` in one line."""
+    return heading.replace("|", " ").strip()
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     heading, body, footnotes = _cells(rows)
     rule = [":--" if _is_words(word) else "--:" for word in heading]
     lines = ["| " + " | ".join(_piped(cell) for cell in cells) + " |" for cells in body]
-    head = ["| " + " | ".join(heading) + " |", "|" + "|".join(rule) + "|"]
+    head = ["| " + " | ".join(_joined(word) for word in heading) + " |", "|" + "|".join(rule) + "|"]
     below = ["", *(f"{note}  " for note in footnotes)] if footnotes else []
     return "\n".join([*head, *lines, *below]).rstrip()
 
@@ -355,7 +354,7 @@ def _latex(rows: Sequence[dict[str, Any]]) -> str:
             r"% \usepackage{booktabs}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(escape_latex(word) for word in heading) + r" \\",
+            " & ".join(escape_latex(_joined(word)) for word in heading) + r" \\",
             r"\midrule",
             *lines,
             r"\bottomrule",

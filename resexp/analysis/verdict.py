@@ -188,7 +188,8 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 f"{twin.run} and {run.run} are the same network and seed. Choose with a filter."
             )
         arms.setdefault(arm, []).append(run)
-    return arms
+    by_rank = sorted(arms.items(), key=lambda item: (order(item[1][0])[0], item[0]))
+    return dict(by_rank)
 
 
 def plain_series(arms: dict[str, list[Run]]) -> str:
@@ -204,14 +205,16 @@ def plain_series(arms: dict[str, list[Run]]) -> str:
 def choose_depths(
     arms: dict[str, list[Run]], ordered: list[str], shallow: int | None, deep: int | None
 ) -> tuple[int, int]:
-    """The depths asked for, or of those with the most seeds in plain and its twin the outermost.
+    """The depths asked for, or the outermost that were trained with plain and its twin.
 
-    Depths below ``SHALLOW`` are the reference only if there is none from there on.
+    A depth with half as many common seeds as the best or fewer is an excursion, and passed over; a
+    depth below ``SHALLOW`` is the reference only if there is none from there on. How runs ended is
+    not looked at: a failure must not move the question.
     """
     pair = ordered[:2]
     seeds = {
         series: {
-            depth: {run.seed for run in arms[series] if run.depth == depth and measured(run)}
+            depth: {run.seed for run in arms[series] if run.depth == depth}
             for depth in {run.depth for run in arms[series]}
         }
         for series in pair
@@ -225,7 +228,7 @@ def choose_depths(
             here = ", ".join(str(known) for known in sorted(seeds[pair[0]]))
             raise UsageError(f"no plain runs of depth {depth}. Depths here: {here}.")
     most = max(common.values(), default=0)
-    usual = sorted(depth for depth, count in common.items() if count == most and count)
+    usual = sorted(depth for depth, count in common.items() if count > most / 2)
     if deep is None:
         deep = max(usual, default=None)
     if shallow is None:
@@ -233,7 +236,7 @@ def choose_depths(
         shallow = next((depth for depth in below if depth >= SHALLOW), min(below, default=None))
     if shallow is None or deep is None:
         raise UsageError(
-            f"a verdict needs two depths with finished runs of {' and '.join(pair)}. "
+            f"a verdict needs two depths with runs of {' and '.join(pair)}. "
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
     if shallow >= deep:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from resexp.settings import Precision, UsageError
+
+# Numbers of glibc's mallopt(3), from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,6 +72,7 @@ def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
     """
     threads = threads or cores()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -76,6 +82,19 @@ def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
     return threads
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of activations instead of returning it after every layer.
+
+    By default a tensor of some MB is mapped, zeroed page by page and unmapped again each time: some
+    20,000 page faults in a step of ResNet-20 at 32x32, a tenth of its time. Elsewhere than on glibc
+    nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores() -> int:

@@ -1,0 +1,507 @@
+"""resexp.records and the identity of a run: what a run directory says, and who may write one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resexp import records
+from resexp.records import Claim, Row
+from resexp.settings import (
+    CIRCUMSTANCES,
+    Arch,
+    BnEval,
+    Data,
+    Init,
+    Job,
+    Merge,
+    Normalise,
+    Order,
+    Precision,
+    Settings,
+    Shortcut,
+    Split,
+    Unit,
+    UsageError,
+    WeightDecayOn,
+    as_dict,
+    digest,
+    flatten,
+    identity,
+)
+
+HEADER = (
+    "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"
+    "images_per_second,seconds"
+)
+
+
+@contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """UsageError, in one line, with all of these words in it."""
+    with pytest.raises(UsageError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def make_job(results: Path, **settings: Any) -> Job:
+    return Job(
+        settings=Settings(depth=8, results=str(results), **settings),
+        arch="plain",
+        extras={},
+        overrides=["depth=8"],
+        config="depth: 8\n",
+    )
+
+
+def make_row(step: int, **changes: Any) -> Row:
+    row = Row(
+        step=step,
+        epoch=0.98,
+        lr=0.05,
+        train_loss=2.25,
+        train_error=87.5,
+        clean_train_loss=None,
+        clean_train_error=None,
+        test_loss=2.5,
+        test_error=90.0,
+        images_per_second=1234.5,
+        seconds=0.25,
+    )
+    return replace(row, **changes)
+
+
+def write_status(job: Job, status: str, **changes: Any) -> None:
+    """A run.json with the job's own settings, or some of them changed."""
+    job.directory.mkdir(parents=True, exist_ok=True)
+    settings = as_dict(job.settings) | changes
+    records.write_record(job.directory, {"settings": settings, "status": status})
+
+
+# --- metrics.csv
+
+
+def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
+    records.append_row(tmp_path, make_row(22))
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text == f"{HEADER}\n22,0.98,0.05,2.25,87.5,,,2.5,90,1234.5,0.25\n"
+    assert records.TIME_COLUMNS == ("images_per_second", "seconds")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0, "0"),
+        (64_000, "64000"),
+        (12_345_678, "12345678"),  # a step keeps all its digits
+        (0.0, "0"),
+        (0.1, "0.1"),
+        (1 / 3, "0.3333333"),
+        (100 * 325 / 360, "90.27778"),
+        (1e-4, "0.0001"),
+        (1.25e-9, "1.25e-09"),
+        (12_345_678.9, "1.234568e+07"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_a_cell_is_spelled(value: float | None, text: str) -> None:
+    assert records.spell(value) == text
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(
+    st.integers(1, 10**9),
+    st.lists(numbers, min_size=8, max_size=8),
+    st.tuples(st.none() | numbers, st.none() | numbers),
+)
+def test_a_row_reads_back_to_seven_digits(
+    step: int, values: list[float], clean: tuple[float | None, float | None]
+) -> None:
+    names = [key for key in records.COLUMNS if key != "step" and not key.startswith("clean_")]
+    cells = dict(zip(names, values, strict=True))
+    row = Row(step=step, clean_train_loss=clean[0], clean_train_error=clean[1], **cells)
+    line = ",".join(records.spell(value) for value in asdict(row).values()) + "\n"
+    again = asdict(records.parse_row(line))
+    assert again.pop("step") == step
+    for key, value in asdict(row).items():
+        if key != "step":
+            assert again[key] == (
+                value if value is None else pytest.approx(value, 1e-6, nan_ok=True)
+            )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "22\n", "22,1,1,1,1,1,1,1,1,1\n", "22,1,,1,1,1,1,1,1,1,1\n", "22,a,1,1,1,1,1,1,1,1,1\n"],
+)
+def test_a_line_that_is_no_row_is_refused(line: str) -> None:
+    with pytest.raises(ValueError):
+        records.parse_row(line)
+
+
+def test_rows_after_the_step_are_cut(tmp_path: Path) -> None:
+    for step in (22, 44, 66):
+        records.append_row(tmp_path, make_row(step))
+    assert [row.step for row in records.keep_rows(tmp_path, 44)] == [22, 44]
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == HEADER
+    assert [line.split(",")[0] for line in lines[1:]] == ["22", "44"]
+    records.append_row(tmp_path, make_row(50))
+    assert [row.step for row in records.keep_rows(tmp_path, 50)] == [22, 44, 50]
+
+
+def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
+    records.append_row(tmp_path, make_row(22))
+    whole = (tmp_path / "metrics.csv").read_text()
+    records.append_row(tmp_path, make_row(44))
+    both = (tmp_path / "metrics.csv").read_text()
+    for length in range(len(whole), len(both)):
+        (tmp_path / "metrics.csv").write_text(both[:length])
+        assert [row.step for row in records.keep_rows(tmp_path, 44)] == [22]
+        assert (tmp_path / "metrics.csv").read_text() == whole
+
+
+def test_a_file_without_a_row_to_keep_is_removed_so_that_the_header_comes_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "metrics.csv"
+    for text in ("", HEADER[:9], HEADER, f"{HEADER}\n", f"{HEADER}\n22,0.98"):
+        path.write_text(text)
+        assert records.keep_rows(tmp_path, 10**6) == []
+        assert not path.exists()
+    records.append_row(tmp_path, make_row(22))
+    assert records.keep_rows(tmp_path, 21) == []
+    assert not path.exists()
+    assert records.keep_rows(tmp_path, 21) == []
+
+
+def test_last_values_are_the_newest_of_each_column() -> None:
+    first = make_row(22, clean_train_error=80.0, clean_train_loss=2.0)
+    last = records.last_values([first, make_row(44, test_error=70.0)])
+    assert last["step"] == 44
+    assert last["test_error"] == 70.0
+    assert last["clean_train_error"] == 80.0
+    assert list(last) == list(records.COLUMNS)
+    assert "clean_train_error" not in records.last_values([make_row(22)])
+    assert records.last_values([]) == {}
+
+
+# --- run.json
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    record = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": "nan", "e": True, "f": 3}
+    records.write_record(tmp_path, record)
+
+    def not_json(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    text = (tmp_path / "run.json").read_text()
+    assert json.loads(text, parse_constant=not_json) == {
+        "a": None,
+        "b": [1.5, None, {"c": None}],
+        "d": "nan",
+        "e": True,
+        "f": 3,
+    }
+    assert record["a"] is not None  # the caller's record stays as it was
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    path = tmp_path / "run.json"
+    records.write_atomically(path, "old\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(OSError):
+        records.write_atomically(path, "new and longer\n")
+    assert path.read_text() == "old\n"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(file: int) -> None:
+        calls.append("fsync")
+        real_fsync(file)
+
+    def rename(source: Path, target: Path) -> None:
+        calls.append(f"rename to {target.name}")
+        assert source.read_text() == "new\n"
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    records.write_atomically(tmp_path / "run.json", "new\n")
+    assert calls == ["fsync", "rename to run.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_first_line_of_an_error_is_short() -> None:
+    assert records.first_line(RuntimeError("out of memory\nTried to allocate")) == "out of memory"
+    assert records.first_line(KeyError()) == "KeyError"
+    assert len(records.first_line(ValueError("x" * 1000))) == 200
+
+
+# --- what a directory says
+
+
+def test_no_directory_or_an_empty_one_is_new(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    assert records.look(job) is Claim.new
+    assert not job.directory.exists()
+    job.directory.mkdir(parents=True)
+    assert records.look(job) is Claim.new
+    (job.directory / ".lock").touch()
+    assert records.look(job) is Claim.new
+
+
+def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.directory.mkdir(parents=True)
+    (job.directory / "thesis.tex").write_text("all of it")
+    with refused("thesis.tex", "not a run", "name=", "overwrite=true"):
+        records.look(job)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"status": "ok"}', '{"status": 1, "settings": {}}', "\x00"]
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
+    job = make_job(tmp_path)
+    job.directory.mkdir(parents=True)
+    (job.directory / "run.json").write_text(text)
+    with refused(str(job.directory / "run.json"), "overwrite=true"):
+        records.look(job)
+    (job.directory / "run.json").write_bytes(b"\xff\xfe")
+    with refused("overwrite=true"):
+        records.look(job)
+
+
+@pytest.mark.parametrize(
+    ("status", "claim"),
+    [
+        ("ok", Claim.done),
+        ("collapsed", Claim.done),
+        ("diverged", Claim.done),
+        ("running", Claim.resume),
+        ("interrupted", Claim.resume),
+        ("failed", Claim.resume),
+    ],
+)
+def test_the_status_says_whether_to_go_on(tmp_path: Path, status: str, claim: Claim) -> None:
+    job = make_job(tmp_path)
+    write_status(job, status)
+    assert records.look(job) is claim
+    assert records.look(make_job(tmp_path, overwrite=True)) is Claim.new
+
+
+@pytest.mark.parametrize("status", ["ok", "running"])
+def test_other_settings_are_refused_by_their_key(tmp_path: Path, status: str) -> None:
+    job = make_job(tmp_path)
+    write_status(job, status, lr=0.2)
+    with refused("lr=0.2", "lr=0.05", "name=", "overwrite=true"):
+        records.look(job)
+    write_status(job, status, arch={"merge": "residual"})
+    with refused("arch.merge=residual", "arch.merge=plain"):
+        records.look(job)
+    assert records.look(make_job(tmp_path, overwrite=True)) is Claim.new
+
+
+def test_an_older_record_lacks_only_what_was_then_at_its_default(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    settings = as_dict(job.settings)
+    del settings["bn_eval"], settings["data"]["split"]
+    job.directory.mkdir(parents=True)
+    records.write_record(job.directory, {"settings": settings, "status": "ok"})
+    assert records.look(job) is Claim.done
+    with refused("bn_eval=ema", "bn_eval=recalibrated"):
+        records.look(make_job(tmp_path, bn_eval=BnEval.recalibrated))
+
+
+# --- identity
+
+CHANGED: dict[str, Any] = {
+    "arch.merge": Merge.residual,
+    "arch.shortcut": Shortcut.B,
+    "arch.order": Order.full_preactivation,
+    "arch.unit": Unit.bottleneck,
+    "data.name": "letters",
+    "data.loader": "imagefolder",
+    "data.split": Split.paper_45k,
+    "data.size": 16,
+    "recipe": "he2015",
+    "depth": 56,
+    "seed": 7,
+    "width": 8,
+    "nesterov": True,
+    "weight_decay_on": WeightDecayOn.weights,
+    "milestones": [0.5],
+    "flip": True,
+    "normalise": Normalise.none,
+    "init": Init.xavier,
+    "bn_eval": BnEval.recalibrated,
+    "precision": Precision.bf16,
+    "deterministic": True,
+    "data.root": "elsewhere",
+    "data.download": False,
+    "data.cache": "elsewhere",
+    "name": "other",
+    "results": "elsewhere",
+    "device": "cpu",
+    "keep_checkpoint": True,
+    "overwrite": True,
+}
+
+
+def changed(key: str) -> dict[str, Any]:
+    """The default settings with ``key`` at another value."""
+    nested = as_dict(Settings())
+    flat = flatten(nested)
+    value = CHANGED.get(key, flat[key] / 2 if isinstance(flat[key], float) else None)
+    if value is None:
+        value = flat[key] + 1
+    assert value != flat[key]
+    *groups, last = key.split(".")
+    place = nested
+    for group in groups:
+        place = place[group]
+    place[last] = value
+    return nested
+
+
+@pytest.mark.parametrize("key", sorted(flatten(as_dict(Settings()))))
+def test_every_setting_is_either_identity_or_circumstance(key: str) -> None:
+    default = as_dict(Settings())
+    same = digest(changed(key)) == digest(default)
+    assert same == (key in CIRCUMSTANCES)
+    assert (key in identity(default)) == (key not in CIRCUMSTANCES)
+
+
+def test_the_circumstances_are_where_and_how_not_what() -> None:
+    assert sorted(CIRCUMSTANCES) == [
+        "checkpoint_every",
+        "data.cache",
+        "data.download",
+        "data.root",
+        "device",
+        "keep_checkpoint",
+        "name",
+        "overwrite",
+        "results",
+        "threads",
+    ]
+
+
+def test_a_digest_is_twelve_digits_that_depend_on_no_order() -> None:
+    nested = as_dict(Settings())
+    backwards = dict(reversed(nested.items()))
+    assert digest(backwards) == digest(nested) == digest({})
+    assert len(digest(nested)) == 12
+    assert int(digest(nested), 16) >= 0
+    nested_twice = as_dict(Settings(arch=Arch(), data=Data()))
+    assert digest(nested_twice) == digest(nested)
+
+
+# --- who may write
+
+
+def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    with records.claim(job) as first:
+        assert first is Claim.new
+        with records.claim(job) as second:
+            assert second is Claim.busy
+    with records.claim(job) as third:
+        assert third is Claim.new
+
+
+def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    script = (
+        "import os, sys\n"
+        "from resexp.records import claim\n"
+        "from resexp.settings import Job, Settings\n"
+        "job = Job(settings=Settings(depth=8, results=sys.argv[1]), arch='plain', extras={},\n"
+        "          overrides=[], config='')\n"
+        "with claim(job) as state:\n"
+        "    print(state, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    os._exit(9)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "new\n"
+        with records.claim(job) as state:
+            assert state is Claim.busy
+        other.stdin.write("die\n")
+    assert other.returncode == 9
+    with records.claim(job) as state:
+        assert state is Claim.new
+
+
+def test_where_nothing_can_be_written_nothing_is_claimed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with refused("cannot be written", "results="), records.claim(make_job(tmp_path / "file")):
+        raise AssertionError("claimed")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_overwriting_removes_a_runs_files_and_no_others(tmp_path: Path) -> None:
+    job = make_job(tmp_path, overwrite=True)
+    write_status(job, "ok", lr=0.2)
+    ours = ["metrics.csv", "config.yaml", "error.txt", "checkpoint.pt", "checkpoint.before.pt"]
+    ours += ["checkpoint.pt.bad", "checkpoint.pt.tmp"]
+    for name in [*ours, "notes.txt", "curves.png"]:
+        (job.directory / name).write_text("x")
+    with records.claim(job) as state:
+        assert state is Claim.new
+    left = {path.name for path in job.directory.iterdir()} - {".lock"}
+    assert left == {"notes.txt", "curves.png"}
+
+
+def test_a_refused_directory_is_let_go(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    write_status(job, "ok", lr=0.2)
+    for _ in range(2):
+        with refused("lr=0.2"), records.claim(job):
+            raise AssertionError("claimed")
+    write_status(job, "ok")
+    with records.claim(job) as state:
+        assert state is Claim.done
