@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -324,21 +325,11 @@ def demo(overrides: Overrides = None) -> None:
     print(session.summary().splitlines()[0])
     if session.exit_code:
         raise typer.Exit(session.exit_code)
-    root = next(word[8:] for word in [*words, "results=results"] if word.startswith("results="))
-    follow_up([root])
-
-
-def follow_up(selection: list[str]) -> None:
-    """Figure, table and verdict of what was just trained."""
-    print("\nresexp plot")
-    plot(selection)
-    print("\nresexp table")
-    table(selection)
-    print("\nresexp verdict")
-    try:
-        verdict(selection)
-    except typer.Exit:
-        print("\nThe figures: see the files above. What can be changed: resexp list settings")
+    folder = str(session.outcomes[0].job.directory.parent)
+    for command in (plot, table, verdict):
+        print(f"\nresexp {command.__name__} {folder}")
+        with suppress(typer.Exit):  # the verdict's exit code is for scripts
+            command([folder])
 
 
 def main() -> None:

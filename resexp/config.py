@@ -109,12 +109,14 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
     overrides = list(hydra_config.overrides.task)
-    choices = hydra_config.runtime.choices
+    choices, sources = hydra_config.runtime.choices, hydra_config.runtime.config_sources
+    own = [source.path for source in sources if source.provider == "command-line"]
     return Job(
         settings=settings,
         arch=choices.arch,
         extras=extras(overrides, settings, choices),
         overrides=overrides,
+        flags=[word for path in own for word in ("--config-dir", path)],
         config=OmegaConf.to_yaml(config),
     )
 

@@ -23,6 +23,9 @@ from resexp.settings import Job, UsageError, as_dict, identity
 
 RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
 
+#: What a process killed at its very start may leave without a record.
+BEGUN = {".lock", CONFIG, f"{CONFIG}.tmp", f"{RECORD}.tmp"}
+
 FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
 UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
 
@@ -73,8 +76,7 @@ def look(job: Job) -> Claim:
     if job.settings.overwrite or not directory.exists():
         return Claim.new
     if not (directory / RECORD).exists():
-        foreign = [path.name for path in directory.iterdir() if path.name != ".lock"]
-        if foreign:
+        if foreign := [path.name for path in directory.iterdir() if path.name not in BEGUN]:
             raise UsageError(
                 f"{directory} holds {foreign[0]} but no {RECORD}: not a run of resexp. "
                 "Move it away, choose another name=..., or replace it with overwrite=true."
@@ -119,9 +121,9 @@ def claim(job: Job) -> Iterator[Claim]:
 
 
 def empty(directory: Path) -> None:
-    """Remove a run's files and nothing else."""
-    names = (RECORD, METRICS, CONFIG, ERROR)
-    for path in [*(directory / name for name in names), *directory.glob("checkpoint*.pt*")]:
+    """Remove a run's files and nothing else; its record last, so that it stays a run till then."""
+    names = (METRICS, CONFIG, ERROR, RECORD)
+    for path in [*directory.glob("checkpoint*.pt*"), *(directory / name for name in names)]:
         path.unlink(missing_ok=True)
 
 

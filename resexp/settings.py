@@ -317,6 +317,7 @@ class Job:
     ]  # settings in which it differs from its experiment, but arch, depth, seed
     overrides: list[str]  # what was typed
     config: str  # the settings as YAML
+    flags: list[str] = field(default_factory=list)  # what composing it again needs
 
     @property
     def run(self) -> str:
@@ -330,4 +331,4 @@ class Job:
     @property
     def command(self) -> str:
         """What to type for this run alone."""
-        return shlex.join(["resexp", "run", *self.overrides])
+        return shlex.join(["resexp", "run", *self.flags, *self.overrides])

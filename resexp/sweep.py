@@ -116,7 +116,7 @@ def brief(outcome: Outcome) -> str:
     record, last = outcome.record, outcome.record["last"]
     status = "done before" if outcome.claim is Claim.done else record["status"]
     return (
-        f"{status:<10} clean {percent(last.get('clean_train_error')):>6}  "
+        f"{status:<11} clean {percent(last.get('clean_train_error')):>6}  "
         f"test {percent(last.get('test_error')):>6}  {clock(record['seconds'])}"
     )
 
@@ -125,22 +125,22 @@ def closing(outcome: Outcome) -> str:
     """The end of a run on its own: status, place, number beside its twin's, next command."""
     job, record = outcome.job, outcome.record
     if outcome.claim is Claim.busy:
-        return f"busy     {job.directory}   another process trains it"
+        return f"busy      {job.directory}   another process trains it"
     error = percent(record["last"].get("clean_train_error"))
-    place = f"{record['status']:<8} {job.directory}"
+    place = f"{record['status']:<9} {job.directory}"
     if outcome.claim is Claim.done:
-        place = f"done     {job.directory} (before: nothing to do)"
+        place = f"done      {job.directory} (before: nothing to do)"
     twin_arch = "residual" if job.arch == "plain" else "plain"
     twin = twin_record(job, twin_arch)
     if twin is None:
         kept = [word for word in job.overrides if not word.startswith(("arch=", "arch."))]
         words = [*kept, f"arch={twin_arch}"]
-        after = f"next: {shlex.join(['resexp', 'run', *words])}, then resexp plot"
-        return f"{place}   clean training error {error}\n         {after}"
+        after = f"next: {shlex.join(['resexp', 'run', *job.flags, *words])}, then resexp plot"
+        return f"{place}   clean training error {error}\n          {after}"
     other = percent(twin["last"].get("clean_train_error"))
     return (
         f"{place}   clean training error {error} ({twin_arch} twin: {other})\n"
-        "         next: resexp plot"
+        "          next: resexp plot"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resexp import records
@@ -61,7 +61,7 @@ def refused(*words: str) -> Iterator[None]:
 
 def make_job(results: Path, **settings: Any) -> Job:
     return Job(
-        settings=Settings(depth=8, results=str(results), **settings),
+        settings=Settings(depth=8, results=str(results), **{"lr": 0.05} | settings),
         arch="plain",
         extras={},
         overrides=["depth=8"],
@@ -129,6 +129,7 @@ def test_a_cell_is_spelled(value: float | None, text: str) -> None:
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 10**9),
     st.lists(numbers, min_size=8, max_size=8),

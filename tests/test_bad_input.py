@@ -1,0 +1,257 @@
+"""Wrong command lines: exit code 2, one line that says what to type next, nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_results import write_run
+
+from resexp import config
+from resexp.cli import main
+from resexp.train import device
+
+#: What each command line must be answered with; words are separated by spaces, none has one inside.
+RUN = [
+    # names
+    ("run dpeth=56", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("run learning_rate=0.1", ["unknown setting learning_rate", "resexp list settings"]),
+    ("run shortcut=B", ["unknown setting shortcut", "Did you mean arch.shortcut?"]),
+    ("run arch.orderr=x", ["unknown setting arch.orderr", "Did you mean arch.order?"]),
+    ("run +foo=1", ["unknown setting foo", "resexp list settings"]),
+    ("run ++foo=1", ["unknown setting foo", "resexp list settings"]),
+    ("run +arch.foo=1", ["unknown setting arch.foo", "resexp list settings"]),
+    ("run -m dpeth=20,56", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("run -m +foo=1,2", ["unknown setting foo"]),
+    # options of a group
+    ("run arch=residul", ["arch has no option residul", "Did you mean residual?"]),
+    ("run -m arch=plain,resid", ["arch has no option resid", "Did you mean residual?"]),
+    ("run arch=", ["arch", "Choose one of: plain, "]),
+    ("run ~arch", ["arch", "plain"]),
+    ("run arch=[plain,residual]", ["arch", "plain, "]),
+    ("run data=mnist", ["data has no option mnist", "cifar10, digits, fashion_mnist"]),
+    ("run recipe=foo", ["recipe has no option foo", "he2015"]),
+    ("run experiment=he2016", ["experiment has no option he2016", "Did you mean he2015?"]),
+    ("run +experiment=digits", ["experiment=digits"]),
+    # values of the wrong kind
+    ("run depth=abc", ["depth", "abc", "Integer"]),
+    ("run depth=", ["depth", "Integer"]),
+    ("run depth=null", ["depth", "resexp list settings"]),
+    ("run -m depth=8,abc", ["depth", "abc", "Integer"]),
+    ("run seed=1.5", ["seed", "1.5", "Integer"]),
+    ("run milestones=0.5", ["milestones", "resexp list settings"]),
+    ("run deterministic=maybe", ["deterministic", "maybe"]),
+    ("run arch.shortcut=D", ["arch.shortcut", "D", "A, B, C"]),
+    ("run precision=fp16", ["precision", "fp16", "fp32, bf16"]),
+    ("run init=foo", ["init", "foo", "he_fan_out"]),
+    # values out of range
+    ("run depth=55", ["depth=55 is not 6n+2", "Nearest: 50, 56."]),
+    ("run depth=2", ["depth=2", "Nearest: 8."]),
+    ("run depth=-8", ["depth=-8", "Nearest: 8."]),
+    ("run -m depth=20,55", ["depth=55", "50, 56"]),
+    ("run -m arch=plain,residual depth=9", ["depth=9", "8, 14"]),
+    ("run arch.unit=bottleneck depth=26", ["depth=26 is not 9n+2", "Nearest: 20, 29."]),
+    ("run lr=-1", ["lr=-1", "above 0"]),
+    ("run lr=0", ["lr=0", "above 0"]),
+    ("run lr=nan", ["lr=nan", "above 0"]),
+    ("run lr=inf", ["lr=inf", "above 0"]),
+    ("run momentum=1.5", ["momentum=1.5", "from 0"]),
+    ("run milestones=[0.9,0.1]", ["milestones=[0.9", "milestones=[0.5,0.75]"]),
+    ("run milestones=[32000,48000]", ["milestones=", "shares of steps"]),
+    ("run batch_size=0", ["batch_size=0", "from 2"]),
+    ("run steps=0", ["steps=0", "from 1"]),
+    ("run seed=-1", ["seed=-1", "from 0"]),
+    ("run eval_every=0", ["eval_every=0", "from 1"]),
+    ("run width=0", ["width=0", "from 1"]),
+    ("run data.size=4", ["data.size=4", "8 to 1,024"]),
+    # several values
+    ("run depth=20,56", ["depth=20,56", "Add -m"]),
+    ("run depth=range(8,20)", ["depth=range(8,20)", "Add -m"]),
+    ("run experiment=digits,he2015", ["experiment=digits,he2015", "Add -m"]),
+    # what is no override
+    ("run depth=[1", ["depth=[1", "key=value"]),
+    ("run depth", ["'depth'", "key=value"]),
+    ("run depth==8", ["depth==8", "key=value"]),
+    ("run =", ["'='", "key=value"]),
+    # this machine
+    ("run device=gpu", ["device=gpu", "cpu, cuda"]),
+    ("run device=cuda", ["device=cuda", "no GPU", "device=cpu", "resexp doctor"]),
+    ("run device=cuda:3", ["device=cuda:3", "no GPU", "device=cpu"]),
+    ("run -m device=cuda depth=8,20", ["device=cuda", "no GPU", "device=cpu"]),
+    ("run precision=bf16", ["precision=bf16", "avx512_bf16", "precision=fp32"]),
+    # data
+    (
+        "run experiment=he2015 data.download=false",
+        ["CIFAR-10", "data.root", "experiment=digits"],
+    ),
+    ("run data=fashion_mnist data.download=false", ["Fashion-MNIST", "data.root"]),
+    ("run data=imagefolder data.root=nowhere", ["data.root=nowhere", "train/<class>"]),
+    ("run data.loader=cifar", ["data.loader=cifar", "Did you mean cifar10?"]),
+    ("run data.split=45k depth=8 steps=2", ["data.split=45k", "1,437", "data.split=full"]),
+    # places
+    ("run name=../x", ["name='../x'", "name=first-try"]),
+    ("run name=/abs", ["name='/abs'", "name=first-try"]),
+    ("run name=.hidden", ["name='.hidden'", "name=first-try"]),
+    ("run results=/dev/null/x depth=8 steps=2", ["/dev/null/x", "cannot be written", "results="]),
+    ("run results=file depth=8 steps=2", ["file", "cannot be written", "results="]),
+    (
+        "run -m results=/dev/null/x depth=8 steps=2 seed=0,1",
+        ["/dev/null/x", "cannot be written", "results="],
+    ),
+    # flags
+    ("run --frobnicate", ["--frobnicate", "resexp run --help"]),
+    ("run --dry-rum depth=8", ["--dry-rum", "--dry-run"]),
+    ("run -x", ["-x", "resexp run --help"]),
+    ("run --cfg foo", ["--cfg", "foo", "job"]),
+    ("run --info foo", ["--info", "foo", "defaults"]),
+    ("run --config-dir nowhere", ["nowhere"]),
+    ("run --config-name foo", ["foo", "config"]),
+    ("run hydra/launcher=slurm", ["hydra/launcher has no option slurm", "basic"]),
+]
+
+OTHERS = [
+    ("runn", ["runn", "'run'"]),
+    ("--frobnicate", ["--frobnicate", "resexp --help"]),
+    ("plot nowhere", ["no folder nowhere", "results folder"]),
+    ("table nowhere", ["no folder nowhere", "results folder"]),
+    ("verdict nowhere", ["no folder nowhere", "results folder"]),
+    ("list nowhere", ["no folder nowhere", "results folder"]),
+    ("list", ["no folder results", "resexp demo"]),
+    ("show nothing", ["no run nothing", "resexp list"]),
+    ("show", ["RUN", "--help"]),
+    ("list a b", ["a", "b", "give one"]),
+    ("list archs dpeth=3", ["dpeth"]),
+    ("plot --format gif", ["gif", "'png', 'svg', 'pdf'"]),
+    ("table --format word", ["word", "'latex'"]),
+    ("verdict --deep x", ["--deep", "integer"]),
+    ("twin dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("twin depth=9", ["depth=9", "8, 14"]),
+    ("twin --frobnicate", ["--frobnicate", "--help"]),
+    ("doctor dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("doctor --frobnicate", ["--frobnicate", "--help"]),
+    ("demo dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("demo --frobnicate", ["--frobnicate", "--help"]),
+]
+
+WITH_RESULTS = [
+    ("list dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("table dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("plot dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("verdict dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
+    ("plot results results", ["two results folders", "give one"]),
+    ("plot arch=none", ["no run in results has arch=none", "resexp list"]),
+    ("table depth=44", ["no run in results has depth=44", "resexp list"]),
+    ("verdict --deep 44", ["no plain runs of depth 44", "20, 56"]),
+    ("verdict --deep 20 --shallow 56", ["depth 20 is not deeper than 56"]),
+    ("show plain-20-s9", ["no run plain-20-s9", "resexp list"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def a_modest_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No GPU, no bfloat16 and nothing in the current folder but a file."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "bf16_on_cpu", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """Each path under ``folder`` and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def check_refused(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``resexp COMMAND`` here and check how it is refused."""
+    before = everything(Path())
+    monkeypatch.setattr(sys, "argv", ["resexp", *command.split()])
+    out, err = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], pytest.raises(SystemExit) as stop:
+        main()
+    message = err.getvalue()
+    assert stop.value.code == 2, message
+    assert re.fullmatch(r"resexp: \S[^\n]*\n", message), f"not one line: {message}"
+    for word in words:
+        assert word in message
+    assert not re.search(r"Error\b|\w\.\.\s|runtime|defaults list", message), message
+    assert out.getvalue() == ""
+    assert everything(Path()) == before
+
+
+@pytest.mark.parametrize(("command", "words"), RUN, ids=[command for command, _ in RUN])
+def test_run_refuses(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_refused(command, words, monkeypatch)
+
+
+@pytest.mark.parametrize(("command", "words"), OTHERS, ids=[command for command, _ in OTHERS])
+def test_the_other_commands_refuse(
+    command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_refused(command, words, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), WITH_RESULTS, ids=[command for command, _ in WITH_RESULTS]
+)
+def test_the_readers_refuse(
+    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arch in ("plain", "residual"):
+        for depth in (20, 56):
+            write_run(tmp_path / "results", arch, depth, 0)
+    check_refused(command, words, monkeypatch)
+
+
+@pytest.mark.parametrize("flag", [flag for flag, valued in config.FLAGS.items() if valued])
+def test_a_flag_without_its_value_is_refused(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_refused(
+        f"run depth=8 {flag}", [f"{flag} needs a value", "resexp run --help"], monkeypatch
+    )
+
+
+def test_no_results_is_said_with_the_command_that_makes_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    for command in ("table", "plot", "verdict"):
+        check_refused(command, ["no runs", "resexp run -m depth=20,56"], monkeypatch)
+
+
+def test_bf16_is_accepted_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "bf16_on_cpu", lambda: True)
+    monkeypatch.setattr(
+        sys, "argv", ["resexp", "run", "precision=bf16", "depth=8", "steps=2", "--dry-run"]
+    )
+    monkeypatch.setattr("resexp.forecast.seconds_per_flop", lambda job, size: 0.0)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("command", ["run dpeth=56", "run lr=-1", "run -m depth=8,9"])
+def test_a_real_process_says_one_line_too(command: str, tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-m", "resexp", *command.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"resexp: [^\n]+\n", result.stderr), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
