@@ -174,8 +174,12 @@ def show_plan(forecasts: list[Forecast]) -> None:
             clock(one.seconds) if one.seconds else "-",
             str(one.job.directory),
         )
-    out = Console(width=None if Console().is_terminal else 200, highlight=False)
-    out.print(table)
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 300
+    with out.capture() as capture:
+        out.print(table)
+    print("\n".join(row.rstrip() for row in capture.get().splitlines()))
     due = sum(one.claim is not Claim.done for one in forecasts)
     total = sum(one.seconds for one in forecasts)
     out.print(f"{due} of {len(forecasts)} to train, about {clock(total)} one after another")

@@ -76,7 +76,9 @@ class Session:
         return 1 if self.failures else 0
 
     def summary(self) -> str:
-        """How it ended and what to type next."""
+        """How it ended and what to type next; nothing of a dry run."""
+        if not self.outcomes and not self.failures:
+            return ""
         if len(self.outcomes) == 1 and not self.failures:
             return closing(self.outcomes[0])
         return "\n".join([*self.tally(), *self.retry()])

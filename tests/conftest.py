@@ -22,12 +22,10 @@ def clean_process(
     yield
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and with ``-m gpu`` a GPU, where the test is skipped if there is none."""
-    if request.param == "cuda" and not torch.cuda.is_available():
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu need one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no CUDA device")
-    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers as the CPU, and resume to the byte when deterministic."""
+"""What only a GPU can show: the numbers of the CPU, and resume to the byte if deterministic."""
 
 from __future__ import annotations
 

@@ -312,8 +312,8 @@ def run_of(network: nn.Module, x: Tensor) -> list[str]:
     """The kinds of layers in the order in which one pass goes through them."""
     seen: list[str] = []
     for module in network.modules():
-        if kind := KINDS.get(type(module)):  # type: ignore[call-overload]
-            module.register_forward_hook(lambda *_, kind=kind: seen.append(kind))  # type: ignore[misc]
+        if kind := KINDS.get(type(module)):
+            module.register_forward_hook(lambda *_, kind=kind: seen.append(kind))
     network(x)
     return seen
 
@@ -607,14 +607,8 @@ def test_a_built_network_computes_in_channels_last_layout() -> None:
     images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
     x = batches.prepare(images, batches.statistics(images, Normalise.none))
     assert isinstance(network, CifarNetwork)
-    for block in blocks(network):
-        block.register_forward_hook(
-            lambda _block, _inputs, y: layouts.append(y.is_contiguous(memory_format=last))
-        )
-    layouts: list[bool] = []
-    last = torch.channels_last
-    network(x)
-    assert layouts == [True, True, True]
+    for _, y in through(network, blocks(network), x):
+        assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 # Where it starts

@@ -1,0 +1,771 @@
+"""The command line on tiny trainings: what is trained, skipped, printed and left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import yaml
+from fake_results import write_run
+from filelock import FileLock
+from hypothesis import strategies as st
+
+import resexp
+import resexp.task
+from resexp import catalogue, config
+from resexp.analysis.results import load_results
+from resexp.cli import app, main
+from resexp.records import COLUMNS
+from resexp.settings import Settings, UsageError, as_dict, run_name
+
+TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1"]
+EXTRAS = "batch_size=8,eval_every=2,steps=4"  # what these add to a run's name
+PLAIN_8 = 75_002  # parameters: 3x3 kernels 73,872, classifier 650, normalisation 480
+ESCAPE = "\x1b"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def call(*words: str) -> Answer:
+    """``resexp WORDS`` in this process and folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["resexp", *words])
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with streams[0], streams[1], pytest.raises(SystemExit) as stop:
+            main()
+    assert isinstance(stop.value.code, int)
+    return Answer(stop.value.code, out.getvalue(), err.getvalue())
+
+
+def run(*words: str) -> Answer:
+    """``resexp run`` of a tiny network."""
+    return call("run", *TINY, *words)
+
+
+def record(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    return loaded
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Each file under ``folder`` and what is in it."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def without_time(csv: Path) -> list[list[str]]:
+    """The cells of a metrics.csv but for the two columns of time."""
+    return [line.split(",")[:-2] for line in csv.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with results/digits/{plain,residual}-8-s{0,1}. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        assert run("-m", "arch=plain,residual", "seed=0,1").code == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def copied(here: Path, trained: Path) -> Path:
+    """The current folder, with the trained results of which everything may be changed."""
+    shutil.copytree(trained, here, dirs_exist_ok=True)
+    return here
+
+
+@pytest.fixture
+def reading(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The trained folder as the current one; it must be left as it was."""
+    monkeypatch.chdir(trained)
+    before = contents(trained)
+    yield trained
+    assert contents(trained) == before
+
+
+# --- one run
+
+
+def test_a_run_leaves_its_record_rows_and_settings(here: Path) -> None:
+    answer = run("seed=3")
+    directory = Path("results/digits") / f"plain-8-s3,{EXTRAS}"
+    assert answer.code == 0
+    assert {path.name for path in directory.iterdir()} - {".lock"} == {
+        "config.yaml",
+        "metrics.csv",
+        "run.json",
+    }
+    written = record(directory)
+    assert list(answer.out.split())[:2] == [written["status"], str(directory)]
+    assert f"{PLAIN_8:,} parameters" in answer.err
+    assert "step 2/4" in answer.err
+    assert "step 4/4" in answer.err
+    assert written["status"] in ("ok", "collapsed")
+    assert written["parameters"] == PLAIN_8
+    assert written["parameters_without_norm"] == PLAIN_8 - 480
+    assert written["extras"] == {"batch_size": 8, "eval_every": 2, "steps": 4}
+    assert written["overrides"] == [*TINY, "seed=3"]
+    assert written["data"]["shape"] == [8, 8, 1]
+    assert written["environment"]["threads"] == 1
+    assert written["error"] is None
+    rows = without_time(directory / "metrics.csv")
+    assert rows[0] == list(COLUMNS[:-2])
+    assert [row[0] for row in rows[1:]] == ["2", "4"]
+    assert [row[5] == "" for row in rows[1:]] == [True, False]  # a clean pass at the end only
+    assert written["last"]["step"] == 4
+    assert f"{written['last']['clean_train_error']:.7g}" == rows[-1][6]
+    assert yaml.safe_load((directory / "config.yaml").read_text()) == written["settings"]
+
+
+def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
+    written = record(reading / "results/digits" / f"residual-8-s1,{EXTRAS}")
+    assert list(written) == (
+        "run name status arch depth seed extras settings digest overrides command data parameters "
+        "parameters_without_norm flops last seconds images_per_second peak_memory_mb environment "
+        "started updated error"
+    ).split(" ")
+    assert written["settings"]["arch"]["merge"] == "residual"
+    assert written["seconds"] == written["last"]["seconds"] > 0
+    assert written["peak_memory_mb"] > 10
+    assert written["flops"] == 1_494_272
+
+
+def test_a_finished_run_is_not_trained_again(copied: Path) -> None:
+    before = contents(copied)
+    answer = run()
+    assert answer.code == 0
+    assert answer.out.startswith(f"done     results/digits/plain-8-s0,{EXTRAS}")
+    assert contents(copied) == before
+
+
+def test_the_next_command_trains_the_twin_and_then_both_are_named(copied: Path) -> None:
+    shutil.rmtree(copied / "results/digits" / f"residual-8-s1,{EXTRAS}")
+    answer = run("seed=1")
+    command = re.search(r"next: resexp (run .*), then resexp plot", answer.out)
+    assert command is not None
+    second = call(*shlex.split(command[1]))
+    assert second.code == 0
+    error = record(copied / "results/digits" / f"plain-8-s1,{EXTRAS}")["last"]["clean_train_error"]
+    assert f"plain twin: {error:.1f} %" in second.out
+    assert "next: resexp plot" in second.out
+
+
+def test_the_recorded_command_names_the_same_run(here: Path) -> None:
+    words = ["depth=8", "milestones=[0.25,0.5]", "lr=1e-2", "arch=residual", "arch.shortcut=B"]
+    job = config.compose(words)
+    again = config.compose(shlex.split(job.command)[2:])
+    assert job.command == (
+        "resexp run depth=8 'milestones=[0.25,0.5]' lr=1e-2 arch=residual arch.shortcut=B"
+    )
+    assert again.directory == job.directory
+    assert again.settings == job.settings
+    assert job.run == "residual-8-s0,arch.shortcut=B,lr=0.01,milestones=%5B0.25;0.5%5D"
+
+
+def test_same_settings_same_directory_in_any_order_and_spelling() -> None:
+    one = config.compose(["lr=0.1", "depth=20", "arch=residual"])
+    other = config.compose(["arch=residual", "depth=20", "lr=1e-1", "threads=3", "results=x"])
+    assert one.run == other.run == "residual-20-s0,lr=0.1"
+
+
+def test_results_and_name_choose_the_place(here: Path) -> None:
+    answer = run("results=elsewhere/deep", "name=first-try")
+    assert answer.code == 0
+    assert (here / "elsewhere/deep/first-try" / f"plain-8-s0,{EXTRAS}" / "run.json").exists()
+    assert not (here / "results").exists()
+
+
+def test_a_run_of_another_experiment_in_ones_own_folder(here: Path) -> None:
+    (here / "mine/experiment").mkdir(parents=True)
+    (here / "mine/experiment/tiny.yaml").write_text(
+        "# @package _global_\n# Four steps.\nname: tiny\nsteps: 4\nbatch_size: 8\neval_every: 2\n"
+    )
+    answer = call("run", "depth=8", "--config-dir", "mine", "experiment=tiny", "threads=1")
+    assert answer.code == 0, answer.err
+    written = record(here / "results/tiny/plain-8-s0")
+    assert written["extras"] == {}
+    assert written["settings"]["steps"] == 4
+
+
+# --- a directory that holds something
+
+
+def test_other_settings_are_refused_with_their_key(copied: Path) -> None:
+    directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
+    written = record(directory)
+    written["settings"]["lr"] = 0.5
+    (directory / "run.json").write_text(json.dumps(written))
+    before = contents(copied)
+    for words in ([], ["-m"]):
+        answer = run(*words)
+        assert answer.code == 2
+        assert re.fullmatch(r"resexp: .* was trained with lr=0\.5, not lr=.*\n", answer.err)
+        assert "overwrite=true" in answer.err
+        assert answer.out == ""
+    assert contents(copied) == before
+
+
+def test_overwriting_trains_anew_and_leaves_what_is_not_ours(copied: Path) -> None:
+    directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
+    rows = without_time(directory / "metrics.csv")
+    written = record(directory)
+    written["settings"]["lr"] = 0.5
+    (directory / "run.json").write_text(json.dumps(written))
+    (directory / "metrics.csv").write_text("spoilt\n")
+    (directory / "checkpoint.pt").write_text("of other settings")
+    (directory / "notes.txt").write_text("mine")
+    answer = run("overwrite=true")
+    assert answer.code == 0
+    assert without_time(directory / "metrics.csv") == rows
+    assert record(directory)["settings"]["lr"] == Settings().lr
+    assert (directory / "notes.txt").read_text() == "mine"
+    assert not (directory / "checkpoint.pt").exists()
+
+
+def test_a_directory_at_work_is_left_alone(here: Path) -> None:
+    directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
+    directory.mkdir(parents=True)
+    with FileLock(directory / ".lock"):
+        alone = run()
+        sweep = run("-m", "seed=0,1")
+    assert alone.code == 0
+    assert alone.out.startswith(f"busy     {directory}")
+    assert sweep.code == 0
+    assert sweep.out.startswith("1 done, 1 left to another process")
+    assert [path.name for path in directory.iterdir()] == [".lock"]
+
+
+# --- sweeps
+
+
+def test_a_sweep_trains_each_combination_once_and_skips_the_finished(here: Path) -> None:
+    assert run("seed=1").code == 0
+    before = contents(here)
+    answer = run("-m", "seed=0,1,0", "arch=plain,residual")
+    assert answer.code == 0
+    assert answer.out == (
+        "3 done, 1 skipped (finished before)\nnext: resexp plot, resexp table, resexp verdict\n"
+    )
+    names = sorted(path.parent.name for path in here.rglob("run.json"))
+    assert names == [
+        f"{arch}-8-s{seed},{EXTRAS}" for arch in ("plain", "residual") for seed in "01"
+    ]
+    assert before.items() <= contents(here).items()
+
+
+def test_flags_may_stand_anywhere(here: Path) -> None:
+    orders = [
+        ["-m", "--dry-run", *TINY, "seed=0,1", "arch=plain"],
+        [*TINY, "-m", "seed=0,1", "--dry-run", "arch=plain"],
+        [*TINY, "seed=0,1", "arch=plain", "--dry-run", "--multirun"],
+    ]
+    answers = [call("run", *words) for words in orders]
+    assert [answer.code for answer in answers] == [0, 0, 0]
+    names = [re.findall(r"^plain-8-s\d", answer.out, re.MULTILINE) for answer in answers]
+    assert names == [["plain-8-s0", "plain-8-s1"]] * 3
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
+    directory = Path("results/digits") / f"residual-8-s1,{EXTRAS}"
+    written = record(directory)
+    (directory / "run.json").write_text(json.dumps(written | {"status": "interrupted"}))
+    before = contents(copied)
+    answer = run("-m", "arch=residual", "seed=0,1,2", "--dry-run")
+    assert answer.code == 0
+    states = re.findall(r"^residual-8-s(\d)\S* +(\w+) +([\d,]+)", answer.out, re.MULTILINE)
+    assert states == [("0", "done", "75,002"), ("1", "resume", "75,002"), ("2", "new", "75,002")]
+    assert "2 of 3 to train" in answer.out
+    assert contents(copied) == before
+    alone = run("--dry-run", "seed=9")
+    assert "1 of 1 to train" in alone.out
+    assert contents(copied) == before
+
+
+def failing_at(seed: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """``real`` training, but at this seed it fails after the first row."""
+
+    def fit(state: Any, settings: Settings, data: Any) -> Iterator[Any]:
+        for row in real(state, settings, data):
+            yield row
+            if settings.seed == seed and row is not None:
+                raise RuntimeError("out of memory on cuda:0\nasked 2.1 GiB")
+
+    return fit
+
+
+def test_a_job_that_fails_stops_no_other_and_is_tried_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(resexp.task, "fit", failing_at(1, resexp.task.fit))
+        answer = run("-m", "seed=0,1,2")
+    assert answer.code == 1
+    assert answer.out.startswith("2 done, 1 failed\n")
+    assert "out of memory on cuda:0" in answer.out
+    assert "Traceback" not in answer.out + answer.err
+    failed = Path("results/digits") / f"plain-8-s1,{EXTRAS}"
+    assert record(failed)["status"] == "failed"
+    assert record(failed)["error"] == "out of memory on cuda:0"
+    assert "Traceback" in (failed / "error.txt").read_text()
+    assert "asked 2.1 GiB" in (failed / "error.txt").read_text()
+    assert str(failed / "error.txt") in answer.out
+    retry = re.search(r"retry: resexp (run .*)", answer.out)
+    assert retry is not None
+    assert "seed=1" in retry[1]
+    again = call(*shlex.split(retry[1]))
+    assert again.code == 0
+    assert record(failed)["status"] in ("ok", "collapsed")
+    assert record(failed)["error"] is None
+    assert not (failed / "error.txt").exists()
+    assert [row[0] for row in without_time(failed / "metrics.csv")] == ["step", "2", "4"]
+    assert run("-m", "seed=0,1,2").out.startswith("3 skipped (finished before)")
+
+
+@pytest.mark.parametrize("part", ["models.build", "load"])
+def test_a_failure_before_the_first_step_leaves_its_traceback_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("cannot be built")
+
+    monkeypatch.setattr(f"resexp.task.{part}", broken)
+    answer = run("-m", "seed=0,1")
+    assert answer.code == 1
+    assert answer.out.startswith("2 failed\n")
+    named = re.findall(r"\((\S+error\.txt)\)", answer.out)
+    assert len(named) == 2
+    for path in named:
+        assert "cannot be built" in Path(path).read_text()
+
+
+def test_one_failing_run_exits_with_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resexp.task, "fit", failing_at(0, resexp.task.fit))
+    answer = run()
+    assert answer.code == 1
+    assert "out of memory on cuda:0" in answer.out + answer.err
+    assert "retry: resexp run" in answer.out
+    assert "Traceback" not in answer.out + answer.err
+
+
+def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resexp.task, "fit", interrupted)
+    assert run("-m", "seed=0,1").code == 130
+    assert record(here / "results/digits" / f"plain-8-s0,{EXTRAS}")["status"] == "running"
+    assert not (here / "results/digits" / f"plain-8-s1,{EXTRAS}").exists()
+
+
+def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
+    reading: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours\nin two lines")
+
+    monkeypatch.setattr("resexp.listing.runs", broken)
+    answer = call("list")
+    assert answer.code == 1
+    assert re.fullmatch(r"resexp: RuntimeError: a fault of ours [^\n]*\n", answer.err)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["resexp", "list"])
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main()
+
+
+# --- Hydra's flags
+
+
+def test_cfg_prints_the_settings_as_yaml_and_trains_nothing(here: Path) -> None:
+    answer = call("run", "depth=8", "seed=3", "--cfg", "job")
+    assert answer.code == 0
+    assert yaml.safe_load(answer.out) == as_dict(Settings(depth=8, seed=3))
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--info"], ["--info", "defaults"]])
+def test_info_prints_how_the_settings_came_together(here: Path, words: list[str]) -> None:
+    answer = call("run", "depth=8", *words)
+    assert answer.code == 0, answer.err
+    assert "Defaults List" in answer.out + answer.err
+    assert list(here.iterdir()) == []
+
+
+# --- reading
+
+
+def test_every_reading_command_has_json(reading: Path, tmp_path: Path) -> None:
+    runs = call("list", "--json").json
+    assert [row["run"] for row in runs] == [
+        f"{arch}-8-s{seed},{EXTRAS}" for arch, seed in product(("plain", "residual"), (0, 1))
+    ]
+    rows = call("table", "--json").json
+    assert [(row["depth"], row["parameters"], row["seeds"]) for row in rows] == [
+        (8, PLAIN_8, 2)
+    ] * 2
+    shown = call("show", runs[0]["run"], "--json").json
+    assert shown["directory"] == f"results/digits/{runs[0]['run']}"
+    assert shown["settings"]["steps"] == 4
+    figures = call("plot", "--json", "--format", "svg", "--out", str(tmp_path)).json
+    assert figures == [str(tmp_path / "curves.svg"), str(tmp_path / "depth.svg")]
+    assert all("<svg" in Path(path).read_text() for path in figures)
+    checks = call("twin", "depth=8", "--json").json
+    assert {check["clause"]: check["equal"] for check in checks} == dict.fromkeys(
+        ["parameters", "initial values", "FLOPs", "batches", "learning rate"], True
+    )
+    findings = call("doctor", "--json").json
+    assert {finding["level"] for finding in findings} <= {"ok", "warn", "fail"}
+    assert {"versions", "device", "results", "digits"} <= {one["what"] for one in findings}
+
+
+def test_the_verdict_has_json_and_exit_codes(here: Path) -> None:
+    for depth, loss in ((20, 0.01), (56, 1.0)):
+        for seed in range(5):
+            write_run(here / "results", "plain", depth, seed, clean_loss=loss * (1 + seed / 9))
+            write_run(here / "results", "residual", depth, seed, clean_loss=0.01 * (1 + seed / 9))
+    answer = call("verdict", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["outcome"] == "shown"
+    assert [answer.json["shallow"], answer.json["deep"]] == [20, 56]
+    text = call("verdict")
+    assert text.code == 0
+    assert text.out.startswith("Deeper plain networks train worse: shown")
+    shutil.rmtree("results")
+    for arch, depth, seed in product(("plain", "residual"), (20, 56), range(5)):
+        write_run(here / "results", arch, depth, seed, clean_loss=0.01 * (1 + (seed + depth) / 99))
+    assert call("verdict").code == 3
+    assert call("verdict", "seed=0").code == 4
+
+
+def test_json_has_null_where_a_number_is_not_finite(here: Path) -> None:
+    last = {"clean_train_error": float("nan"), "test_error": float("inf"), "seconds": 1.5}
+    write_run(here / "results", "plain", 8, 0, status="diverged", record={"last": last})
+
+    def not_json(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    for words in (["list"], ["show", "plain-8-s0"], ["table"]):
+        json.loads(call(*words, "--json").out, parse_constant=not_json)
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ([], ["plain-8-s0", "plain-8-s1", "residual-8-s0", "residual-8-s1"]),
+        (["arch=plain"], ["plain-8-s0", "plain-8-s1"]),
+        (["seed=1", "arch=residual"], ["residual-8-s1"]),
+        (["seed=0,1", "depth=8,20", "steps=4"], ["plain-8-s0", "plain-8-s1", "residual-8-s0"]),
+        (["runs", "results/digits", "seed=1"], ["plain-8-s1", "residual-8-s1"]),
+        (["depth=20"], []),
+        (["status=failed"], []),
+    ],
+)
+def test_list_filters(reading: Path, filters: list[str], names: list[str]) -> None:
+    found = [row["run"].split(",")[0] for row in call("list", *filters, "--json").json]
+    assert found[: len(names)] == names
+    assert len(found) == (4 if "seed=0,1" in filters else len(names))
+    text = call("list", *filters).out
+    assert re.findall(r"\w+-8-s\d", text) == found
+    assert (text == "none\n") == (not found)
+
+
+def test_a_damaged_record_is_reported_and_left_out(copied: Path) -> None:
+    (copied / "results/digits" / f"plain-8-s0,{EXTRAS}" / "run.json").write_text("{")
+    answer = call("list", "--json")
+    assert len(answer.json) == 3
+    assert "warning:" in answer.err
+    assert "plain-8-s0" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("what", "group"),
+    [("archs", "arch"), ("data", "data"), ("recipes", "recipe"), ("experiments", "experiment")],
+)
+def test_what_can_be_chosen_is_listed_with_a_sentence_each(what: str, group: str) -> None:
+    rows = call("list", what, "--json").json
+    assert [row[group] for row in rows] == catalogue.options(group)
+    assert all(len(row["what it is"]) > 20 for row in rows)
+    text = call("list", what).out
+    assert all(row[group] in text for row in rows)
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    rows = {row["setting"]: row for row in call("list", "settings", "--json").json}
+    assert rows["depth"]["default"] == Settings().depth
+    assert rows["arch.shortcut"] == {"setting": "arch.shortcut", "default": "A", "values": "A B C"}
+    text = call("list", "settings").out
+    assert [line.split()[0] for line in text.splitlines()[1:]] == list(rows)
+
+
+def test_show_names_the_settings_and_the_command_that_repeats_the_run(copied: Path) -> None:
+    name = f"residual-8-s1,{EXTRAS}"
+    by_name, by_place = call("show", name), call("show", f"results/digits/{name}")
+    assert by_name == by_place
+    assert "steps=4" in by_name.out
+    assert "75,002 parameters" in by_name.out
+    command = re.search(r"^again +resexp (.*)$", by_name.out, re.MULTILINE)
+    assert command is not None
+    rows = without_time(copied / "results/digits" / name / "metrics.csv")
+    assert call(*shlex.split(command[1])).code == 0
+    assert without_time(copied / "results/digits" / name / "metrics.csv") == rows
+    assert len(list(copied.rglob("run.json"))) == 4
+
+
+def test_show_needs_the_folder_where_a_name_is_not_enough(here: Path) -> None:
+    write_run(here / "results", "plain", 20, 0, name="one")
+    write_run(here / "results", "plain", 20, 0, name="two")
+    answer = call("show", "plain-20-s0")
+    assert answer.code == 2
+    assert "results/one/plain-20-s0" in answer.err
+    assert "results/two/plain-20-s0" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["arch=preact"], 0), (["arch=residual", "arch.shortcut=B"], 3), (["arch=plain"], 0)],
+)
+def test_twins_that_differ_in_more_than_the_skip_have_an_exit_code(
+    words: list[str], code: int
+) -> None:
+    answer = call("twin", "depth=8", *words)
+    assert answer.code == code
+    assert ("DIFFERS" in answer.out) == (code == 3)
+
+
+def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
+    words = ["depth=8,14", "seed=0", "steps=2", "batch_size=8", "threads=1", "results=mine"]
+    answer = call("demo", *words)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith(f"resexp run -m arch=plain,residual {' '.join(words)}\n4 done\n")
+    for command in ("resexp plot", "resexp table", "resexp verdict"):
+        assert f"\n{command}\n" in answer.out
+    assert "Deeper plain networks train worse" in answer.out
+    assert (here / "mine/digits/curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (here / "results").exists()
+
+
+# --- help, versions, colours
+
+COMMANDS = [
+    command.name or command.callback.__name__
+    for command in app.registered_commands
+    if command.callback is not None
+]
+
+
+def test_the_commands_are_those_of_the_readme() -> None:
+    assert sorted(COMMANDS) == sorted("run plot table verdict list show twin doctor demo".split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    answer = call(command, "--help")
+    assert answer.code == 0
+    assert re.search(rf"Examples?\b.*resexp {command}", answer.out, re.DOTALL)
+
+
+def test_no_command_is_a_question_for_help() -> None:
+    answer, asked = call(), call("--help")
+    assert "Usage: resexp" in answer.out
+    assert answer.out == asked.out
+    assert answer.err == ""
+    assert asked.code == 0
+    for command in COMMANDS:
+        assert command in asked.out
+
+
+def test_versions_are_printed() -> None:
+    answer = call("--version")
+    assert answer.code == 0
+    assert [line.split()[0] for line in answer.out.splitlines()] == [
+        "resexp",
+        "torch",
+        "hydra-core",
+    ]
+
+
+def test_there_are_no_escape_codes_where_there_is_no_terminal(copied: Path) -> None:
+    readers = [["list"], ["list", "settings"], ["table"], ["show", f"plain-8-s0,{EXTRAS}"]]
+    commands = [*readers, ["--help"], ["run", "--help"], ["run", *TINY, "seed=7"], ["doctor"]]
+    commands += [["run", *TINY, "-m", "seed=0,8"], ["run", *TINY, "--dry-run"], ["list", "nowhere"]]
+    for words in commands:
+        answer = call(*words)
+        assert answer.out + answer.err != ""
+        assert ESCAPE not in answer.out + answer.err, words
+
+
+def in_a_terminal(folder: Path, *words: str, **variables: str) -> str:
+    """What ``resexp WORDS`` writes to a terminal."""
+    outer, inner = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resexp", *words],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        cwd=folder,
+        env=environment | variables,
+    )
+    os.close(inner)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux says EIO at the end
+        while block := os.read(outer, 65_536):
+            written += block
+    os.close(outer)
+    assert process.wait() == 0
+    return written.decode()
+
+
+def test_a_terminal_has_colours_unless_it_wants_none(tmp_path: Path) -> None:
+    coloured = re.compile(rf"{ESCAPE}\[(\d+;)*([349]\d|10\d)(;\d+)*m")
+    assert coloured.search(in_a_terminal(tmp_path, "--help"))
+    assert not coloured.search(in_a_terminal(tmp_path, "--help", NO_COLOR="1"))
+
+
+# --- from Python
+
+
+def test_python_trains_as_the_command_line_does(here: Path, trained: Path) -> None:
+    done = resexp.run(
+        depth=8,
+        arch="residual",
+        seed=1,
+        steps=4,
+        batch_size=8,
+        eval_every=2,
+        threads=1,
+        results=str(here / "py"),
+    )
+    name = f"residual-8-s1,{EXTRAS}"
+    assert done.path == here / "py/digits" / name
+    assert done.status in ("ok", "collapsed")
+    there = without_time(trained / "results/digits" / name / "metrics.csv")
+    assert without_time(done.path / "metrics.csv") == there
+    before = contents(here)
+    again = resexp.run(
+        depth=8, arch="residual", seed=1, steps=4, batch_size=8, eval_every=2, results=here / "py"
+    )
+    assert again.path == done.path
+    assert contents(here) == before
+
+
+def test_python_settings_are_spelled_as_overrides(here: Path) -> None:
+    words = {"arch__shortcut": "B", "milestones": [0.25, 0.5], "data__size": None, "flip": True}
+    spelled = [f"{key.replace('__', '.')}={resexp.spell(value)}" for key, value in words.items()]
+    job = config.compose(["arch=residual", *spelled])
+    assert job.settings.arch.shortcut.value == "B"
+    assert job.settings.milestones == [0.25, 0.5]
+    assert job.settings.data.size is None
+    assert job.settings.flip is True
+
+
+def test_python_refuses_in_one_sentence(here: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean depth"):
+        resexp.run(dpeth=8)
+    with pytest.raises(UsageError, match="6n\\+2"):
+        resexp.run(depth=9)
+    with pytest.raises(AttributeError, match="trainn"):
+        _ = resexp.trainn
+    assert list(here.iterdir()) == []
+
+
+def test_python_reads_results_as_one_table(trained: Path) -> None:
+    assert resexp.load_results is load_results
+    table = resexp.load_results(trained / "results")
+    assert len(table) == 8  # four runs of two rows
+    assert set(table["arch"]) == {"plain", "residual"}
+    assert set(COLUMNS) <= set(table.columns)
+
+
+# --- names
+
+words = st.text(max_size=12)
+extras = st.fixed_dictionaries(
+    {},
+    optional={
+        "data.name": words,
+        "data.root": words,
+        "lr": st.floats(1e-9, 10, allow_subnormal=False),
+        "steps": st.integers(1, 10**9),
+        "flip": st.booleans(),
+        "milestones": st.lists(st.floats(0.001, 0.999), max_size=3),
+        "data.size": st.none() | st.integers(8, 1024),
+    },
+)
+SAFE = re.compile(r"[A-Za-z0-9_.+;,=%~-]+")
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(extras, extras)
+def test_two_runs_share_a_name_only_if_they_share_their_settings(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert (run_name("plain", 20, 0, one) == run_name("plain", 20, 0, other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"data.name": "/41"}, {"data.name": "\u2f41"}),
+        ({"data.name": "a,lr=1"}, {"data.name": "a", "lr": 1}),
+        ({"data.name": "a%2Fb"}, {"data.name": "a/b"}),
+        ({"data.name": "x" * 200 + "1"}, {"data.name": "x" * 200 + "2"}),
+    ],
+)
+def test_values_that_look_alike_have_names_of_their_own(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert run_name("plain", 20, 0, one) != run_name("plain", 20, 0, other)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(extras, st.randoms())
+def test_a_name_is_safe_short_and_depends_on_no_order(values: dict[str, Any], random: Any) -> None:
+    name = run_name("plain", 56, 3, values)
+    assert SAFE.fullmatch(name)
+    assert len(name) <= 180
+    assert name.startswith("plain-56-s3")
+    shuffled = list(values.items())
+    random.shuffle(shuffled)
+    assert run_name("plain", 56, 3, dict(shuffled)) == name
+
+
+def test_names_are_read_by_people() -> None:
+    assert run_name("plain", 56, 0, {}) == "plain-56-s0"
+    assert run_name("residual", 110, 4, {"lr": 0.01, "arch.shortcut": "B", "flip": True}) == (
+        "residual-110-s4,arch.shortcut=B,flip=true,lr=0.01"
+    )

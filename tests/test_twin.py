@@ -1,0 +1,168 @@
+"""resexp.twin: two networks that differ in the skip connection and nothing else, or say so."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from resexp import models, twin
+from resexp.models.cifar import Block, CifarNetwork, Drop
+from resexp.settings import Arch, Job, Merge, Order, Settings, Shortcut, Unit
+
+RESIDUAL = Arch(merge=Merge.residual)
+PREACT = replace(RESIDUAL, order=Order.full_preactivation)
+BOTTLENECK = replace(RESIDUAL, unit=Unit.bottleneck)
+
+
+def job(arch: Arch, depth: int) -> Job:
+    settings = Settings(arch=arch, depth=depth, lr=0.05)
+    return Job(settings=settings, arch="residual", extras={}, overrides=[], config="")
+
+
+def equal(checks: list[twin.Check]) -> dict[str, bool]:
+    return {check.clause: check.equal for check in checks}
+
+
+def with_shortcut(arch: Arch, shortcut: Shortcut) -> Arch:
+    return replace(arch, shortcut=shortcut)
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+@pytest.mark.parametrize(
+    "arch", [replace(RESIDUAL, order=order) for order in Order], ids=lambda arch: arch.order
+)
+def test_option_a_has_an_exact_plain_twin_in_every_order(arch: Arch, depth: int) -> None:
+    assert equal(twin.contract(job(arch, depth))) == {
+        "parameters": True,
+        "initial values": True,
+        "FLOPs": True,
+        "batches": True,
+        "learning rate": True,
+    }
+
+
+def test_a_bottleneck_with_option_a_has_an_exact_plain_twin() -> None:
+    assert all(equal(twin.contract(job(BOTTLENECK, 11))).values())
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth", "more", "named"),
+    [
+        # 1x1 projections 16 x 32 and 32 x 64, with their norms, at full and half resolution.
+        (with_shortcut(RESIDUAL, Shortcut.B), 20, 2_752, "blocks.3.merge.shortcut.conv1.weight"),
+        (with_shortcut(PREACT, Shortcut.B), 20, 2_560, "blocks.3.merge.shortcut.conv1.weight"),
+        (with_shortcut(RESIDUAL, Shortcut.C), 20, 14_240, "blocks.0.merge.shortcut.conv1.weight"),
+        (with_shortcut(BOTTLENECK, Shortcut.B), 20, 42_880, "blocks.0.merge.shortcut.conv1.weight"),
+    ],
+    ids=["B", "preact B", "C", "bottleneck B"],
+)
+def test_projections_are_named_and_counted(arch: Arch, depth: int, more: int, named: str) -> None:
+    checks = {check.clause: check for check in twin.contract(job(arch, depth))}
+    assert equal(list(checks.values())) == {
+        "parameters": False,
+        "initial values": True,  # those that both have
+        "FLOPs": False,
+        "batches": True,
+        "learning rate": True,
+    }
+    numbers, _, names = checks["parameters"].detail.partition("; without a counterpart: ")
+    mine, its = (int(number.replace(",", "")) for number in numbers.split(" and "))
+    assert mine - its == more
+    assert names.split(", ")[0] == named
+
+
+def test_the_plain_twin_keeps_everything_but_the_skip_connections() -> None:
+    settings = Settings(
+        arch=with_shortcut(replace(BOTTLENECK, order=Order.bn_after_addition), Shortcut.C),
+        depth=20,
+        width=5,
+        seed=3,
+        lr=0.3,
+    )
+    plain = twin.plain_twin(settings)
+    assert plain.arch.merge is Merge.plain
+    assert plain.arch == Arch(
+        merge=Merge.plain, order=Order.bn_after_addition, unit=Unit.bottleneck
+    )
+    assert replace(plain, arch=settings.arch) == settings
+
+
+def test_a_residual_network_without_its_additions_computes_what_its_plain_twin_does() -> None:
+    for order in Order:
+        settings = Settings(arch=replace(RESIDUAL, order=order), depth=14, width=4)
+        residual = models.build(settings, 1, 10)
+        plain = models.build(twin.plain_twin(settings), 1, 10)
+        assert isinstance(residual, CifarNetwork)
+        x, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
+        before = residual(x)
+        for block in residual.blocks:
+            assert isinstance(block, Block)
+            block.merge = Drop()
+        found = []
+        for network in (residual, plain):
+            logits = network(x)
+            loss = cross_entropy(logits, labels)
+            found.append([logits, *torch.autograd.grad(loss, list(network.parameters()))])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        assert not torch.equal(found[0][0], before)
+
+
+def test_twins_load_each_others_weights() -> None:
+    settings = Settings(arch=RESIDUAL, depth=8, width=4)
+    residual = models.build(settings, 1, 10)
+    plain = models.build(replace(twin.plain_twin(settings), seed=1), 1, 10)
+    weights = copy.deepcopy(plain.state_dict())
+    plain.load_state_dict(residual.state_dict())
+    residual.load_state_dict(weights)
+    assert list(weights) == list(residual.state_dict())
+
+
+def test_a_difference_in_any_clause_is_seen() -> None:
+    settings = Settings(warmup_steps=5, warmup_depth=20)
+    assert twin.same_batches(settings, settings, 1437).equal
+    assert not twin.same_batches(settings, replace(settings, seed=1), 1437).equal
+    assert not twin.same_batches(settings, replace(settings, crop_padding=1), 1437).equal
+    assert not twin.same_batches(settings, replace(settings, flip=True), 1437).equal
+    assert twin.same_rates(settings, settings).equal
+    assert not twin.same_rates(settings, replace(settings, depth=14)).equal
+    mine, its = (models.build(replace(settings, seed=seed), 1, 10) for seed in (0, 1))
+    shared, only = twin.compare(mine, its)
+    assert not only
+    assert not all(torch.equal(one, other) for one, other in shared)
+
+
+def test_parameters_of_another_shape_have_no_counterpart() -> None:
+    mine, its = (models.build(Settings(depth=8, width=width), 1, 10) for width in (4, 5))
+    shared, only = twin.compare(mine, its)
+    # Only the classifier's bias has one shape at both widths.
+    assert [one.shape for one, _ in shared] == [(10,)]
+    assert len(only) == len(list(mine.parameters())) - 1
+    assert only[0] == "stem.conv1.weight"
+
+
+def test_the_text_says_what_was_compared_and_what_it_means() -> None:
+    one = job(RESIDUAL, 8)
+    exact = twin.text(one, twin.contract(one)).splitlines()
+    assert [" ".join(line.split()) for line in exact] == [
+        "residual-8 and its plain twin, seed 0",
+        # 97,216 - 21,926 for 3 channels; the digits have one, and 288 weights fewer.
+        "equal parameters 75,002 and 75,002",
+        "equal initial values 23 shared tensors, 75,002 values",
+        # 16 x 9 + 4,608 at 64 pixels, 4,608 + 9,216 at 16, 18,432 + 36,864 at 4, and 640.
+        "equal FLOPs 1,494,272 and 1,494,272 an image, additions left out",
+        "equal batches images, crops and mirrors of the first 50 steps",
+        "equal learning rate 220 steps at 0.05, 0.005, 0.0005",
+        "Exact twins: they differ in the skip connections alone.",
+    ]
+    other = job(with_shortcut(RESIDUAL, Shortcut.B), 8)
+    unequal = twin.text(other, twin.contract(other)).splitlines()
+    assert " ".join(unequal[1].split()) == (
+        "DIFFERS parameters 77,754 and 75,002; without a counterpart: "
+        "blocks.1.merge.shortcut.conv1.weight, blocks.1.merge.shortcut.norm1.weight, "
+        "blocks.1.merge.shortcut.norm1.bias ..."
+    )
+    assert unequal[-1] == ("Not exact twins: parameters, FLOPs differ; say so beside every result.")
