@@ -248,6 +248,8 @@ def list_(
     kind = Listing(words[0]) if words and words[0] in list(Listing) else None
     if kind in (None, Listing.runs):
         found = listing.runs(*select(words if kind is None else words[1:]))
+    elif words[1:]:
+        raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
     else:
         found = listing.choices(kind.value)
     if as_json:
@@ -320,9 +322,8 @@ def demo(overrides: Overrides = None) -> None:
     sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2"]
     given = {word.partition("=")[0] for word in overrides or []}
     words = [word for word in sweep if word.partition("=")[0] not in given] + (overrides or [])
-    print(f"resexp run -m {' '.join(words)}")
     session = launch(["-m", *words])
-    print(session.summary().splitlines()[0])
+    print(f"{session.summary().splitlines()[0]}: resexp run -m {' '.join(words)}")
     if session.exit_code:
         raise typer.Exit(session.exit_code)
     folder = str(session.outcomes[0].job.directory.parent)

@@ -30,23 +30,28 @@ PLUGINS = Path(__file__).parent / "_plugins"
 if PLUGINS.is_dir() and str(PLUGINS) not in sys.path:
     sys.path.append(str(PLUGINS))
 
-#: Hydra's flags that make sense here, and whether each takes a value.
-FLAGS = {
-    "-m": False,
-    "--multirun": False,
-    "--cfg": True,
-    "-c": True,
-    "--resolve": False,
-    "--package": True,
-    "-p": True,
-    "--info": True,
-    "-i": True,
-    "--config-dir": True,
-    "-cd": True,
-    "--config-name": True,
-    "-cn": True,
-    "--hydra-help": False,
+WHAT_TO_PRINT = ("job", "hydra", "all")
+WHAT_TO_EXPLAIN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+#: Hydra's flags that make sense here, and the values each takes: none (), these, or any (None).
+FLAGS: dict[str, tuple[str, ...] | None] = {
+    "-m": (),
+    "--multirun": (),
+    "--cfg": WHAT_TO_PRINT,
+    "-c": WHAT_TO_PRINT,
+    "--resolve": (),
+    "--package": None,
+    "-p": None,
+    "--info": WHAT_TO_EXPLAIN,
+    "-i": WHAT_TO_EXPLAIN,
+    "--config-dir": None,
+    "-cd": None,
+    "--config-name": None,
+    "-cn": None,
+    "--hydra-help": (),
 }
+
+SETTINGS_HINT = "All of them: resexp list settings."
 
 #: Overrides that choose where or how jobs run: no part of a run's name.
 UNNAMED = CIRCUMSTANCES | {"arch", "depth", "seed", "experiment", "launch"}
@@ -56,9 +61,17 @@ _session: Session | None = None
 
 
 def task(config: DictConfig) -> None:
-    """What Hydra calls once per job, in whatever process the launcher chose."""
-    hydra_config = cast(DictConfig, HydraConfig.get())
-    (_session or Session()).perform(to_job(config, hydra_config))
+    """What Hydra calls once per job, in whatever process the launcher chose.
+
+    In the process of the command nothing is raised: Hydra would print lines of its own about it.
+    """
+    session = _session or Session()
+    try:
+        session.perform(to_job(config, cast(DictConfig, HydraConfig.get())))
+    except UsageError as error:
+        session.refusal = error
+    if _session is None:
+        session.raise_refusal()
 
 
 def plan(configs: list[DictConfig]) -> list[int]:
@@ -84,7 +97,7 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
     try:
         with command_line([*flags, *overrides]), one_line_errors():
             run(task)()
-        _session.raise_usage_error()
+        _session.raise_refusal()
         return _session
     finally:
         _session.close()
@@ -93,6 +106,9 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
 
 def compose(overrides: Sequence[str]) -> Job:
     """The job that ``overrides`` describe, for use from Python. Raises UsageError."""
+    flags, overrides = split(overrides)
+    if flags:
+        raise UsageError(f"{flags[0]} goes with resexp run alone. See resexp run --help.")
     folder = str(config_folder())
     with one_line_errors(), hydra.initialize_config_dir(folder, version_base="1.3"):
         whole = hydra.compose("config", list(overrides), return_hydra_config=True)
@@ -101,14 +117,22 @@ def compose(overrides: Sequence[str]) -> Job:
 
 def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
     """Leave Hydra: check a composed configuration and turn it into plain dataclasses."""
+    overrides = list(hydra_config.overrides.task)
     config = copy.deepcopy(config)
     with open_dict(config), read_write(config):
         config.pop("hydra", None)
     if not config.data.name:
         config.data.name = root_name(config.data.root)
-    settings = OmegaConf.to_object(config)
+    try:
+        settings = OmegaConf.to_object(config)
+    except AttributeError as error:  # a key added with +: the dataclasses have slots
+        leaf = str(error).rsplit("'", 2)[-2]
+        typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+        key = next((key for key in typed if key.rpartition(".")[2] == leaf), leaf)
+        raise UsageError(f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}") from None
     assert isinstance(settings, Settings)
-    overrides = list(hydra_config.overrides.task)
+    if "arch" not in hydra_config.runtime.choices:
+        raise UsageError(f"a run needs an arch. Choose one of: {', '.join(options('arch'))}.")
     choices, sources = hydra_config.runtime.choices, hydra_config.runtime.config_sources
     own = [source.path for source in sources if source.provider == "command-line"]
     return Job(
@@ -148,19 +172,33 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = iter(arguments)
     for word in rest:
         if not word.startswith("-"):
-            overrides.append(word)
+            overrides.append(readable(word))
             continue
-        flag = word.partition("=")[0]
+        flag, equals, value = word.partition("=")
         if flag not in FLAGS:
             hint = nearest(flag, [*FLAGS, "--dry-run"])
             raise UsageError(f"unknown flag {flag}.{hint} See resexp run --help.")
-        flags.append(word)
-        if FLAGS[flag] and flag == word:
-            value = next(rest, None)
-            if value is None:
-                raise UsageError(f"{flag} needs a value. See resexp run --help.")
-            flags.append(value)
+        flags.append(flag)
+        known = FLAGS[flag]
+        if known == ():
+            continue
+        value = value if equals else next(rest, "")
+        if not value or (known and value not in known):
+            choice = f" one of: {', '.join(known)}" if known else " a value"
+            what = f"{flag} {value}: choose" if value else f"{flag} needs"
+            raise UsageError(f"{what}{choice}. See resexp run --help.")
+        flags.append(value)
     return flags, overrides
+
+
+def readable(override: str) -> str:
+    """The override, unless Hydra's word for its fault would be a riddle."""
+    key, _, value = override.lstrip("+~").partition("=")
+    if not key:
+        raise UsageError(f"cannot read the override {override!r}. Write key=value.")
+    if override.startswith("+") and key in groups():
+        raise UsageError(f"{override}: leave the + away, as in {key}={value}.")
+    return override
 
 
 @contextmanager
@@ -208,12 +246,12 @@ def explain(error: Exception) -> str:
     if sweep := re.search(r"[Ss]weep parameters '(.+?)'", text):
         return f"{sweep[1]} has several values. Add -m to run each, or give one."
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key:
-        return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
+        return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
     if unknown := re.match(r"Could not override '(.+?)'", text):
         key = unknown[1].partition("@")[0]
-        return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
+        return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
     if key:
-        return f"{key}: {str(cause).splitlines()[0]}. See resexp list settings."
+        return f"{key}: {str(cause).splitlines()[0].rstrip('.')}. See resexp list settings."
     return text
 
 

@@ -93,6 +93,21 @@ def look(job: Job) -> Claim:
     return Claim.done if record["status"] in FINISHED else Claim.resume
 
 
+def check_writable(job: Job) -> None:
+    """Raise UsageError, before anything is written, if the run directory could not be."""
+    directory = job.directory.absolute()
+    place = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise unwritable(job, "it is read-only" if place.is_dir() else f"{place} is a file")
+
+
+def unwritable(job: Job, reason: str) -> UsageError:
+    """The refusal for a results folder that takes no files."""
+    return UsageError(
+        f"{job.directory} cannot be written ({reason}). Choose another folder with results=..."
+    )
+
+
 @contextmanager
 def claim(job: Job) -> Iterator[Claim]:
     """Hold ``job``'s directory for this process, or learn that another holds it.
@@ -107,10 +122,7 @@ def claim(job: Job) -> Iterator[Claim]:
         yield Claim.busy
         return
     except OSError as error:
-        raise UsageError(
-            f"{job.directory} cannot be written ({error.strerror}). Choose another folder with "
-            "results=..."
-        ) from error
+        raise unwritable(job, error.strerror or str(error)) from error
     try:
         state = look(job)
         if job.settings.overwrite:

@@ -53,11 +53,8 @@ class Unit(StrEnum):
     bottleneck = "bottleneck"
 
 
-class Split(StrEnum):
-    """Which images train: all of them, or 45,000 of 50,000 as in He et al. 2015, section 4.2."""
-
-    full = "full"
-    paper_45k = "45k"
+#: Which images train: all of them, or 45,000 of 50,000 as in He et al. 2015, section 4.2.
+Split = StrEnum("Split", {"full": "full", "45k": "45k"})
 
 
 class Normalise(StrEnum):

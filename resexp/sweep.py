@@ -21,6 +21,7 @@ class Session:
         self.dry_run = dry_run
         self.outcomes: list[Outcome] = []
         self.failures: list[tuple[Job, Exception]] = []
+        self.refusal: UsageError | None = None  # why the only job could not start
         self.screen: Screen | None = None
 
     def plan(self, jobs: list[Job]) -> list[int]:
@@ -42,7 +43,10 @@ class Session:
         return chosen
 
     def perform(self, job: Job) -> None:
-        """Carry out one job and remember how it went, be it a failure."""
+        """Carry out one job and remember how it went, be it a failure.
+
+        Raises UsageError if a job on its own cannot start.
+        """
         from resexp.task import perform
 
         if self.screen is None:
@@ -50,6 +54,8 @@ class Session:
         try:
             outcome = perform(job, self.screen.watch)
         except Exception as error:
+            if isinstance(error, UsageError) and not self.screen.several:
+                raise
             self.failures.append((job, error))
             self.screen.end(job, f"failed  {first_line(error)}", trained=False)
             return
@@ -63,12 +69,10 @@ class Session:
         if self.screen is not None:
             self.screen.close()
 
-    def raise_usage_error(self) -> None:
-        """Raise what kept the only job of this session from starting, if that is what happened."""
-        if len(self.failures) == 1 and not self.outcomes:
-            error = self.failures[0][1]
-            if isinstance(error, UsageError):
-                raise error
+    def raise_refusal(self) -> None:
+        """Raise what kept a job alone from starting; in a sweep it is one failure of several."""
+        if self.refusal is not None:
+            raise self.refusal
 
     @property
     def exit_code(self) -> int:

@@ -52,6 +52,7 @@ def check(job: Job) -> Claim:
     check_precision(job.settings.precision, choose_device(job.settings.device))
     claim = records.look(job)
     if claim is not Claim.done:
+        records.check_writable(job)
         images.check_present(job.settings.data)
     return claim
 

@@ -7,6 +7,7 @@ import csv
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -84,17 +85,25 @@ def label(value: object) -> str:
 
 
 def weightless(arch: Arch, depth: int) -> CifarNetwork:
-    """A network of the paper's size without memory for its values, not to be changed."""
+    """A network of the paper's size without memory for its values."""
+    with torch.device("meta"):
+        network = models.structure(Settings(arch=arch, depth=depth), 3, 10)
+    assert isinstance(network, CifarNetwork)
+    return network
+
+
+#: What ``counted`` found before: the deepest networks take a second each.
+counts: dict[str, tuple[int, int]] = {}
+
+
+def counted(arch: Arch, depth: int) -> tuple[int, int]:
+    """Parameters with and without those of normalisation."""
     key = repr((arch, depth))
-    if key not in built:
-        with torch.device("meta"):
-            network = models.structure(Settings(arch=arch, depth=depth), 3, 10)
-        assert isinstance(network, CifarNetwork)
-        built[key] = network
-    return built[key]
-
-
-built: dict[str, CifarNetwork] = {}  # the deepest takes a second
+    if key not in counts:
+        network = weightless(arch, depth)
+        norm = sum(p.numel() for one in norms(network) for p in one.parameters())
+        counts[key] = models.count(network), models.count(network) - norm
+    return counts[key]
 
 
 def small(arch: Arch, depth: int = 8, channels: int = 1, seed: int = 0) -> CifarNetwork:
@@ -136,24 +145,27 @@ def pictures(*size: int, count: int = 6, channels: int = 1) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def through(network: nn.Module, some: list[Block], x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Copies of what goes into and comes out of each of ``some`` blocks."""
+def through(
+    network: nn.Module, some: Sequence[nn.Module], x: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Copies of what goes into and comes out of each of ``some`` modules."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def note(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((inputs[0].detach().clone(), output.detach().clone()))
 
-    handles = [block.register_forward_hook(note) for block in some]
+    handles = [module.register_forward_hook(note) for module in some]
     network(x)
     for handle in handles:
         handle.remove()
     return seen
 
 
-def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
-    labels = torch.arange(len(x)) % 10
-    loss = cross_entropy(network(x), labels)
-    return list(torch.autograd.grad(loss, list(network.parameters())))
+def results(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """Logits, and the gradient of every parameter."""
+    logits = network(x)
+    loss = cross_entropy(logits, torch.arange(len(x)))
+    return [logits, *torch.autograd.grad(loss, list(network.parameters()))]
 
 
 # What it costs
@@ -167,10 +179,8 @@ def test_the_oracle_speaks_of_every_network_we_have() -> None:
 
 @pytest.mark.parametrize(("name", "arch", "depth", "value"), PARAMETERS, ids=label)
 def test_parameters_are_the_computed_ones(name: str, arch: Arch, depth: int, value: int) -> None:
-    network = weightless(arch, depth)
-    without = sum(p.numel() for norm in norms(network) for p in norm.parameters())
-    ours = models.count(network) - (without if name.endswith(WITHOUT_NORM) else 0)
-    assert ours == value
+    everything, without_norm = counted(arch, depth)
+    assert value == (without_norm if name.endswith(WITHOUT_NORM) else everything)
 
 
 @pytest.mark.parametrize(("name", "arch", "depth", "value"), MACS, ids=label)
@@ -252,10 +262,8 @@ def test_measuring_leaves_the_network_as_it_was(training: bool) -> None:
         (C, 8, 1),
         (C, 20, 3),
         (C, 110, 18),
-        (C, 1202, 200),
         (BOTTLENECK, 11, 1),
         (BOTTLENECK, 164, 18),
-        (BOTTLENECK, 1001, 111),
     ],
     ids=label,
 )
@@ -308,11 +316,16 @@ KINDS = {
 }
 
 
+def kind_of(module: nn.Module) -> str:
+    """A layer's kind, empty for what holds layers."""
+    return next((kind for one, kind in KINDS.items() if isinstance(module, one)), "")
+
+
 def run_of(network: nn.Module, x: Tensor) -> list[str]:
     """The kinds of layers in the order in which one pass goes through them."""
     seen: list[str] = []
     for module in network.modules():
-        if kind := KINDS.get(type(module)):
+        if kind := kind_of(module):
             module.register_forward_hook(lambda *_, kind=kind: seen.append(kind))
     network(x)
     return seen
@@ -394,7 +407,7 @@ def test_preactivation_is_shared_with_the_shortcut_where_shapes_change_and_first
 def test_bare_projections_belong_to_preactivation_alone() -> None:
     for order in Order:
         merge = blocks(small(replace(B, order=order)))[1].merge
-        kinds = [KINDS[type(module)] for module in merge.modules() if type(module) in KINDS]
+        kinds = [kind for module in merge.modules() if (kind := kind_of(module))]
         bare = order is Order.full_preactivation
         assert kinds == (["add", "conv"] if bare else ["add", "conv", "norm"])
 
@@ -455,11 +468,12 @@ def test_images_of_any_size_go_through(size: tuple[int, int], channels: int, uni
     for shortcut, order in product(Shortcut, Order):
         arch = Arch(merge=Merge.residual, shortcut=shortcut, order=order, unit=unit)
         network = small(arch, 8 if unit is Unit.basic else 11, channels)
-        seen = through(network, blocks(network), pictures(*size, count=2, channels=channels))
+        x = pictures(*size, count=2, channels=channels)
+        seen = through(network, [*blocks(network), network], x)
         halves = [-(-side // 2) for side in size]
         quarters = [-(-side // 2) for side in halves]
-        assert [list(y.shape[2:]) for _, y in seen] == [list(size), halves, quarters]
-        assert network(pictures(*size, count=2, channels=channels)).shape == (2, 10)
+        assert [list(y.shape[2:]) for _, y in seen] == [list(size), halves, quarters, []]
+        assert seen[-1][1].shape == (2, 10)
 
 
 # What it computes
@@ -585,7 +599,7 @@ def test_a_deeper_plain_network_can_compute_what_a_shallow_one_does() -> None:
 @pytest.mark.parametrize("arch", SHAPES, ids=str)
 def test_overwriting_activations_changes_no_logit_and_no_gradient(arch: Arch) -> None:
     depth = 14 if arch.unit is Unit.basic else 20
-    for merge in Merge:
+    for merge in Merge if arch.shortcut is Shortcut.A else [Merge.residual]:
         network = small(replace(arch, merge=merge), depth)
         careful = copy.deepcopy(network)
         relus = [module for module in careful.modules() if isinstance(module, nn.ReLU)]
@@ -593,8 +607,7 @@ def test_overwriting_activations_changes_no_logit_and_no_gradient(arch: Arch) ->
         for relu in relus:
             relu.inplace = False
         x = pictures(count=3)
-        assert torch.equal(network(x), careful(x))
-        pairs = zip(gradients(network, x), gradients(careful, x), strict=True)
+        pairs = zip(results(network, x), results(careful, x), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
 
 

@@ -357,7 +357,7 @@ CHANGED: dict[str, Any] = {
     "arch.unit": Unit.bottleneck,
     "data.name": "letters",
     "data.loader": "imagefolder",
-    "data.split": Split.paper_45k,
+    "data.split": Split("45k"),
     "data.size": 16,
     "recipe": "he2015",
     "depth": 56,

@@ -86,7 +86,7 @@ def load(settings: Data) -> Images:
     """
     images = _loader(settings.loader).load(settings)
     check_images(images)
-    return keep_45k(images) if settings.split is Split.paper_45k else images
+    return keep_45k(images) if settings.split is Split("45k") else images
 
 
 def from_arrays(

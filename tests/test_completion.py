@@ -1,0 +1,145 @@
+"""TAB: settings and their values, also in bash, which breaks words at the equals sign."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resexp import catalogue, config
+from resexp.settings import UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As zsh and fish have it: the word is handed over whole."""
+    for name in ("COMP_WORDS", "COMP_CWORD", "_RESEXP_COMPLETE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("arch=pl", ["arch=plain"]),
+        ("arch=", ["arch=plain", "arch=preact", "arch=residual"]),
+        ("arch=plain,r", ["arch=plain,residual"]),
+        ("arch=plain,", ["arch=plain,plain", "arch=plain,preact", "arch=plain,residual"]),
+        ("arch=x", []),
+        ("arch.shortcut=", ["arch.shortcut=A", "arch.shortcut=B", "arch.shortcut=C"]),
+        ("dep", ["depth="]),
+        ("depth=", []),
+        ("precis", ["precision=fp32", "precision=bf16"]),  # one key: its values at once
+        ("flip=", ["flip=true", "flip=false"]),
+        ("device=c", ["device=cpu", "device=cuda"]),
+        ("experiment=he", ["experiment=he2015"]),
+        ("nothing", []),
+        ("nothing=", []),
+    ],
+)
+def test_a_word_is_completed(typed: str, offered: list[str]) -> None:
+    assert catalogue.complete(typed) == offered
+
+
+def test_a_key_is_completed_to_all_that_begin_so() -> None:
+    offered = catalogue.complete("arc")
+    assert {"arch=", "arch.order=", "arch.shortcut="} <= set(offered)
+    assert all(offer.startswith("arc") for offer in offered)
+    everything = catalogue.complete("")
+    assert set(everything) == {f"{key}=" for key in (*catalogue.settings(), *catalogue.groups())}
+    assert {"depth=", "seed=", "experiment=", "data.root="} <= set(everything)
+
+
+def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [*catalogue.settings(), *catalogue.groups()]
+    offers = [f"{key}={value}" for key in keys for value in catalogue.values(key)]
+    assert len(offers) > 30
+    refused = []
+    for offer in offers:
+        try:
+            config.compose(["depth=20", offer])  # 20 layers are 6n+2 and 9n+2
+        except UsageError as error:
+            refused.append(f"{offer}: {error}")
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "incomplete", "offered"),
+    [
+        (["resexp", "run", "arch", "="], 3, "", ["plain", "preact", "residual"]),
+        (["resexp", "run", "arch", "="], 3, "=", ["plain", "preact", "residual"]),
+        (["resexp", "run", "arch", "=", "pl"], 4, "pl", ["plain"]),
+        (["resexp", "run", "arch", "=", "plain,r"], 4, "plain,r", ["plain,residual"]),
+        (["resexp", "run", "depth", "=", "20", "arch", "=", "re"], 7, "re", ["residual"]),
+        (
+            ["resexp", "run", "depth", "=", "20", "dev"],
+            5,
+            "dev",
+            ["device=auto", "device=cpu", "device=cuda"],
+        ),
+        (["resexp", "run", "arc"], 2, "dep", ["depth="]),
+    ],
+)
+def test_bash_breaks_words_at_the_equals_sign(
+    words: list[str],
+    position: int,
+    incomplete: str,
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(position))
+    assert catalogue.complete(incomplete) == offered
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)} | variables
+
+
+def test_the_command_answers_bash(tmp_path: Path) -> None:
+    words = {"COMP_WORDS": "resexp run arch = re", "COMP_CWORD": "4"}
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "resexp"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(_RESEXP_COMPLETE="complete_bash", **words),
+    )
+    assert result.stdout.split() == ["residual"], result.stderr[-500:]
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert "typer" in loaded
+    assert loaded & {"torch", "hydra", "omegaconf", "pandas", "matplotlib"} == set()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
+    program = tmp_path / "resexp"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m resexp "$@"\n')
+    program.chmod(0o755)
+    script = r"""
+        source <(_RESEXP_COMPLETE=source_bash resexp)
+        press_tab() {
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+            $(complete -p resexp | sed 's/.*-F \([^ ]*\).*/\1/') resexp
+            echo "${COMPREPLY[*]}"
+        }
+        press_tab resexp ver
+        press_tab resexp run arch = pl
+        press_tab resexp run depth = 20 arch =
+        press_tab resexp run -m seed = 0,1 see
+    """
+    result = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(PATH=f"{tmp_path}:{os.environ['PATH']}"),
+    )
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == ["verdict", "plain", "plain preact residual", "seed="]

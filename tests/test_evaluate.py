@@ -1,0 +1,269 @@
+"""resexp.train.evaluate: loss and error on a whole set, and a network left as it was found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resexp import models
+from resexp.data import Images, batches
+from resexp.settings import Arch, BnEval, Merge, Normalise, Order, Precision, Settings
+from resexp.train import evaluate as module
+from resexp.train.evaluate import evaluate, evaluation_mode, recalibrate
+
+#: Two whole batches of the 40 images, and eight left over.
+SMALL = Settings(arch=Arch(merge=Merge.residual), depth=8, width=4, batch_size=16, bn_momentum=0.3)
+RECALIBRATED = replace(SMALL, bn_eval=BnEval.recalibrated)
+
+
+@pytest.fixture
+def network(few_digits: Images) -> nn.Module:
+    """A network with running statistics of some training, in training mode."""
+    network = models.build(SMALL, few_digits.channels, len(few_digits.classes))
+    statistics = batches.statistics(few_digits.train_images, SMALL.normalise)
+    with torch.no_grad():
+        for some in torch.split(few_digits.train_images, 10):
+            network(batches.prepare(some, statistics))
+    return network
+
+
+@pytest.fixture
+def statistics(few_digits: Images) -> batches.Statistics:
+    return batches.statistics(few_digits.train_images, SMALL.normalise)
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def everything(network: nn.Module) -> dict[str, Any]:
+    """All of a network that evaluation might change."""
+    return {
+        "tensors": {key: value.tolist() for key, value in network.state_dict().items()},
+        "modes": [module.training for module in network.modules()],
+        "momenta": [norm.momentum for norm in norms(network)],
+        "gradients": [parameter.grad for parameter in network.parameters()],
+        "trained": [parameter.requires_grad for parameter in network.parameters()],
+        "hooks": [len(module._forward_hooks) for module in network.modules()],
+    }
+
+
+def on_test(
+    network: nn.Module, images: Images, statistics: batches.Statistics
+) -> tuple[float, float]:
+    return evaluate(network, images.test_images, images.test_labels, statistics, Precision.fp32)
+
+
+# Loss and error
+
+
+def test_loss_and_error_are_those_of_one_image_at_a_time_in_double_precision(
+    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+) -> None:
+    network.eval()
+    loss, error = on_test(network, few_digits, statistics)
+    careful = copy.deepcopy(network).double()
+    mean = few_digits.train_images.double().mean(0)
+    losses, wrong = [], 0
+    for image, label in zip(few_digits.test_images, few_digits.test_labels, strict=True):
+        x = ((image.double() - mean) / 255).permute(2, 0, 1)[None]
+        logits = careful(x)[0].tolist()
+        losses.append(torch.tensor(logits).double().logsumexp(0).item() - logits[int(label)])
+        wrong += logits.index(max(logits)) != int(label)
+    assert loss == pytest.approx(sum(losses) / 24, rel=1e-6)
+    assert error == 100 * wrong / 24
+    assert 0 < wrong < 24
+
+
+@pytest.mark.parametrize("size", [1, 7, 24])
+def test_the_size_of_evaluation_batches_does_not_matter(
+    network: nn.Module,
+    few_digits: Images,
+    statistics: batches.Statistics,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    network.eval()
+    loss, error = on_test(network, few_digits, statistics)
+    monkeypatch.setattr(module, "EVALUATION_BATCH", size)
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    again = on_test(network, few_digits, statistics)
+    assert max(sizes) == size
+    assert again[0] == pytest.approx(loss, abs=1e-6)
+    assert again[1] == error
+
+
+def test_evaluation_computes_no_gradients(
+    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+) -> None:
+    recording: list[bool] = []
+    network.register_forward_hook(lambda _m, _i, logits: recording.append(logits.requires_grad))
+    on_test(network.eval(), few_digits, statistics)
+    recalibrate(network, RECALIBRATED, few_digits, statistics)
+    assert recording == [False, False, False]
+
+
+# The network is left as it was found
+
+
+@pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
+# evaluation_mode promises the mode "as before", but always ends in training mode: False fails.
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_network_as_it_was(
+    network: nn.Module,
+    few_digits: Images,
+    statistics: batches.Statistics,
+    settings: Settings,
+    training: bool,
+) -> None:
+    network.train(training)
+    before = everything(network)
+    with evaluation_mode(network, settings, few_digits, statistics):
+        assert not any(module.training for module in network.modules())
+        on_test(network, few_digits, statistics)
+    assert everything(network) == before
+
+
+@pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
+def test_an_error_inside_leaves_the_network_as_it_was_too(
+    network: nn.Module,
+    few_digits: Images,
+    statistics: batches.Statistics,
+    settings: Settings,
+) -> None:
+    before = everything(network)
+    with (
+        pytest.raises(ZeroDivisionError),
+        evaluation_mode(network, settings, few_digits, statistics),
+    ):
+        raise ZeroDivisionError
+    assert everything(network) == before
+
+
+def test_evaluation_draws_no_random_number(
+    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+) -> None:
+    before = torch.random.get_rng_state()
+    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
+        on_test(network, few_digits, statistics)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Statistics of normalisation
+
+
+def batch_statistics(network: nn.Module, some: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Mean over the batches of each normalisation's mean and unbiased variance, in float64."""
+    careful = copy.deepcopy(network).double().train()
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values = inputs[0].detach().transpose(0, 1).flatten(1)
+            found.setdefault(number, []).append((values.mean(1), values.var(1, correction=1)))
+
+        return hook
+
+    for number, norm in enumerate(norms(careful)):
+        norm.register_forward_pre_hook(note(number))
+    for x in some:
+        careful(x.double())
+    return [
+        (
+            torch.stack([mean for mean, _ in of]).mean(0),
+            torch.stack([variance for _, variance in of]).mean(0),
+        )
+        for of in found.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes"), [(40, [16, 16]), (32, [16, 16]), (16, [16]), (11, [11])]
+)
+def test_recalibrated_statistics_are_the_average_over_whole_clean_batches(
+    network: nn.Module,
+    few_digits: Images,
+    statistics: batches.Statistics,
+    images: int,
+    sizes: list[int],
+) -> None:
+    fewer = replace(
+        few_digits,
+        train_images=few_digits.train_images[:images],
+        train_labels=few_digits.train_labels[:images],
+    )
+    some = [
+        batches.prepare(batch, statistics)
+        for batch in torch.split(fewer.train_images[: sum(sizes)], SMALL.batch_size)
+    ]
+    assert [len(batch) for batch in some] == sizes
+    expected = batch_statistics(network, some)
+    with evaluation_mode(network, RECALIBRATED, fewer, statistics):
+        assert len(norms(network)) == len(expected) == 7
+        for norm, (mean, variance) in zip(norms(network), expected, strict=True):
+            running_mean, running_var = (
+                norm.get_buffer("running_mean"),
+                norm.get_buffer("running_var"),
+            )
+            torch.testing.assert_close(running_mean.double(), mean, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(running_var.double(), variance, rtol=1e-4, atol=1e-5)
+            assert norm.momentum == 0.3
+
+
+def test_recalibration_does_not_depend_on_the_moving_average(
+    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+) -> None:
+    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
+        expected = on_test(network, few_digits, statistics)
+    for norm in norms(network):
+        norm.get_buffer("running_mean").fill_(100)
+        norm.get_buffer("running_var").fill_(1e6)
+    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
+        assert on_test(network, few_digits, statistics) == expected
+
+
+def test_the_moving_average_is_used_as_it_is_unless_asked_otherwise(
+    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+) -> None:
+    moving = on_test(copy.deepcopy(network).eval(), few_digits, statistics)
+    with evaluation_mode(network, SMALL, few_digits, statistics):
+        assert on_test(network, few_digits, statistics) == moving
+    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
+        assert on_test(network, few_digits, statistics) != moving
+
+
+def test_test_images_are_normalised_with_training_statistics(
+    few_digits: Images,
+) -> None:
+    # A network whose loss shows its input: the mean over the pixels is the logit of class 0.
+    class Brightness(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pad(x.mean((1, 2, 3))[:, None], (0, 1))
+
+    labels = torch.zeros(24, dtype=torch.int64)
+    for normalise in Normalise:
+        statistics = batches.statistics(few_digits.train_images, normalise)
+        loss, _ = evaluate(Brightness(), few_digits.test_images, labels, statistics, Precision.fp32)
+        train = few_digits.train_images.double() / 255
+        subtracted = 0.0 if normalise is Normalise.none else train.mean().item()
+        divided = train.std(correction=0).item() if normalise is Normalise.channel_std else 1.0
+        brightness = (few_digits.test_images.double() / 255 - subtracted) / divided
+        expected = torch.log1p(torch.exp(-brightness.mean((1, 2, 3)))).mean()
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_preactivation_networks_are_recalibrated_to_their_last_norm(few_digits: Images) -> None:
+    arch = replace(SMALL.arch, order=Order.full_preactivation)
+    settings = replace(RECALIBRATED, arch=arch)
+    network = models.build(settings, 1, 10)
+    statistics = batches.statistics(few_digits.train_images, settings.normalise)
+    with evaluation_mode(network, settings, few_digits, statistics):
+        assert all(norm.get_buffer("running_mean").any() for norm in norms(network))
+    assert not any(norm.get_buffer("running_mean").any() for norm in norms(network))

@@ -1,0 +1,208 @@
+"""Who may import what, and when: reading is fast because it never loads torch or Hydra."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_results import write_run
+
+import resexp
+
+ROOT = Path(resexp.__file__).parent
+MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+
+#: Package: where alone it may be imported (a folder ends in a slash).
+ONLY_IN = {
+    "typer": ["cli.py"],
+    "click": [],  # Typer carries its own
+    "hydra": ["config.py", "_plugins/"],
+    "omegaconf": ["config.py", "_plugins/"],
+    "matplotlib": ["analysis/"],
+    "pandas": ["analysis/"],
+    "resexp.cli": ["__main__.py"],
+    "resexp.config": ["cli.py", "__init__.py"],
+}
+
+#: Modules that come before training, or read what it left: importing them imports no torch.
+WITHOUT_TORCH = [
+    *("__init__.py", "__main__.py", "catalogue.py", "cli.py", "config.py", "listing.py"),
+    *("records.py", "screen.py", "settings.py", "signals.py", "sweep.py"),
+    *("analysis/", "_plugins/", "data/__init__.py"),
+]
+
+
+def imported(tree: ast.AST, *, when_loaded: bool = False) -> Iterator[str]:
+    """Full names of the modules imported, with ``when_loaded`` by loading the module itself.
+
+    What stands under ``if TYPE_CHECKING`` is imported by nobody.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "resexp imports by full names"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (is_for_types(node) or (when_loaded and isinstance(node, ast.FunctionDef))):
+            yield from imported(node, when_loaded=when_loaded)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse((ROOT / module).read_text())
+
+
+def allowed(module: str, places: list[str]) -> bool:
+    folders = tuple(place for place in places if place.endswith("/"))
+    return module in places or module.startswith(folders)
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_package_is_imported_in_its_place_alone(package: str) -> None:
+    users = [
+        module
+        for module in MODULES
+        if any(within(name, package) for name in imported(parse(module)))
+    ]
+    assert [module for module in users if not allowed(module, ONLY_IN[package])] == []
+    assert users != [] or ONLY_IN[package] == []
+
+
+def test_the_front_and_the_readers_load_without_torch() -> None:
+    slow = ("torch", "torchvision", "numpy.typing")
+    users = [
+        (module, name)
+        for module in MODULES
+        if allowed(module, WITHOUT_TORCH)
+        for name in imported(parse(module), when_loaded=True)
+        if any(within(name, package) for package in slow)
+    ]
+    assert users == []
+
+
+def test_torchvision_is_imported_only_where_it_is_used() -> None:
+    users = [
+        module
+        for module in MODULES
+        if any(within(name, "torchvision") for name in imported(parse(module), when_loaded=True))
+    ]
+    assert users == []
+
+
+@pytest.mark.parametrize("leaf", ["models/", "data/", "train/schedule.py", "records.py"])
+def test_leaves_know_nothing_above_them(leaf: str) -> None:
+    above = ["cli", "config", "task", "sweep", "screen", "listing", "doctor", "twin", "forecast"]
+    modules = [module for module in MODULES if allowed(module, [leaf])]
+    users = [
+        (module, name)
+        for module in modules
+        for name in imported(parse(module))
+        if any(within(name, f"resexp.{upper}") for upper in above)
+    ]
+    assert modules != []
+    assert users == []
+
+
+def test_the_analysis_knows_records_and_settings_only() -> None:
+    known = {"resexp.analysis", "resexp.records", "resexp.settings"}
+    users = [
+        (module, name)
+        for module in MODULES
+        if module.startswith("analysis/")
+        for name in imported(parse(module))
+        if within(name, "resexp") and not any(within(name, one) for one in known)
+    ]
+    assert [user for user in users if user[1] != "resexp"] == []
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    names = {part.removesuffix(".py") for module in MODULES for part in Path(module).parts}
+    assert names & {"utils", "util", "common", "core", "helpers", "misc", "base"} == set()
+
+
+def test_the_reader_of_imports_sees_them_wherever_they_stand() -> None:
+    source = (
+        "import torch.nn as nn\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\n"
+        "try:\n    import b\nexcept ImportError:\n    pass\n"
+        "class C:\n    import c\n    def f(self):\n        from d import e\n"
+    )
+    loaded = ["torch.nn", "typing", "typing.TYPE_CHECKING", "b", "c"]
+    assert list(imported(ast.parse(source), when_loaded=True)) == loaded
+    assert list(imported(ast.parse(source))) == [*loaded, "d", "d.e"]
+
+
+# --- at run time
+
+SCRIPT = """
+import contextlib, io, sys
+sys.path.insert(0, sys.argv[1])
+
+def call(*words):
+    from resexp.cli import main
+    sys.argv = ["resexp", *words]
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            main()
+    except SystemExit as stop:
+        assert stop.code in (0, 4), (words, stop.code)
+    assert out.getvalue().strip(), words
+
+def absent(*packages):
+    loaded = [package for package in packages if package in sys.modules]
+    assert not loaded, (loaded, "after", sys.argv)
+
+import resexp
+absent("typer", "rich", "numpy")
+for words in (["--help"], ["run", "--help"], ["plot", "--help"], ["--version"]):
+    call(*words)
+    absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
+for words in (["list", "archs"], ["list", "settings"]):
+    call(*words)
+    absent("torch", "hydra", "omegaconf", "pandas", "matplotlib")
+for words in (["list"], ["show", "plain-20-s0"], ["table"], ["verdict"]):
+    call(*words)
+    absent("torch", "hydra", "omegaconf", "matplotlib")
+call("plot")
+absent("torch", "hydra", "omegaconf", "pandas", "matplotlib.pyplot")
+call("run", "depth=8", "--cfg", "job")
+absent("torch", "pandas")
+resexp.load_results("results")
+absent("torch")
+"""
+
+
+def test_reading_loads_neither_torch_nor_hydra(tmp_path: Path) -> None:
+    record = {
+        "parameters_without_norm": 267_450,
+        "flops": 8_000_000,
+        "seconds": 1.5,
+        "updated": "2026-01-01T00:00:00+00:00",
+        "environment": dict.fromkeys(("device_name", "threads", "precision", "torch", "python"))
+        | dict.fromkeys(("git_commit", "git_dirty", "resexp")),
+    }
+    for arch in ("plain", "residual"):
+        for depth in (20, 56):
+            write_run(tmp_path / "results", arch, depth, 0, record=record)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, str(ROOT.parent)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "results/digits/curves.png").exists()

@@ -1,0 +1,514 @@
+"""A run that was stopped, killed or torn and then goes on equals one that never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resexp import data, records, task
+from resexp.records import Claim, Row
+from resexp.settings import Arch, Job, Merge, Settings
+from resexp.signals import Interrupted
+
+STEPS = 6
+
+
+class Killed(BaseException):
+    """What stands for the end of the process: nothing in resexp catches it."""
+
+
+def make_job(results: Path, **settings: Any) -> Job:
+    """Six steps with a row every second one and a checkpoint after each."""
+    usual: dict[str, Any] = {
+        "arch": Arch(merge=Merge.residual),
+        "depth": 8,
+        "width": 4,
+        "steps": STEPS,
+        "batch_size": 8,
+        "eval_every": 2,
+        "clean_every": 2,
+        "checkpoint_every": 0.0,
+        "threads": 1,
+        "results": str(results),
+    }
+    return Job(
+        settings=Settings(**usual | settings),
+        arch="residual",
+        extras={},
+        overrides=["depth=8"],
+        config="depth: 8\n",
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None:
+    """Train on forty images, and let the disk flush when it likes."""
+    monkeypatch.setattr(task, "load", lambda settings, device: few_digits)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def cells(directory: Path) -> list[list[str]]:
+    """metrics.csv but for its two columns of time."""
+    lines = (directory / records.METRICS).read_text().splitlines()
+    return [line.split(",")[: -len(records.TIME_COLUMNS)] for line in lines]
+
+
+def outcome(job: Job) -> tuple[list[list[str]], dict[str, Any]]:
+    """What a finished run says, time left out: its rows, and of its record what must be equal."""
+    assert not list(job.directory.glob("*.tmp")), "something was left behind"
+    record = records.read_record(job.directory)
+    last = {
+        key: records.spell(value)
+        for key, value in record["last"].items()
+        if key not in records.TIME_COLUMNS
+    }
+    same = {key: record[key] for key in ("status", "run", "digest", "parameters", "error")}
+    return cells(job.directory), {**same, "last": last}
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    """The network of a run that kept its checkpoint."""
+    saved = torch.load(job.directory / "checkpoint.pt", weights_only=True)
+    network: dict[str, torch.Tensor] = saved["network"]
+    return network
+
+
+def kill_at(step: int) -> task.Watch:
+    """A watcher that kills after this step: its row is written, its checkpoint is not."""
+
+    def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
+        if done == step:
+            raise Killed
+
+    return watch
+
+
+def killed(job: Job, watch: task.Watch = task.unwatched) -> bool:
+    """Whether training ``job`` was ended by ``Killed``."""
+    try:
+        task.perform(job, watch)
+    except Killed:
+        return True
+    return False
+
+
+# --- killed between two steps
+
+
+@pytest.mark.parametrize("checkpoint_every", [0.0, 1e6])
+def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(
+    tmp_path: Path, checkpoint_every: float
+) -> None:
+    whole = make_job(tmp_path / "whole")
+    task.perform(whole)
+    assert len(cells(whole.directory)) == 1 + STEPS // 2
+    for step in range(STEPS + 1):
+        parts = make_job(tmp_path / f"parts-{step}", checkpoint_every=checkpoint_every)
+        assert killed(parts, kill_at(step))
+        assert records.look(parts) is Claim.resume
+        assert task.perform(parts).claim is Claim.resume
+        assert outcome(parts) == outcome(whole), f"killed after step {step}"
+
+
+def test_the_weights_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    whole = make_job(tmp_path / "whole", keep_checkpoint=True)
+    parts = make_job(tmp_path / "parts", keep_checkpoint=True)
+    task.perform(whole)
+    for step in (1, 2, 4):
+        assert killed(parts, kill_at(step))
+    task.perform(parts)
+    assert weights(parts).keys() == weights(whole).keys()
+    assert all(torch.equal(weights(parts)[name], value) for name, value in weights(whole).items())
+
+
+def test_a_resumed_run_starts_at_its_checkpoint_and_not_before(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    assert killed(job, kill_at(5))  # the newest checkpoint is of step 4
+    steps: list[int] = []
+    task.perform(job, lambda record, step, row: steps.append(step))
+    assert steps == [4, 5, 6]
+
+
+def test_a_resumed_run_adds_up_its_time(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    assert killed(job, kill_at(5))
+    before = float((job.directory / "metrics.csv").read_text().splitlines()[-1].split(",")[-1])
+    started = records.read_record(job.directory)["started"]
+    record = task.perform(job).record
+    assert record["started"] == started
+    assert record["seconds"] > before > 0
+
+
+def test_a_run_killed_at_its_very_end_has_the_same_record(tmp_path: Path) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    expected = task.perform(whole).record["last"]
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "finish", die)
+        assert killed(parts)
+    record = task.perform(parts).record
+    assert record["seconds"] == pytest.approx(record["last"]["seconds"])
+    assert record["seconds"] > 0
+    assert record["images_per_second"] == pytest.approx(record["last"]["images_per_second"])
+    for key in set(expected) - set(records.TIME_COLUMNS):
+        assert record["last"][key] == expected[key], key
+
+
+def test_a_resumed_run_keeps_the_threads_it_began_with(tmp_path: Path) -> None:
+    assert killed(make_job(tmp_path, threads=1), kill_at(3))
+    record = task.perform(make_job(tmp_path, threads=2)).record
+    assert record["environment"]["threads"] == 1
+    assert torch.get_num_threads() == 1
+
+
+def test_after_a_failure_the_run_goes_on_and_its_traceback_goes(tmp_path: Path) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(whole)
+
+    def fail(record: dict[str, Any], step: int, row: Row | None) -> None:
+        if step == 3:
+            raise RuntimeError("the GPU fell off the bus")
+
+    with pytest.raises(RuntimeError, match="fell off"):
+        task.perform(parts, fail)
+    assert records.read_record(parts.directory)["status"] == "failed"
+    assert "fell off" in (parts.directory / "error.txt").read_text()
+    assert task.perform(parts).claim is Claim.resume
+    assert outcome(parts) == outcome(whole)
+    assert not (parts.directory / "error.txt").exists()
+
+
+# --- killed anywhere
+
+
+class Disk:
+    """Counts what a run writes, and kills it before a given write, or half-way through a row."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, left: int | None = None) -> None:
+        self.left = left
+        self.writes = 0
+        self.real_replace, self.real_append = os.replace, records.append_row
+        patch.setattr(os, "replace", self.replace)
+        patch.setattr(os, "fsync", self.fsync)
+        patch.setattr(records, "append_row", self.append_row)
+
+    def count(self) -> None:
+        """One more write is about to happen."""
+        self.writes += 1
+        if self.writes == self.left:
+            raise Killed
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.count()
+        self.real_replace(source, target)
+
+    def fsync(self, file: int) -> None:
+        self.count()
+
+    def append_row(self, directory: Path, row: Row) -> None:
+        """Killed before the row, or with a third of its line written."""
+        self.count()
+        path = directory / records.METRICS
+        before = path.read_text() if path.exists() else ""
+        self.real_append(directory, row)
+        after = path.read_text()
+        path.write_text(after[: len(before) + (len(after) - len(before)) // 3])
+        self.count()
+        path.write_text(after)
+
+
+def writes_of(job: Job) -> int:
+    """How many writes the whole of ``job`` makes; trains it."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch)
+        task.perform(job)
+    return disk.writes
+
+
+def killed_at_write(job: Job, write: int) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, write)
+        return killed(job)
+
+
+def test_a_run_killed_at_any_write_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = make_job(tmp_path / "whole", steps=5)
+    count = writes_of(whole)
+    assert count > 30
+    unlike = []
+    for write in range(1, count + 1):
+        parts = make_job(tmp_path / f"parts-{write}", steps=5)
+        assert killed_at_write(parts, write)
+        task.perform(parts)
+        if outcome(parts) != outcome(whole):
+            unlike.append(write)
+    assert unlike == [], f"of {count} writes"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_many_times_ends_as_if_it_had_not_been(tmp_path: Path, seed: int) -> None:
+    whole = make_job(tmp_path / "whole")
+    count = writes_of(whole)
+    draw = random.Random(seed)
+    parts = make_job(tmp_path / "parts")
+    deaths = sum(killed_at_write(parts, draw.randint(1, count // 2)) for _ in range(6))
+    task.perform(parts)
+    assert deaths >= 2
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_diverging_run_killed_at_any_write_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = make_job(tmp_path / "whole", lr=1e6, steps=40)
+    count = writes_of(whole)
+    rows, record = outcome(whole)
+    assert record["status"] == "diverged"
+    assert 1 < len(rows) < 20  # it ended at the row that shows it
+    unlike = []
+    for write in range(count - 11, count + 1):
+        parts = make_job(tmp_path / f"parts-{write}", lr=1e6, steps=40)
+        assert killed_at_write(parts, write)
+        task.perform(parts)
+        if outcome(parts) != outcome(whole):
+            unlike.append(write)
+    assert unlike == [], f"of {count} writes"
+
+
+# --- damaged files
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "garbage":
+        path.write_bytes(b"\x00" * len(content))
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "garbage", "gone"])
+def test_a_torn_checkpoint_costs_one_step(tmp_path: Path, how: str) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(whole)
+    assert killed(parts, kill_at(5))
+    damage(parts.directory / "checkpoint.pt", how)
+    steps: list[int] = []
+    done = task.perform(parts, lambda record, step, row: steps.append(step))
+    assert steps[0] == 3  # of the checkpoint before
+    assert outcome(parts) == outcome(whole)
+    assert len(done.warnings) == (how != "gone")
+    assert all("checkpoint.pt" in warning for warning in done.warnings)
+
+
+def test_without_a_checkpoint_that_can_be_read_it_starts_again(tmp_path: Path) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(whole)
+    assert killed(parts, kill_at(5))
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        damage(parts.directory / name, "half")
+    done = task.perform(parts)
+    assert len(done.warnings) == 2
+    assert outcome(parts) == outcome(whole)
+
+
+def test_another_runs_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    other = make_job(tmp_path / "other", lr=0.5, keep_checkpoint=True)
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(other)
+    task.perform(whole)
+    assert killed(parts, kill_at(1))
+    foreign = (other.directory / "checkpoint.pt").read_bytes()
+    (parts.directory / "checkpoint.pt").write_bytes(foreign)
+    done = task.perform(parts)
+    assert "other settings" in done.warnings[0]
+    assert (parts.directory / "checkpoint.pt.bad").read_bytes() == foreign
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_lost_metrics_file_is_no_reason_to_end_without_rows(tmp_path: Path) -> None:
+    """A checkpoint says that rows exist; where they do not, the run must not pass for whole."""
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(whole)
+    assert killed(parts, kill_at(5))
+    (parts.directory / "metrics.csv").unlink()
+    with contextlib.suppress(Exception):  # to refuse would be as good as to begin again
+        task.perform(parts)
+    finished = records.read_record(parts.directory)["status"] in records.FINISHED
+    assert not finished or outcome(parts) == outcome(whole)
+
+
+# --- signals, in this process
+
+
+def signal_at(step: int, *signals: signal.Signals) -> task.Watch:
+    def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
+        if done == step:
+            for one in signals:
+                os.kill(os.getpid(), one)
+
+    return watch
+
+
+@pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [0, 1, 4, 5])
+def test_a_signal_saves_and_stops(
+    tmp_path: Path, one: signal.Signals, code: int, step: int
+) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    parts.settings.checkpoint_every = 1e6
+    task.perform(whole)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    at = max(step, 1)  # before the first step nobody listens yet
+    with pytest.raises(Interrupted) as stop:
+        task.perform(parts, signal_at(at, one))
+    assert stop.value.exit_code == code
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    record = records.read_record(parts.directory)
+    assert record["status"] == "interrupted"
+    steps: list[int] = []
+    task.perform(parts, lambda record, step, row: steps.append(step))
+    assert steps[0] == at
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_signal_at_the_last_step_comes_too_late_to_matter(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    done = task.perform(job, signal_at(STEPS, signal.SIGTERM))
+    assert done.record["status"] in records.FINISHED
+
+
+def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
+    task.perform(whole)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        task.perform(parts, signal_at(3, signal.SIGINT, signal.SIGINT))
+    assert not isinstance(stop.value, Interrupted)
+    assert records.read_record(parts.directory)["status"] == "running"
+    task.perform(parts)
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_signal_in_a_diverged_row_does_not_train_on(tmp_path: Path) -> None:
+    whole = make_job(tmp_path / "whole", lr=1e6, steps=40)
+    parts = make_job(tmp_path / "parts", lr=1e6, steps=40)
+    task.perform(whole)
+    end = records.read_record(whole.directory)["last"]["step"]
+    with contextlib.suppress(Interrupted):
+        task.perform(parts, signal_at(end, signal.SIGTERM))
+    task.perform(parts)
+    assert outcome(parts) == outcome(whole)
+
+
+# --- real processes
+
+PROCESS = ["depth=8", "steps=60", "batch_size=16", "eval_every=6", "clean_every=3", "threads=1"]
+MOMENTS = 120  # seconds within which a process must get where it is waited for
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The rows of the run that nobody stops, trained in this process."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    job = make_job(
+        results,
+        arch=Arch(),
+        width=Settings().width,
+        steps=60,
+        batch_size=16,
+        eval_every=6,
+        clean_every=3,
+    )
+    task.perform(job)
+    return cells(job.directory)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """``python -m resexp run`` of sixty steps in ``folder``, output discarded."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "resexp", "run", *PROCESS, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def directory_in(folder: Path) -> Path:
+    """The only run directory of a folder."""
+    (directory,) = (folder / "results/digits").iterdir()
+    return directory
+
+
+def status_in(folder: Path) -> str:
+    return str(records.read_record(directory_in(folder))["status"])
+
+
+def rows_in(folder: Path) -> int:
+    """Rows written so far."""
+    paths = list(folder.glob("results/digits/*/metrics.csv"))
+    return paths[0].read_text().count("\n") - 1 if paths else 0
+
+
+def exit_code_after(folder: Path, words: str, one: signal.Signals) -> int:
+    """Start, send a signal as soon as there is a new row, and wait for the end."""
+    seen = rows_in(folder)
+    process = start(folder, words)
+    limit = time.monotonic() + MOMENTS
+    while rows_in(folder) <= seen:
+        assert process.poll() is None, f"ended with {process.returncode} before the signal"
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    process.send_signal(one)
+    return process.wait(MOMENTS)
+
+
+def finish_and_compare(folder: Path, words: str, rows: list[list[str]]) -> None:
+    assert start(folder, words).wait(MOMENTS) == 0
+    directory = directory_in(folder)
+    assert cells(directory) == rows
+    assert len(rows) == 1 + 10
+    assert status_in(folder) == "ok"
+    assert not list(directory.glob("*.tmp"))
+
+
+def test_a_process_killed_and_stopped_in_every_way_ends_as_if_it_had_not_been(
+    tmp_path: Path, undisturbed: list[list[str]]
+) -> None:
+    words = "checkpoint_every=0"
+    for _ in range(3):
+        assert exit_code_after(tmp_path, words, signal.SIGKILL) == -signal.SIGKILL
+        assert status_in(tmp_path) == "running"
+    damage(directory_in(tmp_path) / "checkpoint.pt", "half")
+    assert exit_code_after(tmp_path, words, signal.SIGTERM) == 75
+    assert status_in(tmp_path) == "interrupted"
+    assert exit_code_after(tmp_path, words, signal.SIGINT) == 130
+    assert status_in(tmp_path) == "interrupted"
+    assert rows_in(tmp_path) < len(undisturbed) - 1
+    finish_and_compare(tmp_path, words, undisturbed)
+    left = {path.name for path in directory_in(tmp_path).iterdir()}
+    assert left - {".lock"} == {"config.yaml", "metrics.csv", "run.json", "checkpoint.pt.bad"}
+
+
+@pytest.mark.slow
+def test_a_process_killed_between_checkpoints_ends_as_if_it_had_not_been(
+    tmp_path: Path, undisturbed: list[list[str]]
+) -> None:
+    words = "checkpoint_every=0.3"
+    for _ in range(4):
+        assert exit_code_after(tmp_path, words, signal.SIGKILL) == -signal.SIGKILL
+    finish_and_compare(tmp_path, words, undisturbed)
