@@ -184,8 +184,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         value = value if equals else next(rest, "")
         if not value or (known and value not in known):
-            choice = f" one of: {', '.join(known)}" if known else " a value"
-            what = f"{flag} {value}: choose" if value else f"{flag} needs"
+            what = f"{flag} takes no {value}" if value else f"{flag} needs a value"
+            choice = f": one of {', '.join(known)}" if known else ""
             raise UsageError(f"{what}{choice}. See resexp run --help.")
         flags.append(value)
     return flags, overrides

@@ -433,11 +433,15 @@ def test_cfg_prints_the_settings_as_yaml_and_trains_nothing(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--info"], ["--info", "defaults"]])
-def test_info_prints_how_the_settings_came_together(here: Path, words: list[str]) -> None:
-    answer = call("run", "depth=8", *words)
+@pytest.mark.parametrize(
+    ("what", "title"),
+    [("defaults", "Defaults List"), ("config", "Config search path"), ("all", "")],
+)
+def test_info_prints_how_the_settings_came_together(here: Path, what: str, title: str) -> None:
+    answer = call("run", "depth=8", "--info", what)
     assert answer.code == 0, answer.err
-    assert "Defaults List" in answer.out + answer.err
+    assert title in answer.out + answer.err
+    assert len((answer.out + answer.err).splitlines()) > 5
     assert list(here.iterdir()) == []
 
 
@@ -586,7 +590,9 @@ def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
     words = ["depth=8,14", "seed=0", "steps=2", "batch_size=8", "threads=1", "results=mine"]
     answer = call("demo", *words)
     assert answer.code == 0, answer.err
-    assert answer.out.startswith(f"resexp run -m arch=plain,residual {' '.join(words)}\n4 done\n")
+    first = answer.out.splitlines()[0]
+    assert "4 done" in first
+    assert f"resexp run -m arch=plain,residual {' '.join(words)}" in first
     for command in ("resexp plot", "resexp table", "resexp verdict"):
         assert re.search(rf"^{command} mine/digits$", answer.out, re.MULTILINE)
     assert "Deeper plain networks train worse" in answer.out

@@ -1,0 +1,161 @@
+"""What users install: the wheel holds everything it needs and runs from any folder."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ["depth=8", "steps=2", "batch_size=8", "threads=1"]
+
+for tool in ("build", "hatchling", "pip"):
+    pytest.importorskip(tool, reason=f"building a wheel needs {tool}")
+
+
+def python(folder: Path, path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in ``folder`` with ``path`` before the installed packages."""
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(path)},
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from this checkout without a network."""
+    folder = tmp_path_factory.mktemp("dist")
+    options = ["--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    built = python(folder, Path(), "-m", "build", *options)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages into which the wheel is installed, and nothing else."""
+    folder = tmp_path_factory.mktemp("installed") / "site"
+    words = ["install", "--no-deps", "--no-index", "--quiet", "--target", str(folder), str(wheel)]
+    done = python(folder.parent, Path(), "-m", "pip", *words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = {name for name in names if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in files} == {"resexp", "hydra_plugins"}
+    assert {
+        "resexp/cli.py",
+        "resexp/__main__.py",
+        "resexp/data/digits.npz",
+        "resexp/data/DIGITS_LICENSE.txt",
+        "resexp/analysis/published.csv",
+        "hydra_plugins/resexp_sweeper/checked_sweeper.py",
+    } <= files
+    here = {f"resexp/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert len(here) > 10
+    assert {name for name in files if name.startswith("resexp/configs/")} == here
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "resexp").rglob("*.py")}
+    modules = {name.replace("resexp/_plugins/", "") for name in modules}
+    assert {name for name in files if name.endswith(".py")} == modules
+    assert "hydra_plugins/__init__.py" not in files  # other plugins live in that namespace too
+    assert not [name for name in names if "test" in name or "_plugins/hydra" in name]
+    assert zipfile.ZipFile(wheel).getinfo("resexp/data/digits.npz").file_size < 1_000_000
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    archive = zipfile.ZipFile(wheel)
+    info = f"resexp-{project['version']}.dist-info"
+    metadata = archive.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {project['version']}\n" in metadata
+    assert f"\nRequires-Python: {project['requires-python']}\n" in metadata
+    required = [line.split(": ")[1] for line in metadata.splitlines() if "Requires-Dist: " in line]
+    names = {line.split(">")[0].split("<")[0].split(";")[0].strip() for line in required}
+    assert {"torch", "torchvision", "typer", "hydra-core", "pandas", "matplotlib"} <= names
+    assert "resexp = resexp.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    licences = [name for name in archive.namelist() if name.startswith(f"{info}/licenses/")]
+    assert {name.rsplit("/", 1)[-1] for name in licences} == {"LICENSE", "DIGITS_LICENSE.txt"}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {word.split(">")[0].split("<")[0].lower() for word in project["dependencies"]}
+    comes_with = {"hydra-core": {"hydra", "omegaconf"}, "torchvision": {"numpy", "PIL"}}
+    known = {"resexp", *declared, *sys.stdlib_module_names}
+    known |= {
+        module for name, modules in comes_with.items() if name in declared for module in modules
+    }
+    for path in (ROOT / "resexp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= known, path
+
+
+WHERE = """
+import json, sys
+from resexp import catalogue, config
+import resexp, hydra_plugins.resexp_sweeper.checked_sweeper as sweeper
+print(json.dumps([resexp.__file__, sweeper.__file__, str(catalogue.config_folder())]))
+"""
+
+
+def test_an_installed_wheel_sweeps_from_any_folder(site: Path, tmp_path: Path) -> None:
+    located = python(tmp_path, site, "-c", WHERE)
+    assert located.returncode == 0, located.stderr
+    for path in json.loads(located.stdout):
+        assert Path(path).is_relative_to(site), path
+    result = python(tmp_path, site, "-m", "resexp", "run", *TINY, "-m", "arch=plain,residual")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("2 done")
+    (record, _) = tmp_path.glob("results/digits/*/run.json")
+    environment = json.loads(record.read_text())["environment"]
+    assert (
+        environment["resexp"]
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    )
+    assert environment["git_commit"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_an_installed_wheel_lists_and_refuses(site: Path, tmp_path: Path) -> None:
+    listed = python(tmp_path, site, "-m", "resexp", "list", "archs", "--json")
+    assert {"plain", "residual"} <= {row["arch"] for row in json.loads(listed.stdout)}
+    refused = python(tmp_path, site, "-m", "resexp", "run", "-m", "depth=8,9")
+    assert refused.returncode == 2
+    assert refused.stderr == "resexp: depth=9 is not 6n+2. Nearest: 8, 14.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_checkout_plans_from_any_folder(tmp_path: Path) -> None:
+    located = python(tmp_path, ROOT, "-c", WHERE)
+    assert located.returncode == 0, located.stderr
+    for path in json.loads(located.stdout):
+        assert Path(path).is_relative_to(ROOT), path
+    planned = python(tmp_path, ROOT, "-m", "resexp", "run", "-m", "depth=8,9")
+    assert planned.returncode == 2
+    assert planned.stderr == "resexp: depth=9 is not 6n+2. Nearest: 8, 14.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    options = ["--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = python(tmp_path, Path(), "-m", "build", *options)  # the wheel from the archive
+    assert built.returncode == 0, built.stdout + built.stderr
+    (again,) = tmp_path.glob("*.whl")
+    names = sorted(zipfile.ZipFile(wheel).namelist())
+    assert sorted(zipfile.ZipFile(again).namelist()) == names
