@@ -80,7 +80,14 @@ def plan(configs: list[DictConfig]) -> list[int]:
     return _session.plan([to_job(config, config.hydra) for config in configs])
 
 
+def together(overrides: Sequence[Sequence[str]]) -> None:
+    """What the launcher of ``launch=processes`` calls in place of the task, once for all jobs."""
+    assert _session is not None
+    _session.perform_together()
+
+
 task.plan = plan  # type: ignore[attr-defined]
+task.together = together  # type: ignore[attr-defined]
 
 
 def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:

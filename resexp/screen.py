@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resexp.forecast import Forecast
 
 #: Talk goes to stderr; results go to stdout.
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def clock(seconds: float) -> str:
@@ -51,7 +51,7 @@ def headline(record: dict[str, Any]) -> str:
 
 
 class Screen:
-    """The progress of some jobs in this process, one row for the run at work.
+    """The progress of some jobs, one row for each run at work.
 
     ``talk`` decides how: a terminal gets rows that move, anything else one line per row of
     metrics.csv (one run) or per finished run (a sweep).
@@ -59,12 +59,13 @@ class Screen:
 
     def __init__(self, jobs: list[Job]) -> None:
         self.several = len(jobs) > 1
-        self.left = {job.run: weight(job) for job in jobs}
-        self.total = sum(self.left.values())
-        self.count = len(jobs)
-        self.title = jobs[0].settings.name if jobs else ""
+        self.weights = {key(job.settings.name, job.run): weight(job) for job in jobs}
+        self.shares = dict.fromkeys(self.weights, 0.0)  # of each run, done
+        self.over = 0  # runs
+        self.skipped = 0.0  # weight of what was finished before
         self.started = time.monotonic()
-        self.worked = 0.0  # weight trained here, of what was not skipped
+        self.begun: dict[str, tuple[float, int]] = {}  # when a run at work began here, at what step
+        self.rows: dict[str, TaskID] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
             TextColumn("{task.fields[state]}"),
@@ -74,75 +75,77 @@ class Screen:
             transient=True,
             disable=not talk.is_terminal,
         )
-        self.rows: dict[str, TaskID] = {}
-        self.whole: TaskID | None = None
-        if self.several:
-            self.whole = self.progress.add_task(
-                self.title, total=1.0, state=f"0 of {self.count} runs", pace=""
-            )
+        title = jobs[0].settings.name if jobs else ""
+        self.whole = self.progress.add_task(
+            title, total=1.0, visible=self.several, state="", pace=""
+        )
         self.progress.start()
 
     def watch(self, record: dict[str, Any], step: int, row: Row | None) -> None:
         """Show a run after a step (or before the first, to announce it)."""
-        name, steps = record["run"], record["settings"]["steps"]
-        if name not in self.rows:
-            self.begin(record, step)
+        run, steps = key(record["name"], record["run"]), record["settings"]["steps"]
+        if run not in self.rows:
+            self.begin(run, record, step)
+        self.shares[run] = step / steps
         if talk.is_terminal:
-            since, at = self.begun
+            since, first = self.begun[run]
             spent = time.monotonic() - since
-            left = f"{clock(spent / (step - at) * (steps - step))} left" if step > at else ""
+            left = clock(spent / (step - first) * (steps - step)) if step > first else ""
             pace = record["images_per_second"]
             self.progress.update(
-                self.rows[name],
+                self.rows[run],
                 completed=step,
                 state=f"step {step:,}/{steps:,}  {errors(record['last'])}",
-                pace=f"{pace:,.0f} images/s  {left}" if pace else left,
+                pace=(f"{pace:,.0f} images/s  " if pace else "") + (left and f"{left} left"),
             )
-            self.update_whole(name, step / steps)
+            self.show_whole()
         elif row is not None and not self.several:
             talk.print(line(row, steps))
 
-    def begin(self, record: dict[str, Any], step: int) -> None:
+    def begin(self, run: str, record: dict[str, Any], step: int) -> None:
         """A run starts or goes on."""
         if not self.several:
             talk.print(headline(record))
         if step:
             talk.print(f"{record['run']} goes on from step {step:,}")
-        self.rows[record["run"]] = self.progress.add_task(
-            record["run"], total=record["settings"]["steps"], state="", pace=""
-        )
-        self.begun = time.monotonic(), step
+        steps = record["settings"]["steps"]
+        self.rows[run] = self.progress.add_task(record["run"], total=steps, state="", pace="")
+        self.begun[run] = time.monotonic(), step
 
-    def update_whole(self, name: str, share: float) -> None:
-        """The row of the sweep: runs done, and the time that their weights suggest is left."""
-        if self.whole is None:
-            return
-        done = self.total - sum(self.left.values()) + self.left.get(name, 0) * share
-        spent = time.monotonic() - self.started
-        worked = self.worked + self.left.get(name, 0) * share
-        left = self.total - done
-        guess = f", about {clock(spent / worked * left)} left" if worked > 0 and left > 0 else ""
+    def show_whole(self) -> None:
+        """The row of the sweep: runs over, and the time that the runs' weights suggest is left."""
+        total = sum(self.weights.values())
+        done = sum(self.weights[run] * share for run, share in self.shares.items())
+        spent, worked = time.monotonic() - self.started, done - self.skipped
+        left = f", about {clock(spent / worked * (total - done))} left" if worked > 0 else ""
         self.progress.update(
             self.whole,
-            completed=done / self.total,
-            state=f"{self.count - len(self.left)} of {self.count} runs",
-            pace=f"{clock(spent)}{guess}",
+            completed=done / total,
+            state=f"{self.over} of {len(self.weights)} runs",
+            pace=f"{clock(spent)}{left}",
         )
 
     def end(self, job: Job, message: str, trained: bool = True) -> None:
         """A run is over; ``message`` says how."""
-        if job.run in self.rows:
-            self.progress.remove_task(self.rows.pop(job.run))
-        share = self.left.pop(job.run, 0)
-        self.worked += share if trained else 0
+        run = key(job.settings.name, job.run)
+        if run in self.rows:
+            self.progress.remove_task(self.rows.pop(run))
+        self.shares[run] = 1.0
+        self.over += 1
+        self.skipped += 0.0 if trained else self.weights.get(run, 0.0)
         if self.several:
-            number = self.count - len(self.left)
-            talk.print(f"[dim]{number:>3}/{self.count}[/]  {job.run:<20} {message}")
-        self.update_whole(job.run, 0)
+            count = len(self.weights)
+            talk.print(f"{self.over:>3}/{count}  {job.run:<20} {message}")
+        self.show_whole()
 
     def close(self) -> None:
         """Give the terminal back."""
         self.progress.stop()
+
+
+def key(name: str, run: str) -> str:
+    """What tells the runs of one command apart."""
+    return f"{name}/{run}"
 
 
 def weight(job: Job) -> float:

@@ -116,6 +116,14 @@ class Data:
 
 
 @dataclass(kw_only=True, slots=True)
+class Launch:
+    """How the runs of a sweep are carried out."""
+
+    name: str = "local"
+    jobs: int = 0  # runs at a time under launch=processes; 0 is one a core, or two a GPU
+
+
+@dataclass(kw_only=True, slots=True)
 class Settings:
     """Everything that decides one run."""
 
@@ -170,6 +178,7 @@ class Settings:
     checkpoint_every: float = 60.0  # seconds
     keep_checkpoint: bool = False
     overwrite: bool = False
+    launch: Launch = field(default_factory=Launch)
 
     def __post_init__(self) -> None:
         check(self)
@@ -178,7 +187,7 @@ class Settings:
 #: Settings that say where and how a run is carried out. They are not part of its identity.
 CIRCUMSTANCES = frozenset(
     ["name", "results", "device", "threads", "checkpoint_every", "keep_checkpoint", "overwrite"]
-) | {"data.root", "data.download", "data.cache"}
+) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
 
 
 #: Convolutions in a block of each of three stages: a network has this times n, plus two, layers.
@@ -218,6 +227,8 @@ def check(settings: Settings) -> None:
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
     if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
         raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
+    if not 0 <= settings.launch.jobs <= 1024:
+        raise UsageError(f"launch.jobs={settings.launch.jobs} is out of range. Choose 0 to 1,024.")
     if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(
         settings.milestones
     ):

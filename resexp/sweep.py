@@ -23,6 +23,7 @@ class Session:
         self.failures: list[tuple[Job, Exception]] = []
         self.refusal: UsageError | None = None  # why the only job could not start
         self.screen: Screen | None = None
+        self.jobs: list[Job] = []  # of a sweep, checked
 
     def plan(self, jobs: list[Job]) -> list[int]:
         """Check every job; the indices of those to run, each run directory once.
@@ -39,7 +40,8 @@ class Session:
             return []
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         chosen = sorted(first.values())
-        self.screen = Screen([jobs[index] for index in chosen])
+        self.jobs = [jobs[index] for index in chosen]
+        self.screen = Screen(self.jobs)
         return chosen
 
     def perform(self, job: Job) -> None:
@@ -56,13 +58,45 @@ class Session:
         except Exception as error:
             if isinstance(error, UsageError) and not self.screen.several:
                 raise
-            self.failures.append((job, error))
-            self.screen.end(job, f"failed  {first_line(error)}", trained=False)
-            return
+            self.failed(job, error)
+        else:
+            self.ended(outcome)
+
+    def perform_together(self) -> None:
+        """Carry out the planned jobs, several at a time in processes of their own."""
+        from resexp.pool import placed, run_all
+        from resexp.train.device import cores, gpus
+
+        assert self.screen is not None
+        wanted = self.jobs[0].settings.launch.jobs or 2 * gpus() or cores()
+        at_a_time = min(wanted, len(self.jobs))
+        for job, (kind, *told) in run_all(placed(self.jobs, at_a_time, cores(), gpus()), at_a_time):
+            if kind == "step":
+                self.screen.watch(*told)
+            elif kind == "over":
+                self.ended(told[0])
+            elif kind == "failed":
+                self.failed(job, told[0])
+
+    def ended(self, outcome: Outcome) -> None:
+        """Remember and show a job that is over."""
+        assert self.screen is not None
         self.outcomes.append(outcome)
         for warning in outcome.warnings:
             talk.print(f"warning: {warning}")
-        self.screen.end(job, brief(outcome), trained=outcome.record.get("status") in FINISHED)
+        trained = outcome.claim in (Claim.new, Claim.resume)
+        self.screen.end(outcome.job, brief(outcome), trained=trained)
+
+    def failed(self, job: Job, error: Exception) -> None:
+        """Remember and show a job that failed."""
+        from resexp.pool import WorkerDied
+        from resexp.task import bury
+
+        assert self.screen is not None
+        if isinstance(error, WorkerDied):
+            bury(job, error)
+        self.failures.append((job, error))
+        self.screen.end(job, f"failed  {first_line(error)}", trained=False)
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -228,6 +228,14 @@ def fail(job: Job, record: dict[str, Any], error: Exception) -> None:
         job.directory / records.ERROR, "".join(traceback.format_exception(error))
     )
     records.write_record(job.directory, record)
+
+
+def bury(job: Job, error: Exception) -> None:
+    """Record the failure of a run whose process died before it could."""
+    job = replace(job, settings=replace(job.settings, overwrite=False))
+    with records.claim(job) as claim:
+        if claim is Claim.resume:
+            fail(job, records.read_record(job.directory), error)
 
 
 def now() -> str:

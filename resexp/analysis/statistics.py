@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Interval:
     high: float
     lower: float  # one-sided bounds, each alone at the same confidence
     upper: float
+    d: float  # effect size of paired differences (Cohen's d_z): mean / sd; nan where sd is 0
 
 
 def t_cdf(t: float, freedom: int) -> float:
@@ -49,6 +51,7 @@ def t_cdf(t: float, freedom: int) -> float:
     return 0.5 + 0.5 * central
 
 
+@cache
 def t_quantile(probability: float, freedom: int) -> float:
     """The t that ``t_cdf`` gives this probability, by bisection to the last digit."""
     if not 0 < probability < 1:
@@ -71,14 +74,43 @@ def paired_t(differences: Sequence[float], confidence: float = 0.95) -> Interval
     n = len(differences)
     mean = math.fsum(differences) / n if n else math.nan
     if n < 2:
-        return Interval(mean, math.nan, n, math.nan, math.nan, math.nan, math.nan)
+        return Interval(mean, math.nan, n, *[math.nan] * 5)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1))
     error = sd / math.sqrt(n)
     two_sided = error * t_quantile((1 + confidence) / 2, n - 1)
     one_sided = error * t_quantile(confidence, n - 1)
     return Interval(
-        mean, sd, n, mean - two_sided, mean + two_sided, mean - one_sided, mean + one_sided
+        mean=mean,
+        sd=sd,
+        n=n,
+        low=mean - two_sided,
+        high=mean + two_sided,
+        lower=mean - one_sided,
+        upper=mean + one_sided,
+        d=mean / sd if sd else math.nan,
     )
+
+
+def t_p(interval: Interval) -> float:
+    """One-sided p of Student's t that the mean is above zero; nan without a spread."""
+    if math.isnan(interval.d):
+        return math.nan
+    return t_cdf(-interval.d * math.sqrt(interval.n), interval.n - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p of several tests, in their order: all may be judged at one level together.
+
+    The smallest is multiplied by their number, the next by one less, and so on, none falling below
+    the one before (Holm 1979). A nan is no test: it stays nan and does not count.
+    """
+    ranked = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    adjusted = [math.nan] * len(p_values)
+    least = 0.0
+    for rank, (p, index) in enumerate(ranked):
+        least = max(least, min(1.0, (len(ranked) - rank) * p))
+        adjusted[index] = least
+    return adjusted
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

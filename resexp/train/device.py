@@ -104,6 +104,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def gpus() -> int:
+    """GPUs that torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's or the processor's own name."""
     if device.type == "cuda":
