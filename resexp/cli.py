@@ -341,7 +341,10 @@ def main() -> None:
         fail(str(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # of Typer's own parser
-            fail(f"{error.format_message()} See resexp --help.", 2)
+            message = error.format_message()
+            if not message:  # no command: the help was printed
+                sys.exit(2)
+            fail(f"{message} See resexp --help.", 2)
         if type(error).__name__ == "Abort":
             sys.exit(130)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -23,8 +23,8 @@ from resexp.settings import Job, UsageError, as_dict, identity
 
 RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
 
-#: What a process killed at its very start may leave without a record.
-BEGUN = {".lock", CONFIG, f"{CONFIG}.tmp", f"{RECORD}.tmp"}
+#: What a process that ended at its very start may leave without a record.
+BEGUN = {".lock", CONFIG, ERROR, f"{CONFIG}.tmp", f"{RECORD}.tmp"}
 
 FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
 UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
@@ -215,12 +215,10 @@ def parse_row(line: str) -> Row:
     return Row(**values | {"step": int(cells[0])})  # type: ignore[arg-type]
 
 
-def last_values(rows: list[Row]) -> dict[str, Any]:
-    """The newest value of each column."""
-    last: dict[str, Any] = {}
-    for row in rows:
-        last |= {key: value for key, value in asdict(row).items() if value is not None}
-    return last
+def as_written(row: Row) -> dict[str, Any]:
+    """The cells of a row that are not empty, rounded as metrics.csv has them."""
+    cells = {key: value for key, value in asdict(row).items() if value is not None}
+    return {key: type(value)(spell(value)) for key, value in cells.items()}
 
 
 def flush(directory: Path) -> None:

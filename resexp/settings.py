@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 
 class UsageError(Exception):
@@ -311,7 +312,7 @@ def run_name(arch: str, depth: int, seed: int, extras: dict[str, Any]) -> str:
 def _spell(value: Any) -> str:
     """A value in the letters that every file system and shell takes, the rest as %XX."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(";", ":"))
-    return re.sub(r"[^A-Za-z0-9_.+;-]", lambda hit: f"%{ord(hit[0]):02X}", text)
+    return quote(text, safe="+;")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -90,11 +90,11 @@ class Session:
     def failed(self, job: Job, error: Exception) -> None:
         """Remember and show a job that failed."""
         from resexp.pool import WorkerDied
-        from resexp.task import bury
+        from resexp.task import record_failure
 
         assert self.screen is not None
         if isinstance(error, WorkerDied):
-            bury(job, error)
+            record_failure(job, error)
         self.failures.append((job, error))
         self.screen.end(job, f"failed  {first_line(error)}", trained=False)
 

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,11 +17,11 @@ from resexp import data as images
 from resexp import models, records
 from resexp.environment import environment, peak_memory_mb
 from resexp.records import Claim, Row
-from resexp.settings import Data, Job, Settings, as_dict, digest
+from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, Stop, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_precision, choose_device, prepare
-from resexp.train.fit import State, begin, fit
+from resexp.train.fit import State, begin, fit, row_steps
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
 
@@ -65,21 +65,20 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
     """
     if check(job) is Claim.done:
         return Outcome(job, Claim.done, records.read_record(job.directory), [])
-    device = choose_device(job.settings.device)
-    data = load(job.settings.data, device)
-    with records.claim(job) as claim:
-        if claim is Claim.busy:
-            return Outcome(job, claim, {}, [])
-        if claim is Claim.done:
-            return Outcome(job, claim, records.read_record(job.directory), [])
-        network = models.build(job.settings, data.channels, len(data.classes))
-        record = opened(job, claim, data, network, device)
-        try:
-            warnings = train(job, record, data, network.to(device), watch)
-        except Exception as error:
-            fail(job, record, error)
-            raise
-        return Outcome(job, claim, record, warnings)
+    try:
+        data = load(job.settings.data, choose_device(job.settings.device))
+        with records.claim(job) as claim:
+            if claim is Claim.busy:
+                return Outcome(job, claim, {}, [])
+            if claim is Claim.done:
+                return Outcome(job, claim, records.read_record(job.directory), [])
+            record, warnings = train(job, claim, data, watch)
+            return Outcome(job, claim, record, warnings)
+    except UsageError:
+        raise
+    except Exception as error:
+        record_failure(job, error)
+        raise
 
 
 _loaded: dict[tuple[str, str], images.Images] = {}
@@ -143,19 +142,21 @@ def opened(
 
 
 def train(
-    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module, watch: Watch
-) -> list[str]:
-    """Train to the end, keeping the run directory up to date; returns warnings."""
+    job: Job, claim: Claim, data: images.Images, watch: Watch
+) -> tuple[dict[str, Any], list[str]]:
+    """Train to the end, keeping the run directory up to date; returns its record and warnings."""
     settings, directory = job.settings, job.directory
     device = data.train_images.device
-    state = begin(network, settings)
-    warnings = checkpoint.load(directory, state, record["digest"])
-    rows = records.keep_rows(directory, state.step)
-    record["last"] = records.last_values(rows)
+    network = models.build(settings, data.channels, len(data.classes))
+    record = opened(job, claim, data, network, device)
+    state, rows, warnings = restored(job, record, data, network.to(device))
+    for known in rows:
+        update(record, known, device)
     watch(record, state.step, None)
     saved = time.monotonic()
+    over = bool(rows) and not math.isfinite(rows[-1].train_loss)  # stopped right after diverging
     with stop_signals() as stop:
-        for row in fit(state, settings, data):
+        for row in () if over else fit(state, settings, data):
             if row is not None:
                 records.append_row(directory, row)
                 rows.append(row)
@@ -168,12 +169,33 @@ def train(
                 save(job, state, record)
                 saved = time.monotonic()
     finish(job, state, record, rows)
-    return warnings
+    return record, warnings
+
+
+def restored(
+    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module
+) -> tuple[State, list[Row], list[str]]:
+    """Where the run stands: its newest checkpoint and the rows up to it, or the very beginning.
+
+    Rows and checkpoint must agree: a run that lost rows begins again, rather than end without them.
+    """
+    settings, directory = job.settings, job.directory
+    state = begin(network, settings)
+    warnings = checkpoint.load(directory, state, record["digest"])
+    rows = records.keep_rows(directory, state.step)
+    if [row.step for row in rows] == row_steps(settings, state.step):
+        return state, rows, warnings
+    warnings.append(f"{directory / records.METRICS} lacks rows: the run begins again")
+    checkpoint.remove(directory)
+    records.keep_rows(directory, 0)
+    device = data.train_images.device
+    fresh = models.build(settings, data.channels, len(data.classes))
+    return begin(fresh.to(device), settings), [], warnings
 
 
 def update(record: dict[str, Any], row: Row, device: torch.device) -> None:
-    """Bring a record up to a new row."""
-    record["last"] |= {key: value for key, value in asdict(row).items() if value is not None}
+    """Bring a record up to a new row, in the digits that metrics.csv has."""
+    record["last"] |= records.as_written(row)
     record["seconds"] = row.seconds
     record["images_per_second"] = row.images_per_second
     record["peak_memory_mb"] = peak_memory_mb(device)
@@ -221,21 +243,21 @@ def status(rows: list[Row], settings: Settings, chance_error: float) -> str:
     return "collapsed" if late and at_chance else "ok"
 
 
-def fail(job: Job, record: dict[str, Any], error: Exception) -> None:
-    """Leave ``error.txt`` and a status behind."""
-    record |= {"status": "failed", "error": records.first_line(error), "updated": now()}
-    records.write_atomically(
-        job.directory / records.ERROR, "".join(traceback.format_exception(error))
-    )
-    records.write_record(job.directory, record)
+def record_failure(job: Job, error: Exception) -> None:
+    """Leave ``error.txt`` behind, and a status where there is a record; no finished run is touched.
 
-
-def bury(job: Job, error: Exception) -> None:
-    """Record the failure of a run whose process died before it could."""
+    Also for a run whose process died before it could do so itself.
+    """
     job = replace(job, settings=replace(job.settings, overwrite=False))
     with records.claim(job) as claim:
+        if claim not in (Claim.new, Claim.resume):
+            return
+        text = "".join(traceback.format_exception(error))
+        records.write_atomically(job.directory / records.ERROR, text)
         if claim is Claim.resume:
-            fail(job, records.read_record(job.directory), error)
+            record = records.read_record(job.directory)
+            record |= {"status": "failed", "error": records.first_line(error), "updated": now()}
+            records.write_record(job.directory, record)
 
 
 def now() -> str:

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 resexp=${RESEXP:-${RESEXP_VENV:-.venv}/bin/resexp}
 here=results/digits/five-seeds
 $resexp run -m depth=8,20,32,56 arch=plain,residual seed=0,1,2,3,4 \
-    results=results/digits name=five-seeds threads=2 "$@"
+    results=results/digits name=five-seeds launch=processes threads=1 "$@"
 $resexp plot $here
 $resexp plot $here --format svg
 $resexp table $here --format markdown >$here/table.md

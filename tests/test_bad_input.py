@@ -42,12 +42,9 @@ RUN = [
     ("run +experiment=digits", ["experiment=digits"]),
     # values of the wrong kind
     ("run depth=abc", ["depth", "abc", "Integer"]),
-    ("run depth=", ["depth", "Integer"]),
     ("run depth=null", ["depth", "resexp list settings"]),
     ("run -m depth=8,abc", ["depth", "abc", "Integer"]),
-    ("run seed=1.5", ["seed", "1.5", "Integer"]),
     ("run milestones=0.5", ["milestones", "resexp list settings"]),
-    ("run deterministic=maybe", ["deterministic", "maybe"]),
     ("run arch.shortcut=D", ["arch.shortcut", "D", "A, B, C"]),
     ("run precision=fp16", ["precision", "fp16", "fp32, bf16"]),
     # values out of range
@@ -62,7 +59,6 @@ RUN = [
     ("run milestones=[0.9,0.1]", ["milestones=[0.9", "milestones=[0.5,0.75]"]),
     ("run batch_size=0", ["batch_size=0", "from 2"]),
     ("run steps=0", ["steps=0", "from 1"]),
-    ("run data.size=4", ["data.size=4", "8 to 1,024"]),
     # several values
     ("run depth=20,56", ["depth=20,56", "Add -m"]),
     ("run depth=range(8,20)", ["depth=range(8,20)", "Add -m"]),
@@ -70,12 +66,10 @@ RUN = [
     # what is no override
     ("run depth=[1", ["depth=[1", "key=value"]),
     ("run depth", ["'depth'", "key=value"]),
-    ("run depth==8", ["depth==8", "key=value"]),
     ("run =", ["'='", "key=value"]),
     # this machine
     ("run device=gpu", ["device=gpu", "cpu, cuda"]),
     ("run device=cuda", ["device=cuda", "no GPU", "device=cpu", "resexp doctor"]),
-    ("run -m device=cuda depth=8,20", ["device=cuda", "no GPU", "device=cpu"]),
     ("run precision=bf16", ["precision=bf16", "avx512_bf16", "precision=fp32"]),
     # data
     (
@@ -89,7 +83,6 @@ RUN = [
     # places
     ("run name=../x", ["name='../x'", "name=first-try"]),
     ("run name=/abs", ["name='/abs'", "name=first-try"]),
-    ("run name=.hidden", ["name='.hidden'", "name=first-try"]),
     ("run results=/dev/null/x depth=8 steps=2", ["/dev/null/x", "cannot be written", "results="]),
     ("run results=file depth=8 steps=2", ["file", "cannot be written", "results="]),
     (
@@ -99,7 +92,6 @@ RUN = [
     # flags
     ("run --frobnicate", ["--frobnicate", "resexp run --help"]),
     ("run --dry-rum depth=8", ["--dry-rum", "--dry-run"]),
-    ("run -x", ["-x", "resexp run --help"]),
     ("run --cfg foo", ["--cfg", "foo", "job"]),
     ("run --info foo", ["--info", "foo", "defaults"]),
     ("run --config-dir nowhere", ["nowhere"]),

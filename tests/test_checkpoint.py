@@ -218,7 +218,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, 2))])
 def test_a_checkpoint_that_would_run_something_is_refused_and_not_run(
     tmp_path: Path, write: Callable[[Any, Path], None]
 ) -> None:

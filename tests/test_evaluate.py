@@ -225,6 +225,7 @@ def test_recalibration_does_not_depend_on_the_moving_average(
     for norm in norms(network):
         norm.get_buffer("running_mean").fill_(100)
         norm.get_buffer("running_var").fill_(1e6)
+    network.eval()  # nor on the mode before
     with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
         assert on_test(network, few_digits, statistics) == expected
 

@@ -176,6 +176,17 @@ def test_errors_are_in_percent(few_digits: Images) -> None:
         assert error == pytest.approx(100 * others / len(labels), rel=1e-12)
 
 
+def test_sums_are_exact_over_any_number_of_steps(few_digits: Images) -> None:
+    state = start(SMALL, few_digits)
+    assert state.loss_sum.dtype is torch.float64
+    assert state.wrong.dtype is torch.int64
+    state.loss_sum.fill_(2**24)  # where float32 loses halves
+    turns = fit(state, SMALL, few_digits)
+    next(turns)
+    assert 0 < state.loss_sum.item() - 2**24 < 10
+    assert state.loss_sum.item() % 0.5
+
+
 def test_training_mode_returns_after_every_row(few_digits: Images) -> None:
     settings = replace(SMALL, eval_every=1)
     state = start(settings, few_digits)

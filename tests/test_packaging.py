@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,8 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
-    files = {name for name in names if ".dist-info/" not in name}
+    everything = set(zipfile.ZipFile(wheel).namelist())
+    files = {name for name in everything if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in files} == {"resexp", "hydra_plugins"}
     assert {
         "resexp/cli.py",
@@ -67,11 +69,12 @@ def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
     here = {f"resexp/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(here) > 10
     assert {name for name in files if name.startswith("resexp/configs/")} == here
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "resexp").rglob("*.py")}
-    modules = {name.replace("resexp/_plugins/", "") for name in modules}
-    assert {name for name in files if name.endswith(".py")} == modules
+    sources = [path for path in (ROOT / "resexp").rglob("*") if path.is_file()]
+    shipped = {str(path.relative_to(ROOT)) for path in sources if path.parent.name != "__pycache__"}
+    shipped = {name.replace("resexp/_plugins/", "") for name in shipped}
+    assert {name for name in files if not name.startswith("resexp/configs/")} == shipped
     assert "hydra_plugins/__init__.py" not in files  # other plugins live in that namespace too
-    assert not [name for name in names if "test" in name or "_plugins/hydra" in name]
+    assert not [name for name in everything if "test" in name or "_plugins/hydra" in name]
     assert zipfile.ZipFile(wheel).getinfo("resexp/data/digits.npz").file_size < 1_000_000
 
 
@@ -83,26 +86,42 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert f"\nVersion: {project['version']}\n" in metadata
     assert f"\nRequires-Python: {project['requires-python']}\n" in metadata
     required = [line.split(": ")[1] for line in metadata.splitlines() if "Requires-Dist: " in line]
-    names = {line.split(">")[0].split("<")[0].split(";")[0].strip() for line in required}
-    assert {"torch", "torchvision", "typer", "hydra-core", "pandas", "matplotlib"} <= names
+    needed = names([line for line in required if "extra ==" not in line])
+    assert needed == names(project["dependencies"])
+    assert {"torch", "torchvision", "typer", "hydra-core", "pandas", "matplotlib"} <= needed
     assert "resexp = resexp.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
     licences = [name for name in archive.namelist() if name.startswith(f"{info}/licenses/")]
     assert {name.rsplit("/", 1)[-1] for name in licences} == {"LICENSE", "DIGITS_LICENSE.txt"}
 
 
+def names(requirements: list[str]) -> set[str]:
+    """``{"torch"}`` of ``["torch>=2.11"]``."""
+    return {re.split(r"[<>=!~;\[ ]", one)[0].lower() for one in requirements}
+
+
 def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {word.split(">")[0].split("<")[0].lower() for word in project["dependencies"]}
+    needed = names(project["dependencies"])
     comes_with = {"hydra-core": {"hydra", "omegaconf"}, "torchvision": {"numpy", "PIL"}}
-    known = {"resexp", *declared, *sys.stdlib_module_names}
-    known |= {
-        module for name, modules in comes_with.items() if name in declared for module in modules
-    }
+    known = {"resexp", *needed, *sys.stdlib_module_names}
+    known |= {module for name in needed for module in comes_with.get(name, ())}
+    optional = project["optional-dependencies"]
+    extras = names([one for key in optional if key not in ("test", "dev") for one in optional[key]])
     for path in (ROOT / "resexp").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            assert {name.split(".")[0] for name in names} <= known, path
+        tree = ast.parse(path.read_text())
+        assert imports(tree.body) <= known, path
+        assert imports(ast.walk(tree)) <= known | extras, path
+
+
+def imports(nodes: Iterable[ast.AST]) -> set[str]:
+    """The packages that these statements import."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    return found
 
 
 WHERE = """
@@ -157,5 +176,5 @@ def test_a_wheel_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path
     built = python(tmp_path, Path(), "-m", "build", *options)  # the wheel from the archive
     assert built.returncode == 0, built.stdout + built.stderr
     (again,) = tmp_path.glob("*.whl")
-    names = sorted(zipfile.ZipFile(wheel).namelist())
-    assert sorted(zipfile.ZipFile(again).namelist()) == names
+    listed = [sorted(zipfile.ZipFile(path).namelist()) for path in (wheel, again)]
+    assert listed[0] == listed[1]

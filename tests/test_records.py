@@ -196,15 +196,12 @@ def test_a_file_without_a_row_to_keep_is_removed_so_that_the_header_comes_again(
     assert records.keep_rows(tmp_path, 21) == []
 
 
-def test_last_values_are_the_newest_of_each_column() -> None:
-    first = make_row(22, clean_train_error=80.0, clean_train_loss=2.0)
-    last = records.last_values([first, make_row(44, test_error=70.0)])
-    assert last["step"] == 44
-    assert last["test_error"] == 70.0
-    assert last["clean_train_error"] == 80.0
-    assert list(last) == list(records.COLUMNS)
-    assert "clean_train_error" not in records.last_values([make_row(22)])
-    assert records.last_values([]) == {}
+def test_a_record_holds_a_row_as_the_csv_has_it() -> None:
+    written = records.as_written(make_row(22, lr=0.00020000000000000004))
+    assert written["lr"] == 0.0002
+    assert written["step"] == 22
+    assert isinstance(written["step"], int)
+    assert "clean_train_error" not in written
 
 
 # --- run.json
@@ -350,46 +347,35 @@ def test_an_older_record_lacks_only_what_was_then_at_its_default(tmp_path: Path)
 
 # --- identity
 
+#: Another value for the settings that have a list of them.
 CHANGED: dict[str, Any] = {
     "arch.merge": Merge.residual,
     "arch.shortcut": Shortcut.B,
     "arch.order": Order.full_preactivation,
     "arch.unit": Unit.bottleneck,
-    "data.name": "letters",
-    "data.loader": "imagefolder",
     "data.split": Split("45k"),
     "data.size": 16,
-    "recipe": "he2015",
-    "depth": 56,
-    "seed": 7,
-    "width": 8,
-    "nesterov": True,
-    "weight_decay_on": WeightDecayOn.weights,
     "milestones": [0.5],
-    "flip": True,
+    "weight_decay_on": WeightDecayOn.weights,
     "normalise": Normalise.none,
     "init": Init.xavier,
     "bn_eval": BnEval.recalibrated,
     "precision": Precision.bf16,
-    "deterministic": True,
-    "data.root": "elsewhere",
-    "data.download": False,
-    "data.cache": "elsewhere",
-    "name": "other",
-    "results": "elsewhere",
-    "device": "cpu",
-    "keep_checkpoint": True,
-    "overwrite": True,
 }
+
+
+def another(value: Any) -> Any:
+    """A value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    return f"{value}x" if isinstance(value, str) else value * 2 + 1
 
 
 def changed(key: str) -> dict[str, Any]:
     """The default settings with ``key`` at another value."""
     nested = as_dict(Settings())
     flat = flatten(nested)
-    value = CHANGED.get(key, flat[key] / 2 if isinstance(flat[key], float) else None)
-    if value is None:
-        value = flat[key] + 1
+    value = CHANGED[key] if key in CHANGED else another(flat[key])
     assert value != flat[key]
     *groups, last = key.split(".")
     place = nested
@@ -415,6 +401,8 @@ def test_the_circumstances_are_where_and_how_not_what() -> None:
         "data.root",
         "device",
         "keep_checkpoint",
+        "launch.jobs",
+        "launch.name",
         "name",
         "overwrite",
         "results",

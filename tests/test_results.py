@@ -172,8 +172,8 @@ def test_a_torn_last_line_is_left_out_only_while_unfinished(tmp_path: Path) -> N
         (1, "test_error", "test_acc"),
         (3, "44,", "many,"),
         (3, "44,", "44,1,"),
-        (3, ",0.05,", ",fast,"),
-        (3, ",0.05,", ",,"),
+        (3, ",0.02,", ",fast,"),
+        (3, ",0.02,", ",,"),
         (3, "44,", "22,"),
     ],
 )

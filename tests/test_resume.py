@@ -105,19 +105,27 @@ def killed(job: Job, watch: task.Watch = task.unwatched) -> bool:
 # --- killed between two steps
 
 
-@pytest.mark.parametrize("checkpoint_every", [0.0, 1e6])
-def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(
-    tmp_path: Path, checkpoint_every: float
-) -> None:
+def test_a_run_killed_after_any_step_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = make_job(tmp_path / "whole")
     task.perform(whole)
     assert len(cells(whole.directory)) == 1 + STEPS // 2
     for step in range(STEPS + 1):
-        parts = make_job(tmp_path / f"parts-{step}", checkpoint_every=checkpoint_every)
+        parts = make_job(tmp_path / f"parts-{step}")
         assert killed(parts, kill_at(step))
         assert records.look(parts) is Claim.resume
         assert task.perform(parts).claim is Claim.resume
         assert outcome(parts) == outcome(whole), f"killed after step {step}"
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts", checkpoint_every=1e6)
+    task.perform(whole)
+    for step in (5, 2, 4):
+        assert killed(parts, kill_at(step))
+    steps: list[int] = []
+    assert task.perform(parts, lambda record, step, row: steps.append(step)).claim is Claim.resume
+    assert steps[0] == 0
+    assert outcome(parts) == outcome(whole)
 
 
 def test_the_weights_are_equal_bit_for_bit(tmp_path: Path) -> None:
@@ -245,12 +253,12 @@ def killed_at_write(job: Job, write: int) -> bool:
 
 
 def test_a_run_killed_at_any_write_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole = make_job(tmp_path / "whole", steps=5)
+    whole = make_job(tmp_path / "whole", steps=3)
     count = writes_of(whole)
-    assert count > 30
+    assert count > 20
     unlike = []
     for write in range(1, count + 1):
-        parts = make_job(tmp_path / f"parts-{write}", steps=5)
+        parts = make_job(tmp_path / f"parts-{write}", steps=3)
         assert killed_at_write(parts, write)
         task.perform(parts)
         if outcome(parts) != outcome(whole):
@@ -512,3 +520,87 @@ def test_a_process_killed_between_checkpoints_ends_as_if_it_had_not_been(
     for _ in range(4):
         assert exit_code_after(tmp_path, words, signal.SIGKILL) == -signal.SIGKILL
     finish_and_compare(tmp_path, words, undisturbed)
+
+
+SWEEP = [*PROCESS[:1], *PROCESS[2:], "steps=300", "seed=0,1", "launch=processes", "launch.jobs=2"]
+
+
+def start_sweep(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "resexp", "run", "-m", *SWEEP],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_rows(folder: Path, process: subprocess.Popen[bytes]) -> list[Path]:
+    """The two run directories, as soon as both have a row."""
+    limit = time.monotonic() + MOMENTS
+    while len(paths := list(folder.glob("results/digits/*/metrics.csv"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    return sorted(path.parent for path in paths)
+
+
+def statuses(directories: list[Path]) -> list[str]:
+    return [str(records.read_record(directory)["status"]) for directory in directories]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_sweep_in_processes_saves_every_run_when_it_is_stopped(
+    tmp_path: Path, one: signal.Signals, code: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    process = start_sweep(parts)
+    directories = wait_for_rows(parts, process)
+    process.send_signal(one)
+    assert process.wait(MOMENTS) == code
+    assert statuses(directories) == ["interrupted"] * 2
+    assert start_sweep(parts).wait(MOMENTS) == 0
+    assert statuses(directories) == ["ok"] * 2
+    assert start_sweep(whole).wait(MOMENTS) == 0
+    for directory in directories:
+        assert cells(directory) == cells(whole / directory.relative_to(parts))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_run_alone(tmp_path: Path) -> None:
+    process = start_sweep(tmp_path)
+    directories = wait_for_rows(tmp_path, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        process.wait()
+        pytest.skip("this system does not list the children of a process")
+    workers = []
+    for child in children.read_text().split():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            workers.append(int(child))
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(MOMENTS) == 1
+    assert sorted(statuses(directories)) != ["ok", "ok"]
+    assert "ok" in statuses(directories)
+    assert start_sweep(tmp_path).wait(MOMENTS) == 0
+    assert statuses(directories) == ["ok"] * 2
+
+
+@pytest.mark.slow
+def test_workers_save_when_the_command_itself_is_killed(tmp_path: Path) -> None:
+    process = start_sweep(tmp_path)
+    directories = wait_for_rows(tmp_path, process)
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + MOMENTS
+    while "running" in statuses(directories):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    assert statuses(directories) == ["interrupted"] * 2
+    assert start_sweep(tmp_path).wait(MOMENTS) == 0
+    assert statuses(directories) == ["ok"] * 2

@@ -8,7 +8,14 @@ import math
 import numpy as np
 import pytest
 
-from resexp.analysis.statistics import paired_t, sign_flip_p, t_cdf, t_quantile
+from resexp.analysis.statistics import (
+    holm,
+    paired_t,
+    sign_flip_p,
+    t_cdf,
+    t_p,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +55,30 @@ def test_one_difference_has_a_mean_and_no_interval() -> None:
     assert (result.mean, result.n) == (0.7, 1)
     assert all(math.isnan(value) for value in (result.sd, result.low, result.high, result.lower))
     assert math.isnan(paired_t([]).mean)
+
+
+def test_the_effect_size_is_mean_over_spread_and_undefined_without_one() -> None:
+    assert paired_t([1.0, 2.0, 3.0]).d == 2.0
+    assert paired_t([-1.0, -2.0, -3.0]).d == -2.0
+    for constant in ([0.0] * 5, [0.1] * 5, [0.7], []):
+        assert math.isnan(paired_t(constant).d)
+
+
+def test_the_p_of_t_agrees_with_the_table_and_scipy() -> None:
+    assert t_p(paired_t([1.0, 2.0, 3.0])) == pytest.approx(0.0370900, abs=1e-6)  # t = 3.4641, 2 df
+    assert math.isnan(t_p(paired_t([0.7])))
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for values in ([0.3, -0.1, 0.4, 0.2], [-1.0, -0.5, -0.8], [2.0, 2.1, 2.2, 2.0, 1.9]):
+        expected = stats.ttest_1samp(values, 0, alternative="greater").pvalue
+        assert t_p(paired_t(values)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_holm_is_as_done_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04] and holm([]) == []
+    adjusted = holm([math.nan, 0.02, 0.3])
+    assert math.isnan(adjusted[0]) and adjusted[1:] == pytest.approx([0.04, 0.3])
 
 
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from fake_results import write_run
 
+from resexp.analysis.published import VERIFIED, published_rows, short_source, z_value
 from resexp.analysis.results import find_runs
-from resexp.analysis.table import FORMS, VERIFIED, escape_latex, published_rows, render, rows
+from resexp.analysis.table import FORMS, escape_latex, render, rows
 from resexp.settings import UsageError
 
 HE2015 = {"data.name": "cifar10", "recipe": "he2015", "steps": 64000, "eval_every": 16000}
@@ -189,6 +190,7 @@ def test_latex_is_escaped(lines: list[dict[str, Any]]) -> None:
     assert escape_latex("a\\b~c^d{e}#$") == (
         r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\#\$"
     )
+    assert escape_latex(">60") == r"\textgreater{}60"
 
 
 def test_another_form_is_refused(lines: list[dict[str, Any]]) -> None:
@@ -199,3 +201,211 @@ def test_another_form_is_refused(lines: list[dict[str, Any]]) -> None:
 def test_no_rows_still_make_a_table() -> None:
     for form in FORMS:
         assert isinstance(render([], form), str)
+
+
+# --- beside what others published
+
+
+FULL = {
+    "batch_size": 128,
+    "lr": 0.1,
+    "warmup_steps": 400,
+    "warmup_depth": 110,
+    "crop_padding": 4,
+    "flip": True,
+}
+IMAGES = {"name": "cifar10", "train": 50_000, "test": 10_000, "classes": 10, "chance_error": 90.0}
+
+
+def published(
+    root: Path,
+    arch: str,
+    depth: int,
+    errors: tuple[float, ...] = (8.0,),
+    changes: dict[str, Any] | None = None,
+    extras: dict[str, Any] | None = None,
+    data: str = "cifar10",
+) -> list[dict[str, Any]]:
+    """Rows beside published ones, of one network by the paper's recipe, a seed an error."""
+    changes = HE2015 | FULL | {"data.name": data} | (changes or {})
+    for seed, error in enumerate(errors):
+        write_run(
+            root, arch, depth, seed, name="he2015", test_error=error, changes=changes,
+            extras=extras, record={"data": IMAGES | {"name": data}},
+        )  # fmt: skip
+    return rows(find_runs(root), published=True)
+
+
+def by(lines: list[dict[str, Any]], source: str) -> dict[str, Any]:
+    (line,) = [
+        line
+        for line in lines
+        if line["published_source"].startswith(source) and "best" not in line["published_statistic"]
+    ]
+    return line
+
+
+def test_every_source_of_a_network_is_a_line_the_paper_first(tmp_path: Path) -> None:
+    lines = published(tmp_path, "residual", 56)
+    assert [
+        (line["published_test_error"], short_source(line["published_source"])) for line in lines
+    ] == [
+        (6.97, "He2015 Table 6"),
+        (7.74, "tbachlechner/ReZero-examples README"),
+        (5.89, "Li2018 Fig 5/6"),
+        (8.3, "independent replication README"),
+    ]
+    assert {line["test_error"] for line in lines} == {8.0}
+    assert lines[0]["difference"] == pytest.approx(1.03)
+    assert by(lines, "independent")["published_train_error"] == 0.18
+    assert all(line["published_verified"] in VERIFIED for line in lines)
+
+
+def test_the_paper_repeats_no_number_and_a_best_is_no_mean(tmp_path: Path) -> None:
+    lines = published(tmp_path, "residual", 110, (6.5, 6.7))
+    said = [(line["published_test_error"], line["published_statistic"]) for line in lines]
+    assert said[:3] == [
+        (6.61, "mean of 5 runs"),
+        (6.43, "best of 5 runs"),
+        (6.61, "median of 5 runs"),
+    ]
+    assert lines[1]["difference"] is None and lines[1]["z"] is None
+    assert len(
+        {
+            (line["published_source"].split()[0], *pair)
+            for line, pair in zip(lines, said, strict=True)
+        }
+    ) == len(lines)
+
+
+def test_z_is_the_difference_over_both_standard_errors(tmp_path: Path) -> None:
+    lines = published(tmp_path, "residual", 110, (6.8, 7.0, 7.2))
+    line = lines[0]
+    assert (line["published_test_error_sd"], line["published_runs"]) == (0.16, 5)
+    expected = (7.0 - 6.61) / (0.2**2 / 3 + 0.16**2 / 5) ** 0.5
+    assert line["z"] == pytest.approx(expected) == pytest.approx(2.87096, abs=1e-5)
+    assert [other["z"] for other in lines[1:]] == [None] * (len(lines) - 1)  # no spread published
+    text = render(lines, "text")
+    assert "+2.9" in text and "sd^2 / n of each side" in text
+    assert z_value(7.0, None, 1, 6.61, 0.16, 5) is None  # one seed has no spread
+    assert z_value(7.0, 0.0, 3, 6.61, 0.0, 5) is None
+
+
+def test_a_failure_is_only_a_bound(tmp_path: Path) -> None:
+    lines = published(tmp_path, "plain", 110, (72.0, 74.0))
+    assert [(line["published_bound"], line["published_test_error"]) for line in lines] == [
+        (">", 60.0),
+        (">", 20.0),
+        ("", 16.44),
+    ]
+    assert lines[0]["difference"] is None and lines[2]["difference"] == pytest.approx(56.56)
+    text = render(lines, "text")
+    assert ">60.00" in text and "an error above this" in text
+
+
+def test_a_run_by_the_papers_recipe_is_remarked_only_for_what_the_paper_leaves_open(
+    tmp_path: Path,
+) -> None:
+    line = by(published(tmp_path, "residual", 20), "He2015")
+    assert line["published_remark"] == (
+        "training split not stated there; these: all 50,000 images trained on"
+    )
+
+
+def test_footnotes_say_what_the_run_did_otherwise(tmp_path: Path) -> None:
+    changes = {"steps": 2000, "data.split": "45k", "precision": "bf16", "nesterov": True}
+    extras = {"arch.shortcut": "B", "lr": 0.05, "init": "xavier"}
+    line = by(published(tmp_path, "residual", 20, changes=changes, extras=extras), "He2015")
+    remark = line["published_remark"]
+    assert "its runs: shortcut option A, 64,000 steps, learning rate 0.1; " in remark
+    assert "these: shortcut option B, 2,000 steps, learning rate 0.05; " in remark
+    assert "these runs also: init=xavier" in remark
+    assert remark.endswith(
+        "training split, Nesterov, precision not stated there; "
+        "these: 45,000 of 50,000 images trained on, Nesterov momentum, bf16"
+    )
+
+
+def test_footnotes_are_of_each_source(tmp_path: Path) -> None:
+    lines = published(tmp_path, "plain", 56)
+    li, rerun = (
+        by(lines, "Li2018")["published_remark"],
+        by(lines, "independent")["published_remark"],
+    )
+    assert "its runs: 300 epochs, drops at 0.5, 0.75, 0.917 of the steps, Nesterov momentum" in li
+    assert "these: 164 epochs, drops at 0.5, 0.75 of the steps, momentum without Nesterov" in li
+    assert "its deep networks without shortcuts at learning rate 0.01" in li
+    assert "fp16" not in rerun and "rest of its recipe is not known" in rerun
+    shallow = by(published(tmp_path / "shallow", "plain", 20), "independent")["published_remark"]
+    assert "its runs: fp16 mixed precision; these: fp32" in shallow
+
+
+def test_a_jpeg_copy_of_cifar10_is_remarked(tmp_path: Path) -> None:
+    line = by(published(tmp_path, "residual", 20, data="cifar10-jpeg"), "He2015")
+    assert line["published_remark"].startswith(
+        "published on CIFAR-10; these runs: a JPEG re-encoding of CIFAR-10"
+    )
+
+
+def test_other_data_have_empty_columns_and_one_footnote(tmp_path: Path) -> None:
+    for arch in ("plain", "residual"):
+        write_run(tmp_path, arch, 20, 0)
+    lines = rows(find_runs(tmp_path), published=True)
+    assert len(lines) == 2
+    assert all(line["published_test_error"] is None and line["z"] is None for line in lines)
+    text = render(lines, "text").splitlines()
+    assert (
+        text[-1] == "[1] No published error is shown: those are of CIFAR-10, these runs of digits."
+    )
+    assert sum(line.startswith("[") for line in text) == 1
+    assert "difference" not in text[0] + text[1]
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth", "changes", "first"),
+    [
+        ("residual", 56, {"width": 32}, None),
+        ("residual", 26, {}, None),
+        ("residual", 110, {"arch.unit": "bottleneck"}, None),
+        ("preact", 110, {"arch.order": "full_preactivation"}, 6.37),
+        ("residual", 110, {"arch.order": "bn_after_addition"}, 8.17),
+        ("residual", 1202, {}, 7.93),
+    ],
+)
+def test_the_network_decides_what_stands_beside_it(
+    tmp_path: Path, arch: str, depth: int, changes: dict[str, Any], first: float | None
+) -> None:
+    record = {"parameters": 1_100_000} if "arch.unit" in changes else {}
+    write_run(
+        tmp_path, arch, depth, 0, changes=HE2015 | FULL | changes,
+        record={"data": IMAGES} | record,
+    )  # fmt: skip
+    lines = rows(find_runs(tmp_path), published=True)
+    assert lines[0]["published_test_error"] == first
+    if first is None:
+        assert "was read at a source" in lines[0]["published_remark"]
+
+
+def test_a_projected_shortcut_has_its_own_number(tmp_path: Path) -> None:
+    lines = published(tmp_path, "residual", 110, changes={"arch.shortcut": "C"})
+    (own,) = [line for line in lines if line["published_test_error"] == 12.22]
+    assert "shortcut option" not in own["published_remark"]
+    assert "shortcut option A" in lines[0]["published_remark"]
+
+
+def test_the_five_forms_hold_every_source(tmp_path: Path) -> None:
+    lines = published(tmp_path, "residual", 56) + published(tmp_path / "plain", "plain", 56)
+    assert json.loads(render(lines, "json")) == lines
+    table = list(csv.DictReader(io.StringIO(render(lines, "csv"))))
+    assert [float(row["published_test_error"]) for row in table] == [
+        line["published_test_error"] for line in lines
+    ]
+    assert all(row["series"] for row in table)  # repeated, so that each line stands alone
+    marked = [line for line in render(lines, "markdown").splitlines() if line.startswith("|")]
+    assert len(marked) == 2 + len(lines) and len({line.count("|") for line in marked}) == 1
+    assert marked[2].startswith("| residual | 56 | 1 |") and marked[3].startswith("|  |  |")
+    body = [line for line in render(lines, "latex").splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") for line in body}) == 1
+    text = render(lines, "text").splitlines()
+    assert text[2].endswith("He2015 Table 6, 1 run [1]")
+    assert all(len(line) <= 160 for line in text if not line.startswith("["))

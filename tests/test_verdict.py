@@ -86,9 +86,17 @@ def test_the_screen_of_a_shown_degradation(tmp_path: Path) -> None:
     assert "p = 0.0312" in lines[1] and lines[1].endswith("degrades")
     assert lines[2].endswith("no worse than 0.30")
     assert lines[3].startswith("  plain minus residual   log10 loss +1.6")
-    assert lines[4].endswith("degradation, not overfitting")
+    assert "d = +" in lines[1] and "n = 5" in lines[1]
+    assert lines[4].split("  ")[1] == "points (95 %)"
+    assert lines[5].endswith("degradation, not overfitting")
+    assert lines[7] == (
+        "Other pairs of depths: log10 loss (95 %), n, p adjusted by Holm over all 3 "
+        "(0.094 at least with 5 seeds):"
+    )
+    assert lines[8].split() == ["depths", "plain", "residual", "plain", "minus", "residual"]
+    assert lines[9].startswith("  20 to 32   +0.7") and lines[10].startswith("  32 to 56   +0.8")
     assert lines[-1] == "Failures: none of 30 runs."
-    assert len({line.index("training error") for line in lines[1:4]}) == 1
+    assert len({line.index("n = 5") for line in lines[1:4]}) == 1
     assert max(len(line) for line in lines) <= 130
 
 
@@ -218,11 +226,13 @@ def test_failed_and_unfinished_runs_are_missing_not_dropped(tmp_path: Path) -> N
 def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=3)
     write_run(tmp_path, "residual", 56, 3, changes={"lr": 0.01})
-    message = r"differ in lr: 0\.05 in plain-20-s0, 0\.01 in residual-56-s3.*lr=0\.05"
+    message = r"differ in lr: 0\.02 in plain-20-s0, 0\.01 in residual-56-s3.*lr=0\.02.*--mixed"
     with pytest.raises(UsageError, match=message):
         judged(tmp_path)
-    assert decide(find_runs(tmp_path), allow_mixed=True).outcome == "shown"
-    assert decide(find_runs(tmp_path, ["lr=0.05"])).outcome == "shown"
+    mixed = decide(find_runs(tmp_path), allow_mixed=True)
+    assert mixed.outcome == "shown"
+    assert mixed.notes[0] == "Mixed on request: the runs differ in lr."
+    assert decide(find_runs(tmp_path, ["lr=0.02"])).outcome == "shown"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +241,7 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
         ({"changes": {"data.name": "fashion_mnist"}}, "data.name"),
         ({"changes": {"threshold": 0.1}}, "threshold"),
         ({"record": {"environment": {"precision": "bf16"}}}, "environment.precision"),
+        ({"record": {"data": {"name": "digits", "train": 1438, "classes": 10}}}, "data.train"),
     ],
 )
 def test_other_data_threshold_or_precision_is_refused(
@@ -316,4 +327,166 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
         judged(tmp_path)
     write_run(tmp_path, "plain", 20, 0, name="other")
     with pytest.raises(UsageError, match="one experiment, and here are digits, other"):
+        judged(tmp_path)
+
+
+# --- every pair of depths
+
+
+def test_every_pair_of_depths_is_contrasted(tmp_path: Path) -> None:
+    degradation(tmp_path)
+    write_run(tmp_path, "residual", 110, 0)
+    verdict = judged(tmp_path)
+    found = {(one.series, one.shallow, one.deep): one for one in verdict.contrasts}
+    pairs = [(20, 32), (20, 56), (32, 56)]
+    assert [key[1:] for key in found if key[0] == "plain"] == pairs
+    assert [key[1:] for key in found if key[0] == "plain minus residual"] == pairs
+    assert found["residual", 56, 110].change.seeds == [0]
+    assert found["plain", 20, 56].change == verdict.arms[0].change
+    assert found["plain minus residual", 20, 56].change == verdict.interactions["residual"]
+    for pair in pairs:  # 2^-5 in each of three
+        assert found["plain", *pair].holm == pytest.approx(3 / 32)
+        assert 0 < found["plain", *pair].holm_t < 1e-3
+    assert "no pairs" in text(verdict)
+
+
+def test_the_effect_size_is_the_mean_in_standard_deviations(tmp_path: Path) -> None:
+    degradation(tmp_path)
+    loss = judged(tmp_path).arms[0].change.loss
+    assert loss.d == pytest.approx(loss.mean / loss.sd)
+
+
+def test_two_depths_have_no_other_pair(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", {20: 0.05, 56: 2.0})
+    assert "Other pairs" not in text(judged(tmp_path))
+
+
+# --- a control
+
+
+def test_a_residual_baseline_is_a_control(tmp_path: Path) -> None:
+    write_arm(tmp_path, "residual", FLAT)
+    write_arm(tmp_path, "residual", FLAT, extras={"arch.shortcut": "B"})
+    verdict = decide(find_runs(tmp_path), baseline="residual")
+    assert verdict.outcome == "not shown" and exit_code(verdict) == 3
+    assert verdict.baseline == "residual"
+    assert verdict.interactions["residual,arch.shortcut=B"].loss.mean == 0
+    lines = text(verdict).splitlines()
+    assert lines[0].startswith("Deeper residual networks train worse: not shown")
+    assert lines[3].startswith("  residual minus residual,arch.shortcut=B   log10 loss +0.00")
+    assert "twin" not in text(verdict)
+    with pytest.raises(UsageError, match=r"no runs of preact here\. Choose one of residual; resid"):
+        decide(find_runs(tmp_path), baseline="preact")
+
+
+def test_a_short_control_asks_for_its_own_networks(tmp_path: Path) -> None:
+    write_arm(tmp_path, "residual", {20: 0.01, 56: 0.01}, seeds=2)
+    screen = text(decide(find_runs(tmp_path), baseline="residual"))
+    assert screen.endswith("depth=20,56 arch=residual seed=0,1,2,3,4")
+
+
+# --- code versions
+
+CLEAN = {"device": "cpu", "precision": "fp32", "git_commit": "a" * 40, "git_dirty": False}
+
+
+def write_versions(root: Path, plain: dict[str, Any], residual: dict[str, Any]) -> None:
+    for arch, losses, place in (("plain", RISING, plain), ("residual", FLAT, residual)):
+        write_arm(root, arch, losses, 3, record={"environment": CLEAN | place})
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"git_commit": "b" * 40}, r"environment\.git_commit: aaaaaaaaaaaa in plain-20-s0, bbbbb"),
+        ({"git_commit": None, "git_dirty": None}, r"environment\.git_commit: a+ in .*, null in"),
+        ({"git_dirty": True}, r"environment\.git_dirty: false in plain-20-s0, true in residual"),
+    ],
+)
+def test_other_code_is_refused_unless_asked_for(
+    tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    write_versions(tmp_path, {}, change)
+    with pytest.raises(UsageError, match=f"{key}.*--mixed") as refusal:
+        judged(tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert decide(find_runs(tmp_path), allow_mixed=True).outcome == "shown"
+
+
+def test_without_git_the_package_version_counts(tmp_path: Path) -> None:
+    bare = {"git_commit": None, "git_dirty": None}
+    write_versions(tmp_path, bare | {"resexp": "0.1.0"}, bare | {"resexp": "0.2.0"})
+    with pytest.raises(UsageError, match=r"environment\.resexp: 0\.1\.0 in plain-20-s0, 0\.2\.0"):
+        judged(tmp_path)
+
+
+def test_the_package_version_is_nothing_beside_the_same_commit(tmp_path: Path) -> None:
+    write_versions(tmp_path, {"resexp": None}, {"resexp": "0.1.0"})
+    assert judged(tmp_path).outcome == "shown"
+
+
+def test_the_filter_that_a_refusal_names_works(tmp_path: Path) -> None:
+    write_versions(tmp_path, {}, {"git_commit": "b" * 40})
+    commit = f"environment.git_commit={'a' * 40}"
+    with pytest.raises(UsageError, match=commit):
+        judged(tmp_path)
+    assert decide(find_runs(tmp_path, [commit])).outcome == "shown"
+
+
+def test_edited_code_and_several_torches_are_noted(tmp_path: Path) -> None:
+    edited = {"git_dirty": True}
+    write_versions(tmp_path, edited | {"torch": "2.11.0"}, edited | {"torch": "2.15.0"})
+    notes = judged(tmp_path).notes
+    assert notes[0] == (
+        "The runs were made with several versions of torch: 2.11.0 in 9, 2.15.0 in 9 of 18."
+    )
+    assert notes[1].startswith("The code had uncommitted changes in 18 of 18 runs")
+
+
+# --- twice the steps
+
+
+def write_doubled(root: Path, plain: dict[int, float], seeds: int = 5) -> None:
+    write_arm(root, "plain", plain, seeds, DEGRADED, extras={"steps": 440})
+    write_arm(root, "residual", {20: 0.001, 56: 0.001}, seeds, extras={"steps": 440})
+
+
+def test_a_rise_that_twice_the_steps_halve_is_budget_limited(tmp_path: Path) -> None:
+    degradation(tmp_path)  # log10 up by 1.6
+    write_doubled(tmp_path, {20: 0.02, 56: 0.1})  # by 0.7
+    verdict = judged(tmp_path)
+    assert [arm.label for arm in verdict.arms] == ["budget-limited", "inconclusive"]
+    assert verdict.outcome == "shown" and verdict.arms[0].reading == "degrades"
+    check = verdict.as_dict()["budget"][0]
+    assert (check["series"], check["steps"], check["halved"]) == ("plain", 220, True)
+    assert check["once"]["mean"] == pytest.approx(math.log10(40), abs=0.05)
+    assert check["twice"]["mean"] == pytest.approx(math.log10(5), abs=0.05)
+    screen = text(verdict)
+    assert "Budget check, log10 loss at once and twice the steps:" in screen
+    assert " at 220   +0.7" in screen and "halved or less" in screen
+    assert "budget-limited: twice the steps halve the rise" in screen
+    assert "Failures: none of 50 runs." in screen
+
+
+def test_a_rise_that_stays_keeps_its_label(tmp_path: Path) -> None:
+    degradation(tmp_path)
+    write_doubled(tmp_path, {20: 0.02, 56: 0.3}, seeds=3)  # by 1.2
+    verdict = judged(tmp_path)
+    assert verdict.arms[0].label == "degradation"
+    assert verdict.budget[0].seeds == [0, 1, 2]
+    assert [check.halved for check in verdict.budget] == [False, None]
+    assert "more than half is left" in text(verdict)
+
+
+def test_twice_the_steps_of_one_arm_alone_are_a_mix(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", RISING)
+    write_arm(tmp_path, "residual", FLAT, extras={"steps": 440})
+    with pytest.raises(UsageError, match="differ in steps: 220 in plain-20-s0, 440 in residual"):
+        judged(tmp_path)
+
+
+def test_doubled_runs_of_another_rate_are_a_mix(tmp_path: Path) -> None:
+    degradation(tmp_path, seeds=2)
+    write_arm(tmp_path, "plain", {20: 0.1, 56: 0.1}, 2, extras={"steps": 440, "lr": 0.01})
+    with pytest.raises(UsageError, match="differ in lr"):
         judged(tmp_path)

@@ -148,12 +148,14 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
 
 
 def _letters(labels: Sequence[str], columns: int) -> int:
-    """Letters across, the longest label of each column; matplotlib fills columns downwards."""
-    lines = math.ceil(len(labels) / columns)
-    return sum(
-        max(len(label) for label in labels[start : start + lines])
-        for start in range(0, len(labels), lines)
-    )
+    """Letters across, the longest label of each column; the first columns take what is over."""
+    lines, over = divmod(len(labels), columns)
+    letters, start = 0, 0
+    for column in range(columns):
+        end = start + lines + (column < over)
+        letters += max(len(label) for label in labels[start:end])
+        start = end
+    return letters
 
 
 def legend_curves(figure: Figure, depths: Sequence[int], colours: dict[int, str]) -> None:

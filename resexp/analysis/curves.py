@@ -56,10 +56,12 @@ class Curves:
 
     def means(self, column: str) -> tuple[list[int], list[float]]:
         """Steps that all seeds share, and the mean of a column of errors there."""
-        steps, errors = self.errors(column)
+        steps, errors = self.values(column)
         return steps, [float(mean) for mean in errors.mean(axis=0)]
 
-    def errors(self, column: str) -> tuple[list[int], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+    def values(
+        self, column: str
+    ) -> tuple[list[int], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
         """Steps that all seeds share, and a column there, shape (seeds, steps), in percent."""
         steps = set.intersection(*({row.step for row in rows} for rows in self.whole))
         values = [
@@ -113,17 +115,19 @@ def draw_families(runs: Sequence[Run]) -> Figure:
     longest = last_step(list(panels.values()))
     top = top_error([curves for panel in panels.values() for curves in panel])
     with matplotlib.rc_context(STYLE):
-        figure, axes = small_panels(len(panels))
+        figure, axes, columns = small_panels(len(panels))
         for axis, (series, panel) in zip(axes, panels.items(), strict=True):
             for curves in panel:
                 draw_mean(axis, curves, colours[curves.depth], step_scale(longest), thin=0.75)
                 draw_diverged(axis, curves, colours[curves.depth], step_scale(longest))
-            width = axis.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
-            title_small(axis, series, failed_runs(panel), letters=105 // width)
+            title_small(axis, series, failed_runs(panel), letters=112 // columns)
+        for axis in axes[::columns]:
+            axis.set_ylabel("error (%)")
+        for axis in axes[max(len(axes) - columns, 0) :]:  # the lowest of each column
+            axis.set_xlabel(step_label(longest))
+            axis.tick_params(labelbottom=True)
         axes[0].set_ylim(0, top)
         step_axis(axes[0], longest, ticks=4)
-        figure.supxlabel(step_label(longest), fontsize=7.5)
-        figure.supylabel("error (%)", fontsize=7.5)
         head(figure, heading(runs))
         legend_curves(figure, depths, colours)
     return figure
@@ -182,7 +186,7 @@ def draw_mean(axis: Axes, curves: Curves, colour: str, scale: int, thin: float =
     if not curves.whole:
         return
     for column, style, width in (("train_error", DASHES, 0.9), ("test_error", "-", 1.3)):
-        steps, errors = curves.errors(column)
+        steps, errors = curves.values(column)
         x = np.array(steps) / scale
         label = f"{curves.series}-{curves.depth} {column.removesuffix('_error')}"
         axis.plot(
@@ -271,8 +275,8 @@ def top_error(curves: Sequence[Curves]) -> float:
 # --- a page of small panels
 
 
-def small_panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of page width, as many columns as keep it on a page; ticks at the outer panels."""
+def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
+    """A figure of page width, its axes, and in how many columns: as many as keep it on a page."""
     columns = next(
         (
             most
@@ -288,9 +292,7 @@ def small_panels(count: int) -> tuple[Figure, list[Axes]]:
     axes = list(grid.flat)
     for axis in axes[count:]:
         axis.remove()
-    for index in range(max(count - columns, 0), count):
-        axes[index].tick_params(labelbottom=True)  # the lowest of its column
-    return figure, axes[:count]
+    return figure, axes[:count], columns
 
 
 def page_height(count: int, columns: int) -> float:
@@ -307,13 +309,12 @@ def failed_runs(panel: Sequence[Curves]) -> str:
 
 
 def title_small(axis: Axes, series: str, failures: str, letters: int) -> None:
-    """The arch in bold, below it the settings in which the series differs, and its failures."""
+    """The arch in bold; in the corner the settings in which the series differs, and failures."""
     arch, *settings = series.split(",")
     axis.set_title(arch, loc="left", fontsize=7.5, fontweight="bold", pad=3)
-    said = textwrap.shorten(
-        ", ".join(setting.removeprefix("arch.") for setting in settings), letters, placeholder="..."
-    )
-    corner = "\n".join(filter(None, [failures, said]))
+    said = ", ".join(setting.removeprefix("arch.") for setting in settings)
+    lines = textwrap.wrap(said, letters, max_lines=3, placeholder=" ...", break_long_words=False)
+    corner = "\n".join([*lines, failures] if failures else lines)
     if corner:
         axis.text(
             0.97,

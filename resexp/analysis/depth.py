@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from resexp.analysis.canvas import (
     FAILURE,
@@ -26,7 +27,6 @@ from resexp.analysis.canvas import (
     head,
     heading,
     legend,
-    round_up,
     spaced,
 )
 from resexp.analysis.results import Run, order
@@ -51,21 +51,26 @@ def draw_depth(runs: Sequence[Run]) -> Figure:
     drawn = list(measured["clean_train_error"])[:MOST_PANELS]
     if not drawn:
         raise UsageError("no run here is finished yet. See resexp list.")
-    depths = sorted({run.depth for found in measured.values() for s in drawn for run, _ in found[s]})
+    depths = sorted(
+        {run.depth for series in drawn for run, _ in measured["clean_train_error"][series]}
+    )
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(2)
-        reach = [0.0]
+        reach = [1.0]
         for axis, (column, name) in zip(axes, MEASURES.items(), strict=True):
             axis.set_title(f"{name} error", loc="left", fontweight="bold", pad=4)
             for index, series in enumerate(drawn):
-                found = measured[column][series]
+                found = measured[column].get(series, [])
+                if not found:
+                    continue
                 intervals = draw_series(axis, found, index, len(drawn), dodge_width(depths))
                 reach += [error for _, error in found]
                 reach += [each.high for each in intervals if math.isfinite(each.high)]
             axis.set_xlabel("depth (weighted layers)")
         depth_ticks(axes[0], depths)
-        top = round_up(1.06 * max(reach))
+        top = min(100.0, 1.06 * max(reach))
         axes[0].set_ylim(0, top)
+        axes[0].yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
         for axis in axes:
             draw_chance(axis, runs, top)
         axes[0].set_ylabel("final error (%)")
@@ -92,15 +97,18 @@ def draw_difference(runs: Sequence[Run]) -> Figure:
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
     drawn = list(tables)[: MOST_PANELS - 1]
-    depths = sorted({depth for other in drawn for column in MEASURES for depth in tables[other][column]})
+    depths = sorted(
+        {depth for other in drawn for column in MEASURES for depth in tables[other][column]}
+    )
     with matplotlib.rc_context(STYLE):
         figure = blank(PAGE, (58 * len(drawn) + 16) * MM)
         grid = figure.subplots(len(drawn), 2, sharex=True, sharey=True, squeeze=False)
         for other, line in zip(drawn, grid, strict=True):
             index = (list(others(runs)).index(other) + 1) % len(SERIES_STYLES)
             for axis, (column, name) in zip(line, MEASURES.items(), strict=True):
-                axis.set_title(f"{name} error", loc="left", fontweight="bold", pad=4)
-                draw_paired(axis, tables[other][column], SERIES_STYLES[index], depths)
+                if other == drawn[0]:
+                    axis.set_title(f"{name} error", loc="left", fontweight="bold", pad=4)
+                draw_paired(axis, tables[other][column], SERIES_STYLES[index])
                 axis.tick_params(labelbottom=True, labelleft=True)
             line[0].set_ylabel(f"{twins[other]} minus\n{spaced(other)} (points)")
         for axis in grid[-1]:
@@ -180,7 +188,7 @@ def dodge_width(depths: Sequence[int]) -> float:
     if len(depths) < 2:
         return 1.0
     least = min(after - before for before, after in pairwise(depths))
-    return min(0.4 * least, 0.06 * (depths[-1] - depths[0]))
+    return min(0.45 * least, 0.12 * (depths[-1] - depths[0]))
 
 
 def depth_ticks(axis: Axes, depths: Sequence[int]) -> None:
@@ -195,7 +203,8 @@ def draw_series(
 ) -> list[Interval]:
     """One network's mean line with intervals, a point a seed beside it, a cross for a failure.
 
-    Networks stand side by side within ``width`` layers of a depth, so that none hides another.
+    Networks stand side by side within ``width`` layers of a depth, and beside each bar its points,
+    so that none hides another.
     """
     colour, marker = SERIES_STYLES[index]
     series = found[0][0].series
@@ -205,15 +214,17 @@ def draw_series(
         paired_t([error for run, error in found if run.depth == depth], CONFIDENCE)
         for depth in depths
     ]
-    draw_means(axis, [depth + offset for depth in depths], intervals, colour, series)
+    slot = width / max(count, 1)
+    outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
+    bar, centre = offset - 0.25 * outward * slot, offset + 0.2 * outward * slot
+    draw_means(axis, [depth + bar for depth in depths], intervals, colour, series)
     seeds = sorted({run.seed for run, _ in found})
-    spread = 0.6 * width / max(count, 1)
     place = {seed: (rank - (len(seeds) - 1) / 2) / len(seeds) for rank, seed in enumerate(seeds)}
     for failed in (False, True):
         points = [(run, error) for run, error in found if (run.status != "ok") == failed]
         draw_points(
             axis,
-            [run.depth + offset + spread * place[run.seed] for run, _ in points],
+            [run.depth + centre + 0.45 * slot * place[run.seed] for run, _ in points],
             [error for _, error in points],
             colour,
             "x" if failed else marker,
@@ -228,9 +239,7 @@ def draw_means(
     """A line through means, and a capped bar where more than one seed gives an interval."""
     means = [interval.mean for interval in intervals]
     axis.plot(x, means, color=colour, linewidth=1.4, label=label, zorder=3, clip_on=False)
-    barred = [
-        (at, interval) for at, interval in zip(x, intervals, strict=True) if interval.n > 1
-    ]
+    barred = [(at, interval) for at, interval in zip(x, intervals, strict=True) if interval.n > 1]
     if not barred:
         return
     half = [interval.high - interval.mean for _, interval in barred]
@@ -260,7 +269,7 @@ def draw_points(
         y,
         linestyle="none",
         marker=marker,
-        markersize=5 if failed else 3,
+        markersize=5 if failed else 2.8,
         markeredgewidth=1.1 if failed else 0,
         alpha=1 if failed else 0.55,
         color=colour,
@@ -274,24 +283,23 @@ def draw_paired(
     axis: Axes,
     table: dict[int, dict[int, tuple[float, bool]]],
     style: tuple[str, str],
-    depths: Sequence[int],
 ) -> None:
     """Differences by depth: a thin line a seed, their mean with its interval, and the zero line."""
     colour, marker = style
+    quiet = "#8c8c8c"
     axis.axhline(0, color="#444444", linewidth=0.9, zorder=2, label="zero")
     seeds = sorted({seed for by_seed in table.values() for seed in by_seed})
-    offset = 0.35 * dodge_width(depths)
     for seed in seeds:
         at = [(depth, *by_seed[seed]) for depth, by_seed in table.items() if seed in by_seed]
-        x, y = [depth + offset for depth, _, _ in at], [value for _, value, _ in at]
-        axis.plot(x, y, color=colour, linewidth=0.6, alpha=0.45, label=f"seed {seed}", zorder=2)
+        x, y = [depth for depth, _, _ in at], [value for _, value, _ in at]
+        axis.plot(x, y, color=quiet, linewidth=0.6, alpha=0.8, label=f"seed {seed}", zorder=2)
         for failed in (False, True):
             chosen = [place for place, (_, _, broken) in enumerate(at) if broken == failed]
             draw_points(
                 axis,
                 [x[place] for place in chosen],
                 [y[place] for place in chosen],
-                colour,
+                quiet,
                 "x" if failed else marker,
                 f"seed {seed} {'failures' if failed else 'runs'}",
             )
@@ -299,7 +307,7 @@ def draw_paired(
         paired_t([value for value, _ in by_seed.values()], CONFIDENCE) for by_seed in table.values()
     ]
     if intervals:
-        draw_means(axis, [depth - offset for depth in table], intervals, colour, "mean")
+        draw_means(axis, list(table), intervals, colour, "mean")
 
 
 # --- legends
@@ -342,7 +350,7 @@ def legend_difference(
     cells = [by_seed for table in tables for by in table.values() for by_seed in by.values()]
     handles: list[Any] = [
         interval_handle(),
-        Line2D([], [], color=GREY, linewidth=0.6, marker="o", markersize=3, alpha=0.7),
+        Line2D([], [], color="#8c8c8c", linewidth=0.6, marker="o", markersize=2.8),
         Line2D([], [], color="#444444", linewidth=0.9),
     ]
     labels = [

@@ -87,7 +87,7 @@ def paired_t(differences: Sequence[float], confidence: float = 0.95) -> Interval
         high=mean + two_sided,
         lower=mean - one_sided,
         upper=mean + one_sided,
-        d=mean / sd if sd else math.nan,
+        d=mean / sd if sd > 1e-12 * abs(mean) else math.nan,  # a spread of rounding is none
     )
 
 

@@ -13,18 +13,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
+from resexp.analysis.published import VERIFIED, beside, published_rows, short_source
 from resexp.analysis.results import Run, order
 from resexp.analysis.verdict import LEAST_LOSS
 from resexp.settings import UsageError
 
 FORMS = ("text", "markdown", "csv", "latex", "json")
-
-#: Values of published.csv's column ``verified`` that may be shown, best first.
-VERIFIED = ("fulltext", "author_repo", "secondary")
 
 #: The network's name in published.csv by arch, trained by the recipe of He et al. 2015.
 PUBLISHED_NAMES = {
@@ -67,15 +63,28 @@ class Line:
     published_remark: str | None  # in what these runs differ from those published
 
 
-def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def rows(runs: Sequence[Run], published: bool = False) -> list[dict[str, Any]]:
     """A dict a network, sorted by experiment, plain first, shallow to deep. Keys as in ``Line``.
 
-    A diverged run counts at chance; a failed or unfinished one is counted and has no error.
+    A diverged run counts at chance; a failed or unfinished one is counted and has no error. With
+    ``published`` a dict for every published error of a network, whose numbers are repeated, with
+    the keys of ``Published`` in place of the three that begin so; one without values if there is
+    no published error.
     """
     groups: dict[tuple[str, str, str, int], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run))):
         groups.setdefault((run.name, str(run.experiment), run.series, run.depth), []).append(run)
-    return [asdict(line(group)) for group in groups.values()]
+    if not published:
+        return [asdict(line(group)) for group in groups.values()]
+    return [row for group in groups.values() for row in _beside(group)]
+
+
+def _beside(group: Sequence[Run]) -> list[dict[str, Any]]:
+    """A network's line once for every published error of it."""
+    ours = line(group)
+    kept = {key: value for key, value in asdict(ours).items() if not key.startswith("published_")}
+    found = beside(group[0], ours.test_error, ours.test_error_sd, ours.seeds)
+    return [kept | asdict(theirs) for theirs in found]
 
 
 def line(group: Sequence[Run]) -> Line:
@@ -89,7 +98,7 @@ def line(group: Sequence[Run]) -> Line:
         status: sum(run.status == status for run in group)
         for status in ("collapsed", "diverged", "failed")
     }
-    value, source, remark = published(first)
+    value, source, remark = best_published(first)
     return Line(
         name=first.name,
         series=first.series,
@@ -135,15 +144,7 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 # --- published numbers
 
 
-@cache
-def published_rows() -> list[dict[str, str]]:
-    """The rows of published.csv that were read at their source."""
-    text = files("resexp.analysis").joinpath("published.csv").read_text(encoding="utf-8")
-    table = csv.DictReader(io.StringIO(text))
-    return [row for row in table if row["verified"] in VERIFIED]
-
-
-def published(run: Run) -> tuple[float | None, str | None, str | None]:
+def best_published(run: Run) -> tuple[float | None, str | None, str | None]:
     """Published test error of this network, its source, and what these runs do otherwise.
 
     (None, None, None) unless the run is CIFAR-10 (or its JPEG re-encoding) by the recipe of He et
@@ -220,7 +221,7 @@ def _json(rows: Sequence[dict[str, Any]]) -> str:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     buffer = io.StringIO()
-    names = list(Line.__dataclass_fields__)
+    names = list(rows[0] if rows else Line.__dataclass_fields__)
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -241,40 +242,123 @@ HEADINGS = (
     "|failures",
     "published|test error %",
 )
-WORDS = (0, 1)  # columns of words, to the left; numbers go to the right
+
+#: Headings beside published errors: ours, theirs, and what lies between.
+PUBLISHED_HEADINGS = (
+    "|experiment",
+    "|network",
+    "|depth",
+    "|seeds",
+    "clean training|error % (sd)",
+    "training|error %",
+    "test|error % (sd)",
+    "|failures",
+    "published|test % (sd)",
+    "published|training %",
+    "test|difference",
+    "|z",
+    "published|by",
+)
+WORD_HEADINGS = ("|experiment", "|network", "published|by")  # to the left; numbers to the right
+
+Z_NOTE = (
+    "z: ours minus theirs over the root of the summed squared standard errors, sd^2 / n of each "
+    "side, n our seeds and the runs that the source names; empty where a spread is not known."
+)
+BOUND_NOTE = "> : given only as a failure, an error above this."
 
 
 def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings and body without needless columns, and footnotes."""
     notes: list[str] = []
-    body = []
-    for row in rows:
-        failures = row["collapsed"] + row["diverged"] + row["failed"]
-        unfinished = f", {row['unfinished']} unfinished" if row["unfinished"] else ""
-        body.append(
-            [
-                row["name"],
-                row["series"],
-                str(row["depth"]),
-                "" if row["parameters"] is None else f"{row['parameters']:,}",
-                str(row["seeds"]),
-                _spread(row["clean_train_error"], row["clean_train_error_sd"]),
-                _spread(row["train_error"], None),
-                _spread(row["test_error"], row["test_error_sd"]),
-                "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}",
-                f"{failures} of {row['runs']}{unfinished}",
-                _published(row, notes),
-            ]
-        )
+    beside = bool(rows) and "z" in rows[0]
+    headings = PUBLISHED_HEADINGS if beside else HEADINGS
+    body = _bodies_beside(rows, notes) if beside else [_body(row, notes) for row in rows]
     footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     if any(row["diverged"] for row in rows):
         footnotes.append("A diverged run counts at chance.")
+    if beside and any(row["z"] is not None for row in rows):
+        footnotes.append(Z_NOTE)
+    if beside and any(row["published_bound"] for row in rows):
+        footnotes.append(BOUND_NOTE)
     needless = {0} if len({row["name"] for row in rows}) < 2 else set()
-    if not any(cells[-1] for cells in body):
-        needless.add(len(HEADINGS) - 1)
-    keep = [column for column in range(len(HEADINGS)) if column not in needless]
-    heading = [HEADINGS[column] for column in keep]
+    optional = ("published|", "|z", "test|difference")
+    for column, word in enumerate(headings):
+        if word.startswith(optional) and not any(cells[column] for cells in body):
+            needless.add(column)
+    keep = [column for column in range(len(headings)) if column not in needless]
+    heading = [headings[column] for column in keep]
     return heading, [[cells[column] for column in keep] for cells in body], footnotes
+
+
+def _failures(row: dict[str, Any]) -> str:
+    failures = row["collapsed"] + row["diverged"] + row["failed"]
+    unfinished = f", {row['unfinished']} unfinished" if row["unfinished"] else ""
+    return f"{failures} of {row['runs']}{unfinished}"
+
+
+def _body(row: dict[str, Any], notes: list[str]) -> list[str]:
+    """The cells of ``HEADINGS``."""
+    return [
+        row["name"],
+        row["series"],
+        str(row["depth"]),
+        "" if row["parameters"] is None else f"{row['parameters']:,}",
+        str(row["seeds"]),
+        _spread(row["clean_train_error"], row["clean_train_error_sd"]),
+        _spread(row["train_error"], None),
+        _spread(row["test_error"], row["test_error_sd"]),
+        "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}",
+        _failures(row),
+        _published(row, notes),
+    ]
+
+
+def _bodies_beside(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[list[str]]:
+    """The cells of ``PUBLISHED_HEADINGS``; a network's own are empty after its first line."""
+    bodies = []
+    before: tuple[Any, ...] = ()
+    for row in rows:
+        ours = [
+            row["name"],
+            row["series"],
+            str(row["depth"]),
+            str(row["seeds"]),
+            _spread(row["clean_train_error"], row["clean_train_error_sd"]),
+            _spread(row["train_error"], None),
+            _spread(row["test_error"], row["test_error_sd"]),
+            _failures(row),
+        ]
+        # Two folders may hold equal names: a new network begins where its first source does.
+        key = (row["name"], row["series"], row["depth"], *ours)
+        again = key == before and row["published_source"] is not None
+        bodies.append([*([""] * len(ours) if again else ours), *_theirs(row, notes)])
+        before = key
+    return bodies
+
+
+def _theirs(row: dict[str, Any], notes: list[str]) -> list[str]:
+    """Published errors, the difference, and by whom, with the number of a footnote."""
+    value, source = row["published_test_error"], row["published_source"]
+    note = "; ".join(filter(None, [source, row["published_remark"]])) + "."
+    mark = _mark(note[0].upper() + note[1:] if source is None else note, notes)
+    if value is None:
+        return ["", "", "", "", mark]
+    train = row["published_train_error"]
+    return [
+        row["published_bound"] + _spread(value, row["published_test_error_sd"]),
+        _spread(train, None),
+        "" if row["difference"] is None else f"{row['difference']:+.2f}",
+        "" if row["z"] is None else f"{row['z']:+.1f}",
+        f"{short_source(source)}, {row['published_statistic']} {mark}",
+    ]
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    """``[2]``: the number of a footnote, which is added to ``notes`` once."""
+    if note not in notes:
+        notes.append(note)
+    return f"[{notes.index(note) + 1}]"
 
 
 def _spread(mean: float | None, sd: float | None) -> str:
@@ -288,13 +372,11 @@ def _published(row: dict[str, Any], notes: list[str]) -> str:
     if row["published_test_error"] is None:
         return ""
     note = "; ".join(filter(None, [row["published_source"], row["published_remark"]])) + "."
-    if note not in notes:
-        notes.append(note)
-    return f"{row['published_test_error']:.2f} [{notes.index(note) + 1}]"
+    return f"{row['published_test_error']:.2f} {_mark(note, notes)}"
 
 
 def _is_words(heading: str) -> bool:
-    return heading in [HEADINGS[column] for column in WORDS]
+    return heading in WORD_HEADINGS
 
 
 def _text(rows: Sequence[dict[str, Any]]) -> str:
@@ -335,6 +417,8 @@ LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     **{letter: "\\" + letter for letter in "&%$#_{}"},
 }
 

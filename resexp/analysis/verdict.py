@@ -4,18 +4,21 @@ Endpoint: log10 of the clean training loss after the last step, deep minus shall
 Plain networks degrade if the mean rise is at least the threshold, its one-sided 95 % lower bound is
 above zero, and in most seeds the loss rises at every step of depth. If the one-sided upper bound is
 below the threshold, degradation is not shown; anything else is inconclusive.
+
+``judge`` is the rule, on plain numbers; ``decide`` brings runs to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from resexp.analysis.results import Run, order, spell
-from resexp.analysis.statistics import MOST_FLIPS, Interval, paired_t, sign_flip_p
+from resexp.analysis.statistics import MOST_FLIPS, Interval, holm, paired_t, sign_flip_p, t_p
 from resexp.records import finite
 from resexp.settings import UsageError, identity
 
@@ -24,7 +27,16 @@ ENOUGH_SEEDS = 5  # the least p of a sign-flip test of n seeds is 2^-n: 0.031 wi
 SHALLOW = 20  # the paper's shallowest network, the reference where it was trained
 
 SHOWN, NOT_SHOWN, INCONCLUSIVE = "shown", "not shown", "inconclusive"
+BUDGET_LIMITED = "budget-limited"
 EXIT_CODES = {SHOWN: 0, NOT_SHOWN: 3, INCONCLUSIVE: 4}
+
+#: What is known of the data beside its settings: the same name may stand for other files.
+DATA_FACTS = ("train", "test", "shape", "classes")
+
+#: One run's final numbers: log10 clean training loss, clean training error, test error (percent).
+Endpoint = tuple[float, float, float]
+#: Those of one kind of network, by depth and seed.
+Endpoints = Mapping[tuple[int, int], Endpoint]
 
 
 @dataclass(slots=True)
@@ -47,7 +59,31 @@ class Arm:
     change: Change
     rising: int  # seeds whose loss rises at every step of depth between shallow and deep
     reading: str  # degrades, no worse than <threshold>, or inconclusive
-    label: str  # degradation, overfitting, under-optimised, depth helps, or inconclusive
+    label: str  # degradation, overfitting, under-optimised, depth helps, budget-limited, or none
+
+
+@dataclass(slots=True)
+class Contrast:
+    """A change between one pair of depths, with p adjusted over all pairs of the same series."""
+
+    shallow: int
+    deep: int
+    series: str  # an arm, or "plain minus residual"
+    change: Change
+    holm: float  # of the sign-flip test
+    holm_t: float  # of the one-sided t test
+
+
+@dataclass(slots=True)
+class Budget:
+    """An arm's change at the steps that it was judged by and at twice as many, same seeds."""
+
+    series: str
+    seeds: list[int]
+    steps: int
+    once: Interval  # of log10 clean training loss, at ``steps``
+    twice: Interval  # at twice as many
+    halved: bool | None  # half the rise or less is left; None for an arm that does not degrade
 
 
 @dataclass(slots=True)
@@ -62,8 +98,11 @@ class Verdict:
     shallow: int
     deep: int
     depths: list[int]  # those trained, from shallow to deep
-    arms: list[Arm]  # plain first
-    interactions: dict[str, Change]  # by series: plain's change minus that arm's
+    baseline: str  # the series in the part of plain
+    arms: list[Arm]  # the baseline first
+    interactions: dict[str, Change]  # by series: the baseline's change minus that arm's
+    contrasts: list[Contrast]  # every pair of depths that was trained
+    budget: list[Budget]  # empty where no network was trained for twice the steps
     runs: int  # all of them, at every depth
     failures: dict[str, int]  # collapsed, diverged, failed
     unfinished: int  # running or interrupted
@@ -85,34 +124,47 @@ def decide(
     deep: int | None = None,
     shallow: int | None = None,
     allow_mixed: bool = False,
+    baseline: str | None = None,
 ) -> Verdict:
     """Apply the rule to the runs of one experiment.
 
-    Raises UsageError if they are of several experiments, mix settings (unless ``allow_mixed``) or
-    have no pair of depths to compare.
+    ``baseline`` names the series that is asked whether it degrades, in place of plain: a control.
+    Runs at twice the steps of the others are the budget check. Raises UsageError if the runs are
+    of several experiments, mix settings or code (unless ``allow_mixed``) or have no pair of depths
+    to compare.
     """
     check_one_experiment(runs)
-    if not allow_mixed:
-        check_matched(runs)
-    arms = group(runs)
-    plain = plain_series(arms)
-    ordered = [plain, *(series for series in arms if series != plain)]
+    usual, doubled = split_budgets(runs)
+    unlike = mismatches(usual, doubled)
+    if unlike and not allow_mixed:
+        raise UsageError(unlike[0].refusal)
+    arms = group(usual)
+    first = plain_series(arms) if baseline is None else named_series(arms, baseline)
+    ordered = [first, *(series for series in arms if series != first)]
     shallow, deep = choose_depths(arms, ordered, shallow, deep)
-    threshold = float(arms[plain][0].setting("threshold"))
-    judged = [judge(series, arms[series], shallow, deep, threshold) for series in ordered]
-    values = {series: changes(arms[series], shallow, deep) for series in ordered}
-    first = arms[plain][0]
+    threshold = float(arms[first][0].setting("threshold"))
+    numbers = {series: endpoints(arms[series]) for series in ordered}
+    judged = [judge(series, numbers[series], shallow, deep, threshold) for series in ordered]
+    budget = check_budget(judged, numbers, group(doubled), shallow, deep, steps(usual[0]))
+    limit(judged, budget)
+    rises = {series: changes(numbers[series], shallow, deep) for series in ordered}
+    run = arms[first][0]
     return Verdict(
         outcome=outcome(judged[0].reading),
-        experiment=first.name,
-        data=str(first.record["data"].get("name") or first.setting("data.name")),
-        recipe=str(first.setting("recipe")),
+        experiment=run.name,
+        data=str(run.record["data"].get("name") or run.setting("data.name")),
+        recipe=str(run.setting("recipe")),
         threshold=threshold,
         shallow=shallow,
         deep=deep,
-        depths=sorted({run.depth for run in arms[plain] if shallow <= run.depth <= deep}),
+        depths=sorted({run.depth for run in arms[first] if shallow <= run.depth <= deep}),
+        baseline=first,
         arms=judged,
-        interactions={series: interaction(values[plain], values[series]) for series in ordered[1:]},
+        interactions={
+            series: summary(difference(rises[first], rises[series])) for series in ordered[1:]
+        },
+        contrasts=all_contrasts(numbers),
+        budget=budget,
         runs=len(runs),
         failures={
             status: sum(run.status == status for run in runs)
@@ -120,7 +172,10 @@ def decide(
         },
         unfinished=sum(run.status in ("running", "interrupted") for run in runs),
         missing=missing(arms, ordered, shallow, deep),
-        notes=remarks(runs, judged, shallow, deep),
+        notes=[
+            *circumstances(runs, unlike),
+            *remarks(runs, arms, judged, shallow, deep),
+        ],
     )
 
 
@@ -146,42 +201,107 @@ def check_one_experiment(runs: Sequence[Run]) -> None:
         )
 
 
-def check_matched(runs: Sequence[Run]) -> None:
-    """Raise UsageError if the runs differ in more than arch, depth and seed."""
-    first = conditions(runs[0])
-    for run in runs[1:]:
-        other = conditions(run)
-        for key in sorted(first.keys() | other.keys()):
-            here, there = first.get(key), other.get(key)
-            if here != there:
-                raise UsageError(
-                    f"the runs differ in {key}: {spell(here)} in {runs[0].run}, {spell(there)} in "
-                    f"{run.run}. Choose with a filter, such as {key}={spell(here)}."
-                )
+def steps(run: Run) -> int:
+    return int(run.setting("steps"))
+
+
+def split_budgets(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs to judge, and those of the same networks at twice the steps: the budget check.
+
+    Where some network has the doubled steps only, they are no check, and all runs stay together.
+    """
+    least = min(steps(run) for run in runs)
+    doubled = [run for run in runs if steps(run) == 2 * least]
+    usual = [run for run in runs if steps(run) != 2 * least]
+    networks = {(arm_of(run), run.depth) for run in usual}
+    if all((arm_of(run), run.depth) in networks for run in doubled):
+        return usual, doubled
+    return list(runs), []
+
+
+@dataclass(slots=True)
+class Mismatch:
+    """Two runs that differ in what twins must share."""
+
+    key: str
+    value: Any
+    run: str
+    other_value: Any
+    other_run: str
+
+    @property
+    def refusal(self) -> str:
+        """One sentence with what to type."""
+        here, there = (_short(self.key, value) for value in (self.value, self.other_value))
+        return (
+            f"the runs differ in {self.key}: {here} in {self.run}, {there} in {self.other_run}. "
+            f"Choose with a filter, such as {self.key}={spell(self.value)}, "
+            "or judge them together with --mixed."
+        )
+
+
+def _short(key: str, value: Any) -> str:
+    """A setting as it is typed; of a commit the first letters."""
+    return spell(value)[:12] if key.endswith("git_commit") else spell(value)
+
+
+def mismatches(usual: Sequence[Run], doubled: Sequence[Run]) -> list[Mismatch]:
+    """Where the runs differ in more than arch, depth and seed: for each key the first two.
+
+    The ``doubled`` may have twice the steps. What a record does not say about the data (it failed
+    before) differs from nothing.
+    """
+    shared = [(run, conditions(run)) for run in usual]
+    shared += [(run, conditions(run) | {"steps": steps(usual[0])}) for run in doubled]
+    found = []
+    for key in sorted({key for _, held in shared for key in held}):
+        unknown = key in {f"data.{fact}" for fact in DATA_FACTS}
+        values = [(run, held.get(key)) for run, held in shared]
+        known = [(run, value) for run, value in values if not (unknown and value is None)]
+        unlike = [(run, value) for run, value in known if value != known[0][1]]
+        if unlike:
+            (run, value), (other, other_value) = known[0], unlike[0]
+            found.append(Mismatch(key, value, run.run, other_value, other.run))
+    return found
 
 
 def conditions(run: Run) -> dict[str, Any]:
-    """What twins must share: the run's identity without arch, depth and seed, and its precision."""
+    """What twins must share: the run's identity without arch, depth and seed, precision and code.
+
+    Code is told apart by its commit and whether it was edited since, and where there is no commit
+    by the version of the package.
+    """
     flat = identity(run.record["settings"])
     shared = {
         key: value
         for key, value in flat.items()
         if key not in ("depth", "seed") and not key.startswith("arch.")
     }
-    environment = run.record.get("environment") or {}
-    return shared | {"environment.precision": environment.get("precision")}
+    for fact in DATA_FACTS:
+        shared[f"data.{fact}"] = run.record["data"].get(fact)
+    place = run.record.get("environment") or {}
+    for key in ("precision", "git_commit", "git_dirty"):
+        shared[f"environment.{key}"] = place.get(key)
+    if place.get("git_commit") is None:
+        shared["environment.resexp"] = place.get("resexp")
+    return shared
+
+
+def arm_of(run: Run) -> str:
+    """The kind of network: the arch label and the arch.* settings typed beside it."""
+    extras = {key: value for key, value in run.extras.items() if key.startswith("arch.")}
+    return ",".join([run.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by arm: the arch label and its arch.* extras, plain first.
+    """Runs by arm, plain first.
 
     Raises UsageError if an arm has two runs of the same depth and seed.
     """
     arms: dict[str, list[Run]] = {}
     seen: dict[tuple[str, int, int], Run] = {}
     for run in sorted(runs, key=order):
-        extras = {key: value for key, value in run.extras.items() if key.startswith("arch.")}
-        arm = ",".join([run.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
+        arm = arm_of(run)
         twin = seen.setdefault((arm, run.depth, run.seed), run)
         if twin is not run:
             raise UsageError(
@@ -200,6 +320,13 @@ def plain_series(arms: dict[str, list[Run]]) -> str:
     if "plain" not in plain and len(plain) > 1:
         raise UsageError(f"several plain networks here ({'; '.join(plain)}). Choose with a filter.")
     return "plain" if "plain" in plain else plain[0]
+
+
+def named_series(arms: Mapping[str, list[Run]], baseline: str) -> str:
+    """The arm that was asked for."""
+    if baseline not in arms:
+        raise UsageError(f"no runs of {baseline} here. Choose one of {'; '.join(arms)}.")
+    return baseline
 
 
 def choose_depths(
@@ -226,7 +353,7 @@ def choose_depths(
     for depth in (shallow, deep):
         if depth is not None and depth not in seeds[pair[0]]:
             here = ", ".join(str(known) for known in sorted(seeds[pair[0]]))
-            raise UsageError(f"no plain runs of depth {depth}. Depths here: {here}.")
+            raise UsageError(f"no {pair[0]} runs of depth {depth}. Depths here: {here}.")
     most = max(common.values(), default=0)
     usual = sorted(depth for depth, count in common.items() if count > most / 2)
     if deep is None:
@@ -282,25 +409,35 @@ def log_loss(run: Run) -> float:
     return math.log10(max(loss, LEAST_LOSS))
 
 
-def changes(runs: Sequence[Run], shallow: int, deep: int) -> dict[int, tuple[float, float, float]]:
-    """Deep minus shallow by seed: log10 loss, clean training error, test error."""
-    numbers: dict[tuple[int, int], tuple[float, float, float]] = {}
+def endpoints(runs: Iterable[Run]) -> dict[tuple[int, int], Endpoint]:
+    """The final numbers of the runs that have them, by depth and seed."""
+    numbers: dict[tuple[int, int], Endpoint] = {}
     for run in runs:
         if measured(run):
             train, test = run.endpoint("clean_train_error"), run.endpoint("test_error")
             assert train is not None and test is not None
             numbers[run.depth, run.seed] = (log_loss(run), train, test)
+    return numbers
+
+
+def changes(numbers: Endpoints, shallow: int, deep: int) -> dict[int, Endpoint]:
+    """Deep minus shallow, for every seed that has both."""
     both = sorted(seed for depth, seed in numbers if depth == deep and (shallow, seed) in numbers)
     return {seed: _minus(numbers[deep, seed], numbers[shallow, seed]) for seed in both}
 
 
-def _minus(
-    left: tuple[float, float, float], right: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def difference(
+    baseline: Mapping[int, Endpoint], other: Mapping[int, Endpoint]
+) -> dict[int, Endpoint]:
+    """The baseline's changes minus the other arm's, for every seed that both have."""
+    return {seed: _minus(baseline[seed], other[seed]) for seed in baseline if seed in other}
+
+
+def _minus(left: Endpoint, right: Endpoint) -> Endpoint:
     return (left[0] - right[0], left[1] - right[1], left[2] - right[2])
 
 
-def summary(values: dict[int, tuple[float, float, float]]) -> Change:
+def summary(values: Mapping[int, Endpoint]) -> Change:
     """Intervals and p over seeds."""
     losses = [loss for loss, _, _ in values.values()]
     if len(losses) > MOST_FLIPS:
@@ -315,17 +452,10 @@ def summary(values: dict[int, tuple[float, float, float]]) -> Change:
     )
 
 
-def interaction(
-    plain: dict[int, tuple[float, float, float]], other: dict[int, tuple[float, float, float]]
-) -> Change:
-    """Plain's change minus the other arm's, over the seeds that both have."""
-    return summary({seed: _minus(plain[seed], other[seed]) for seed in plain if seed in other})
-
-
-def judge(series: str, runs: Sequence[Run], shallow: int, deep: int, threshold: float) -> Arm:
-    """Read one arm by the rule."""
-    change = summary(changes(runs, shallow, deep))
-    rising = count_rising(runs, change.seeds, shallow, deep)
+def judge(series: str, numbers: Endpoints, shallow: int, deep: int, threshold: float) -> Arm:
+    """Read one arm by the rule, from its final numbers alone."""
+    change = summary(changes(numbers, shallow, deep))
+    rising = count_rising(numbers, change.seeds, shallow, deep)
     worse = (
         change.loss.mean >= threshold and change.loss.lower > 0 and rising > len(change.seeds) / 2
     )
@@ -336,17 +466,78 @@ def judge(series: str, runs: Sequence[Run], shallow: int, deep: int, threshold: 
     return Arm(series, change, rising, reading, label(change, worse, no_worse))
 
 
-def count_rising(runs: Sequence[Run], seeds: Iterable[int], shallow: int, deep: int) -> int:
+def count_rising(numbers: Endpoints, seeds: Iterable[int], shallow: int, deep: int) -> int:
     """Seeds whose loss is higher at every depth than at the depth trained before it."""
+    between = sorted({depth for depth, _ in numbers if shallow <= depth <= deep})
     count = 0
     for seed in seeds:
-        losses = [
-            log_loss(run)
-            for run in sorted(runs, key=lambda run: run.depth)
-            if run.seed == seed and shallow <= run.depth <= deep and measured(run)
-        ]
+        losses = [numbers[depth, seed][0] for depth in between if (depth, seed) in numbers]
         count += all(before < after for before, after in pairwise(losses))
     return count
+
+
+def all_contrasts(numbers: Mapping[str, Endpoints]) -> list[Contrast]:
+    """Every arm's change between every two depths, and the first arm's minus each other's."""
+    depths = sorted({depth for one in numbers.values() for depth, _ in one})
+    pairs = list(combinations(depths, 2))
+    families = {
+        series: {pair: changes(one, *pair) for pair in pairs} for series, one in numbers.items()
+    }
+    first, *others = numbers
+    for other in others:
+        families[f"{first} minus {other}"] = {
+            pair: difference(families[first][pair], families[other][pair]) for pair in pairs
+        }
+    return [
+        contrast for series, family in families.items() for contrast in adjusted(series, family)
+    ]
+
+
+def adjusted(
+    series: str, family: Mapping[tuple[int, int], Mapping[int, Endpoint]]
+) -> list[Contrast]:
+    """The contrasts of one series, p by Holm over those pairs that have a seed."""
+    found = {pair: summary(values) for pair, values in family.items() if values}
+    flips = holm([change.p for change in found.values()])
+    tests = holm([t_p(change.loss) for change in found.values()])
+    return [
+        Contrast(shallow, deep, series, change, p, by_t)
+        for ((shallow, deep), change), p, by_t in zip(found.items(), flips, tests, strict=True)
+    ]
+
+
+# --- what more training does to it
+
+
+def check_budget(
+    arms: Iterable[Arm],
+    numbers: Mapping[str, Endpoints],
+    doubled: Mapping[str, list[Run]],
+    shallow: int,
+    deep: int,
+    once_steps: int,
+) -> list[Budget]:
+    """Each arm's change at once and twice the steps, over the seeds that have both."""
+    checks = []
+    for arm in arms:
+        once = changes(numbers[arm.series], shallow, deep)
+        twice = changes(endpoints(doubled.get(arm.series, [])), shallow, deep)
+        seeds = [seed for seed in once if seed in twice]
+        if seeds:
+            before, after = (
+                paired_t([values[seed][0] for seed in seeds]) for values in (once, twice)
+            )
+            halved = after.mean <= before.mean / 2 if arm.reading == "degrades" else None
+            checks.append(Budget(arm.series, seeds, once_steps, before, after, halved))
+    return checks
+
+
+def limit(arms: Iterable[Arm], budget: Iterable[Budget]) -> None:
+    """Relabel the arms that train worse with depth only as long as the budget is short."""
+    halved = {check.series for check in budget if check.halved}
+    for arm in arms:
+        if arm.series in halved:
+            arm.label = BUDGET_LIMITED
 
 
 def label(change: Change, worse: bool, no_worse: bool) -> str:
@@ -370,7 +561,34 @@ def outcome(reading: str) -> str:
     return INCONCLUSIVE if reading == "inconclusive" else NOT_SHOWN
 
 
-def remarks(runs: Sequence[Run], arms: Sequence[Arm], shallow: int, deep: int) -> list[str]:
+def circumstances(runs: Sequence[Run], unlike: Sequence[Mismatch]) -> list[str]:
+    """Where the runs were made under unlike conditions, or by code that nobody can look up."""
+    notes = []
+    if unlike:
+        keys = ", ".join(mismatch.key for mismatch in unlike)
+        notes.append(f"Mixed on request: the runs differ in {keys}.")
+    places = [run.record.get("environment") or {} for run in runs]
+    for key, what in (("torch", "versions of torch"), ("device", "kinds of device")):
+        counts = Counter(str(place[key]) for place in places if place.get(key) is not None)
+        if len(counts) > 1:
+            counted = ", ".join(f"{value} in {counts[value]}" for value in sorted(counts))
+            notes.append(f"The runs were made with several {what}: {counted} of {len(runs)}.")
+    edited = sum(place.get("git_dirty") is True for place in places)
+    if edited:
+        notes.append(
+            f"The code had uncommitted changes in {edited} of {len(runs)} runs: its version is not "
+            "known exactly."
+        )
+    return notes
+
+
+def remarks(
+    runs: Sequence[Run],
+    grouped: Mapping[str, list[Run]],
+    arms: Sequence[Arm],
+    shallow: int,
+    deep: int,
+) -> list[str]:
     """What a reader must know before believing the numbers."""
     notes = []
     change, seeds = arms[0].change, len(arms[0].change.seeds)
@@ -382,16 +600,17 @@ def remarks(runs: Sequence[Run], arms: Sequence[Arm], shallow: int, deep: int) -
     if diverged:
         loss, error = (diverged[0].endpoint(f"clean_train_{kind}") for kind in ("loss", "error"))
         notes.append(f"A diverged run counts at chance: loss {loss:.2f}, error {error:.1f} %.")
-    if len(arms) == 1:
-        notes.append(
-            f"No residual twin here. next: {command(runs[0])} depth={shallow},{deep} arch=residual"
-        )
+    again = f"{command(runs[0])} depth={shallow},{deep}"
+    archs = list(dict.fromkeys(grouped[arm.series][0].arch for arm in arms))
+    if archs == ["plain"]:
+        notes.append(f"No residual twin here. next: {again} arch=residual")
+        archs = ["plain", "residual"]
     if seeds < ENOUGH_SEEDS:
         wanted = ",".join(str(seed) for seed in range(ENOUGH_SEEDS))
         counted = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
         notes.append(
             f"{counted} a smoke test, not a claim: {ENOUGH_SEEDS} seeds are needed. "
-            f"next: {command(runs[0])} depth={shallow},{deep} arch=plain,residual seed={wanted}"
+            f"next: {again} arch={','.join(archs)} seed={wanted}"
         )
     return notes
 
@@ -409,19 +628,21 @@ def command(run: Run) -> str:
 def text(verdict: Verdict) -> str:
     """The verdict for people, a few aligned lines."""
     lines = [
-        f"Deeper plain networks train worse: {verdict.outcome} ({verdict.deep} against "
-        f"{verdict.shallow} layers, {_count(len(verdict.seeds), 'seed')}, {verdict.data}, recipe "
-        f"{verdict.recipe})."
+        f"Deeper {verdict.baseline} networks train worse: {verdict.outcome} ({verdict.deep} "
+        f"against {verdict.shallow} layers, {_count(len(verdict.seeds), 'seed')}, {verdict.data}, "
+        f"recipe {verdict.recipe})."
     ]
     rows = [[arm.series, *_training(arm.change), arm.reading] for arm in verdict.arms]
     rows += [
-        [f"plain minus {series}", *_training(change), ""]
+        [f"{verdict.baseline} minus {series}", *_training(change), ""]
         for series, change in verdict.interactions.items()
     ]
     lines += _aligned(rows)
+    heads = ["points (95 %)", "training error", "test error", "test minus training", ""]
     lines += _aligned(
-        [[arm.series, *_testing(arm.change), MEANINGS[arm.label]] for arm in verdict.arms]
+        [heads, *([arm.series, *_errors(arm.change), MEANINGS[arm.label]] for arm in verdict.arms)]
     )
+    lines += _other_pairs(verdict) + _budget(verdict)
     lines.append(
         "Rule: log10 of the final clean training loss, paired by seed, up by "
         f"{verdict.threshold:.2f} or more; intervals by t, p by exact sign flips."
@@ -437,23 +658,79 @@ MEANINGS = {
     "overfitting": "overfitting: trains no worse, tests worse",
     "under-optimised": "under-optimised: trains worse, tests no worse",
     "depth helps": "depth helps: trains no worse, tests better",
+    BUDGET_LIMITED: "budget-limited: twice the steps halve the rise",
     INCONCLUSIVE: "neither shown",
 }
 
 
 def _training(change: Change) -> list[str]:
-    loss, points = change.loss, _signed(change.train_error.mean, 1)
+    loss = change.loss
     if loss.n == 0:
-        return ["no pairs", "", ""]
+        return ["no pairs", "", "", ""]
+    effect = "" if math.isnan(loss.d) else f"d = {_signed(loss.d, 1)}"
     p = f"p = {change.p:.3g}"
-    return [f"log10 loss {_interval(loss, 2)}", f"training error {points} points", p]
+    return [f"log10 loss {_interval(loss, 2)}", effect, f"n = {loss.n}", p]
 
 
-def _testing(change: Change) -> list[str]:
+def _errors(change: Change) -> list[str]:
     if change.loss.n == 0:
-        return ["no pairs", ""]
-    gap = _interval(change.gap, 1)
-    return [f"test error {_interval(change.test_error, 1)}", f"test minus training {gap}"]
+        return ["no pairs", "", ""]
+    intervals = (change.train_error, change.test_error, change.gap)
+    return [_interval(interval, 1).replace("95 % ", "") for interval in intervals]
+
+
+def _other_pairs(verdict: Verdict) -> list[str]:
+    """The pairs of depths that the headline is not about: a row a pair, a block a twin."""
+    by_pair: dict[tuple[int, int], dict[str, Contrast]] = {}
+    for contrast in verdict.contrasts:
+        pair = (contrast.shallow, contrast.deep)
+        if pair != (verdict.shallow, verdict.deep):
+            by_pair.setdefault(pair, {})[contrast.series] = contrast
+    if not by_pair:
+        return []
+    pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
+    least = min(1.0, pairs / 2 ** len(verdict.seeds))
+    lines = [
+        f"Other pairs of depths: log10 loss (95 %), n, p adjusted by Holm over all {pairs} "
+        f"({least:.2g} at least with {_count(len(verdict.seeds), 'seed')}):"
+    ]
+    columns = [verdict.baseline]
+    for series in [*verdict.interactions] or [""]:
+        columns += [series, f"{verdict.baseline} minus {series}"] if series else []
+        rows = [
+            [f"{shallow} to {deep}", *(_cell(row.get(column)) for column in columns)]
+            for (shallow, deep), row in sorted(by_pair.items())
+        ]
+        lines += _aligned([["depths", *columns], *rows])
+        columns = []
+    return lines
+
+
+def _cell(contrast: Contrast | None) -> str:
+    if contrast is None:
+        return "no pairs"
+    loss = contrast.change.loss
+    return f"{_interval(loss, 2).replace('95 % ', '')}, {loss.n}, {contrast.holm:.2g}"
+
+
+def _budget(verdict: Verdict) -> list[str]:
+    """Each arm's rise at both budgets, and whether it stands."""
+    if not verdict.budget:
+        return []
+    rows = [
+        [
+            check.series,
+            f"{_interval(check.once, 2)} at {check.steps}",
+            f"{_interval(check.twice, 2)} at {2 * check.steps}",
+            f"n = {len(check.seeds)}",
+            LEFT[check.halved],
+        ]
+        for check in verdict.budget
+    ]
+    return ["Budget check, log10 loss at once and twice the steps:", *_aligned(rows)]
+
+
+LEFT = {True: "halved or less", False: "more than half is left", None: ""}
 
 
 def _interval(interval: Interval, digits: int) -> str:

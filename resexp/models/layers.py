@@ -98,9 +98,7 @@ def sequence(
         counts[word] += 1
         if word == "conv":
             conv = convs[counts["conv"] - 1]
-            layer: nn.Module = nn.Conv2d(
-                channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False
-            )
+            layer: nn.Module = convolution(channels, conv)
             channels = conv.channels
         elif word == "norm":
             layer = norm(channels)
@@ -110,6 +108,27 @@ def sequence(
             layer = nn.ReLU(inplace=bool(layers))
         layers[f"{word}{counts[word]}"] = layer
     return nn.Sequential(layers), channels
+
+
+def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
+    """The layer on ``channels`` input channels, zero-padded so that stride 1 keeps the size."""
+    if conv.kernel == 1:
+        return Pointwise(channels, conv.channels, 1, conv.stride, bias=False)
+    return nn.Conv2d(
+        channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False
+    )
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution that takes its strided pixels first: the same numbers.
+
+    oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer when there are
+    fewer input channels than its block (8 on AVX2, 16 on AVX-512; oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.stride
+        return nn.functional.conv2d(x[:, :, ::height, ::width], self.weight)
 
 
 class ZeroPad(nn.Module):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ def load(directory: Path, state: State, digest: str) -> list[str]:
     Returns a warning for each that could not; it is set aside as ``<name>.bad``.
     """
     warnings: list[str] = []
-    fresh = {key: _copy(value) for key, value in state.state_dict().items()}
+    fresh = copy.deepcopy(state.state_dict())
     for path in (directory / NAME, directory / BEFORE):
         if not path.exists():
             continue
@@ -56,12 +56,3 @@ def remove(directory: Path) -> None:
     """Delete what only an unfinished run needs."""
     for name in (NAME, BEFORE, TEMPORARY):
         (directory / name).unlink(missing_ok=True)
-
-
-def _copy(value: Any) -> Any:
-    """A deep copy of the tensors in a state dictionary."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copy(inner) for key, inner in value.items()}
-    return [_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -47,11 +47,12 @@ def evaluate(
 def evaluation_mode(
     network: nn.Module, settings: Settings, data: Images, statistics: batches.Statistics
 ) -> Iterator[None]:
-    """Evaluate inside; training mode and every normalisation statistic are as before on leaving.
+    """Evaluate inside; the mode and every normalisation statistic are as before on leaving.
 
     With ``bn_eval=recalibrated`` the statistics inside are averages over the clean training set in
     batches of ``batch_size``, as He et al. computed them, not the moving average of training.
     """
+    training = network.training
     saved = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if settings.bn_eval is BnEval.recalibrated:
         recalibrate(network, settings, data, statistics)
@@ -59,7 +60,7 @@ def evaluation_mode(
     try:
         yield
     finally:
-        network.train()
+        network.train(training)
         for name, buffer in network.named_buffers():
             buffer.copy_(saved[name])
 

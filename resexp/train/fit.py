@@ -99,6 +99,12 @@ def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
             return
 
 
+def row_steps(settings: Settings, step: int) -> list[int]:
+    """The steps of the rows that a run has after ``step`` steps."""
+    steps = list(range(settings.eval_every, step + 1, settings.eval_every))
+    return steps if step < settings.steps or step in steps else [*steps, step]
+
+
 def train_step(
     state: State,
     settings: Settings,

@@ -1,0 +1,414 @@
+"""What differs between two runs or two sweeps, and what that did to the numbers.
+
+Runs pair up by arch, depth, seed and extras. What the two sides have no value of in common (one
+is ``lr=0.01``, the other ``lr=0.02``; one plain, the other residual) is what is compared: it does
+not keep them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from resexp.analysis.results import Run, order, spell
+from resexp.analysis.statistics import Interval, paired_t
+from resexp.analysis.verdict import log_loss
+from resexp.records import finite
+from resexp.settings import UsageError, flatten, identity
+
+#: The numbers compared, as they are headed on the screen, and their digits.
+DIGITS = {
+    "clean training error": 2,
+    "test error": 2,
+    "log10 clean loss": 2,
+    "images/s": 0,
+}
+CODE = ("resexp", "git_commit", "git_dirty")
+GROUPS = ("settings", "data", "code", "environment")
+MOST_ROWS = 12  # pairs listed one by one on the screen
+ABSENT = "absent"
+
+#: Where a run stands: arch, depth, seed and extras, by name.
+Place = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two things compared."""
+
+    label: str
+    runs: int
+    alone: list[str]  # runs without a counterpart
+
+
+@dataclass(slots=True)
+class Difference:
+    """A setting or circumstance and its values on either side, without repeats."""
+
+    group: str  # settings, data, code or environment
+    key: str
+    a: list[Any]
+    b: list[Any]
+
+
+@dataclass(slots=True)
+class Pair:
+    """A run of A and its counterpart in B; a number is None where a run has none."""
+
+    network: str  # arch, depth and extras as far as the two share them
+    seed: int | None  # None where the two differ in it
+    a: str
+    b: str
+    statuses: tuple[str, str]
+    values_a: dict[str, float | None]
+    values_b: dict[str, float | None]
+
+    def change(self, column: str) -> float | None:
+        """B minus A."""
+        before, after = self.values_a[column], self.values_b[column]
+        return None if before is None or after is None else after - before
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What differs between A and B, and B minus A."""
+
+    a: Side
+    b: Side
+    differences: list[Difference]
+    pairs: list[Pair]
+    networks: dict[str, dict[str, Interval]]  # B minus A over seeds, by network and column
+    overall: dict[str, Interval]  # over all pairs, each counted as one
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is undefined (an interval of one pair) is None."""
+        plain: dict[str, Any] = finite(asdict(self))
+        for written, one in zip(plain["pairs"], self.pairs, strict=True):
+            written["statuses"] = list(one.statuses)
+            written["changes"] = finite({column: one.change(column) for column in DIGITS})
+        return plain
+
+
+def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) -> Comparison:
+    """Pair the runs of ``a`` and ``b`` up and compare their settings, code, data and numbers.
+
+    ``labels`` name the sides. Raises UsageError if no runs pair up, or one side has two runs of
+    the same place.
+    """
+    for runs, label in zip((a, b), labels, strict=True):
+        if not runs:
+            raise UsageError(f"no runs in {label}. See resexp list.")
+    matched, keys = match(a, b, labels)
+    if not matched:
+        raise UsageError(
+            f"no run of {labels[0]} has a counterpart in {labels[1]}: {outline(labels[0], a)}; "
+            f"{outline(labels[1], b)}. Name two runs, or sweeps that share depths and seeds."
+        )
+    pairs = [pair(first, second, keys) for first, second in matched]
+    return Comparison(
+        Side(labels[0], len(a), names_without(a, [first for first, _ in matched])),
+        Side(labels[1], len(b), names_without(b, [second for _, second in matched])),
+        differing(a, b, matched),
+        pairs,
+        {
+            network: intervals([one for one in pairs if one.network == network])
+            for network in dict.fromkeys(one.network for one in pairs)
+        },
+        intervals(pairs),
+    )
+
+
+# --- which runs belong together
+
+
+def place(run: Run) -> Place:
+    """Arch, depth, seed and extras."""
+    return {"arch": run.arch, "depth": run.depth, "seed": run.seed} | run.extras
+
+
+def match(
+    a: Sequence[Run], b: Sequence[Run], labels: tuple[str, str]
+) -> tuple[list[tuple[Run, Run]], list[str]]:
+    """Runs of the same place, and what of it pairs had to share.
+
+    What the sides have no value of in common is left out, unless runs of one side could then not
+    be told apart. Two single runs are a pair whatever they are.
+    """
+    shared = shared_keys(a, b)
+    if len(a) == len(b) == 1:
+        return [(a[0], b[0])], shared
+    for keys in (shared, sorted({key for run in (*a, *b) for key in place(run)})):
+        first, second = index(a, keys), index(b, keys)
+        if all(len(found) == 1 for side in (first, second) for found in side.values()):
+            return [(first[key][0], second[key][0]) for key in first if key in second], keys
+    twins, label = next(
+        (found, label)
+        for side, label in zip((first, second), labels, strict=True)
+        for found in side.values()
+        if len(found) > 1
+    )
+    raise UsageError(
+        f"{twins[0].path} and {twins[1].path} in {label} are the same network and seed. "
+        "Name one experiment."
+    )
+
+
+def shared_keys(a: Iterable[Run], b: Iterable[Run]) -> list[str]:
+    """What runs must agree in to be a pair: the seed, and what the sides share a value of."""
+    here, there = [place(run) for run in a], [place(run) for run in b]
+    return [
+        key
+        for key in sorted({key for one in here + there for key in one})
+        if key == "seed" or values(here, key) & values(there, key)
+    ]
+
+
+def values(places: Iterable[Place], key: str) -> set[str]:
+    return {spell(one.get(key, ABSENT)) for one in places}
+
+
+def index(runs: Iterable[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
+    """Runs by their values of ``keys``."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in sorted(runs, key=order):
+        where = place(run)
+        found.setdefault(tuple(spell(where.get(key, ABSENT)) for key in keys), []).append(run)
+    return found
+
+
+def names_without(runs: Iterable[Run], paired: Sequence[Run]) -> list[str]:
+    return [run.run for run in runs if not any(run is other for other in paired)]
+
+
+def outline(label: str, runs: Sequence[Run]) -> str:
+    """A side in a few words: its archs, depths, seeds and extras."""
+    parts = []
+    for key in sorted({key for run in runs for key in place(run)}, key=_rank):
+        found = list(dict.fromkeys(spell(place(run).get(key, ABSENT)) for run in runs))
+        parts.append(f"{key}={_few(found)}")
+    return f"{label} has {' '.join(parts)}"
+
+
+def _rank(key: str) -> tuple[int, str]:
+    usual = ("arch", "depth", "seed")
+    return (usual.index(key) if key in usual else len(usual), key)
+
+
+# --- what differs
+
+
+def differing(
+    a: Sequence[Run], b: Sequence[Run], matched: Sequence[tuple[Run, Run]]
+) -> list[Difference]:
+    """Keys whose values differ in some pair, or between the sides as a whole."""
+    known = {id(run): facts(run) for run in (*a, *b)}
+    found = []
+    for group, key in sorted({key for held in known.values() for key in held}, key=_place_of):
+        here = [known[id(run)].get((group, key)) for run in a]
+        there = [known[id(run)].get((group, key)) for run in b]
+        in_a_pair = any(
+            known[id(first)].get((group, key)) != known[id(second)].get((group, key))
+            for first, second in matched
+        )
+        if in_a_pair or {*map(spell, here)} != {*map(spell, there)}:
+            found.append(Difference(group, key, distinct(here), distinct(there)))
+    return found
+
+
+def facts(run: Run) -> dict[tuple[str, str], Any]:
+    """Everything that may differ, by group and key. How and where it was written is left out."""
+    found: dict[tuple[str, str], Any] = {("settings", "arch"): run.arch}
+    for key, value in identity(run.record["settings"]).items():
+        found["data" if key.startswith("data.") else "settings", key] = value
+    for key, value in flatten(run.record["data"], "data.").items():
+        found["data", key] = value
+    for key, value in (run.record.get("environment") or {}).items():
+        found["code" if key in CODE else "environment", key] = value
+    return found
+
+
+def _place_of(item: tuple[str, str]) -> tuple[int, str]:
+    return GROUPS.index(item[0]), item[1]
+
+
+def distinct(found: Iterable[Any]) -> list[Any]:
+    """Values without repeats, in their order."""
+    return list({spell(value): value for value in found}.values())
+
+
+# --- what that did
+
+
+def pair(a: Run, b: Run, keys: Sequence[str]) -> Pair:
+    """Two runs with their final numbers, named by what they share of ``keys``."""
+    return Pair(
+        network=network(a, keys),
+        seed=a.seed if a.seed == b.seed else None,
+        a=a.run,
+        b=b.run,
+        statuses=(a.status, b.status),
+        values_a=numbers(a),
+        values_b=numbers(b),
+    )
+
+
+def network(run: Run, keys: Sequence[str]) -> str:
+    """``plain-20``, ``depth 20`` where the archs are what is compared, and shared extras."""
+    names = {
+        (True, True): f"{run.arch}-{run.depth}",
+        (True, False): run.arch,
+        (False, True): f"depth {run.depth}",
+    }
+    extras = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key in keys]
+    return ",".join([names.get(("arch" in keys, "depth" in keys), "networks"), *extras])
+
+
+def numbers(run: Run) -> dict[str, float | None]:
+    """The final numbers of a finished run (a diverged one's at chance), and its speed."""
+    error, loss = run.endpoint("clean_train_error"), run.endpoint("clean_train_loss")
+    speed = run.record.get("images_per_second") or run.value("images_per_second")
+    found = {
+        "clean training error": error,
+        "test error": run.endpoint("test_error"),
+        "log10 clean loss": None if loss is None else log_loss(run),
+        "images/s": speed if run.finished else None,
+    }
+    return {
+        key: value if value is None or math.isfinite(value) else None
+        for key, value in found.items()
+    }
+
+
+def intervals(pairs: Iterable[Pair]) -> dict[str, Interval]:
+    """Mean of B minus A with its paired t interval, by column; over the pairs that have it."""
+    changes = {column: [one.change(column) for one in pairs] for column in DIGITS}
+    return {
+        column: paired_t([value for value in found if value is not None])
+        for column, found in changes.items()
+    }
+
+
+# --- the screen
+
+
+def text(comparison: Comparison) -> str:
+    """The comparison for people: sides, differences, numbers."""
+    lines = [
+        f"{_side('A', comparison.a)}. {_side('B', comparison.b)}. "
+        f"{_count(len(comparison.pairs), 'pair')}."
+    ]
+    lines += [
+        f"Only in {name}: {_few(side.alone)}."
+        for name, side in (("A", comparison.a), ("B", comparison.b))
+        if side.alone
+    ]
+    lines += _differences(comparison.differences)
+    return "\n".join(lines + _numbers(comparison))
+
+
+def _side(name: str, side: Side) -> str:
+    runs = _count(side.runs, "run")
+    return f"{name}: {runs}" if side.label == name else f"{name}: {side.label} ({runs})"
+
+
+def _differences(differences: Sequence[Difference]) -> list[str]:
+    """A row a key, and in one line the groups in which nothing differs."""
+    lines = []
+    if differences:
+        rows = [["differs", "A", "B"]]
+        rows += [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
+        lines += _aligned(rows)
+    same = [group for group in GROUPS if not any(one.group == group for one in differences)]
+    return [*lines, f"Same {', '.join(same)}."] if same else lines
+
+
+def _values(one: Difference, found: Sequence[Any]) -> str:
+    """What one side has; of a commit the first letters."""
+    most = 12 if one.key == "git_commit" else 40
+    unknown = "unknown" if one.group in ("code", "environment") else "null"
+    return _few([unknown if value is None else spell(value)[:most] for value in found], 5)
+
+
+def _numbers(comparison: Comparison) -> list[str]:
+    """Pairs one by one if they are few, means by network and over all with intervals."""
+    pairs, networks = comparison.pairs, comparison.networks
+    if unchanged(pairs):
+        return ["The final numbers are the same in every pair, to the last digit."]
+    rows = []
+    if len(pairs) <= MOST_ROWS:
+        rows += [[_pair_name(one), *(_cell(one, column) for column in DIGITS)] for one in pairs]
+    if len(networks) > 1 or len(pairs) > MOST_ROWS:
+        rows += [[name, *_means(by_column)] for name, by_column in networks.items()]
+    if len(pairs) > 1:
+        rows.append([f"all {len(pairs)} pairs", *_means(comparison.overall)])
+    lines = [
+        "B minus A: errors in percent points; intervals are paired t, 95 %.",
+        *_aligned([["", *DIGITS], *rows]),
+    ]
+    unfinished = sum(one.change("test error") is None for one in pairs)
+    if unfinished:
+        lines.append(f"Without final numbers on one side or both: {_count(unfinished, 'pair')}.")
+    return lines
+
+
+def unchanged(pairs: Iterable[Pair]) -> bool:
+    """Whether every pair has its numbers, and B's are A's; speed is never the same."""
+    columns = [column for column in DIGITS if column != "images/s"]
+    return all(one.change(column) == 0 for one in pairs for column in columns)
+
+
+def _pair_name(one: Pair) -> str:
+    return one.network if one.seed is None else f"{one.network}, seed {one.seed}"
+
+
+def _cell(one: Pair, column: str) -> str:
+    """Both numbers and their difference, or how a run ended that has none."""
+    change, digits = one.change(column), DIGITS[column]
+    if change is None:
+        return " and ".join(
+            status if value is None else f"{value:,.{digits}f}"
+            for status, value in zip(
+                one.statuses, (one.values_a[column], one.values_b[column]), strict=True
+            )
+        )
+    before, after = one.values_a[column], one.values_b[column]
+    return f"{before:,.{digits}f} to {after:,.{digits}f} ({_signed(change, digits)})"
+
+
+def _means(by_column: Mapping[str, Interval]) -> list[str]:
+    return [_mean(by_column[column], DIGITS[column]) for column in DIGITS]
+
+
+def _mean(interval: Interval, digits: int) -> str:
+    if interval.n == 0:
+        return "no pairs"
+    mean = _signed(interval.mean, digits)
+    if interval.n == 1:
+        return f"{mean} (n 1)"
+    low, high = _signed(interval.low, digits), _signed(interval.high, digits)
+    return f"{mean} ({low} to {high}, n {interval.n})"
+
+
+def _signed(value: float, digits: int) -> str:
+    """+0.0 rather than -0.0: a sign is information."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _few(items: Sequence[str], most: int = 6) -> str:
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,219 @@
+"""Places beside metrics.csv that a run's numbers may also go to: TensorBoard, MLflow, wandb.
+
+All are extras, none is needed, and none can stop a run: what one raises is said once, and the rest
+of the run goes without it. Each writes into a folder of the run directory that has its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from resexp.settings import UsageError, flatten
+
+#: Package to import by logger; the extra of resexp that installs it has the logger's name.
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+
+#: Where nothing may be sent unless a person says so.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # MLflow 3 wants to be asked for its file store
+    "WANDB_MODE": "offline",
+    "WANDB_ERROR_REPORTING": "false",
+}
+
+
+class Logger(Protocol):
+    """Somewhere that numbers go."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take the numbers of one evaluation, by the names of metrics.csv's columns."""
+        ...
+
+    def close(self) -> None:
+        """Write what is not written yet. Nothing is logged afterwards."""
+        ...
+
+
+def say(warning: str) -> None:
+    print(f"resexp: {warning}", file=sys.stderr)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise UsageError, before anything is trained, for a logger that does not exist or is absent.
+
+    Looks packages up without importing them.
+    """
+    for name in names:
+        if name not in PACKAGES:
+            near = difflib.get_close_matches(name, PACKAGES, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(PACKAGES)}."
+            raise UsageError(f"unknown logger {name}. {hint}")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UsageError(f"logger={name} needs pip install resexp[{name}]")
+
+
+def open_loggers(
+    names: Sequence[str],
+    directory: Path,
+    record: dict[str, Any],
+    warn: Callable[[str], None] = say,
+) -> list[Logger]:
+    """A guarded logger for each name, writing under the run directory ``directory``.
+
+    ``record`` is run.json; where it has a last step the run is resumed and its logs go on, else
+    what an earlier run left in the logger's folder is removed. A logger that cannot be opened is
+    left out, after one call of ``warn``. Raises UsageError as ``check_loggers`` does.
+    """
+    check_loggers(names)
+    openers: dict[str, Callable[[Path, dict[str, Any]], Logger]] = {
+        "tensorboard": TensorBoard,
+        "mlflow": MLflow,
+        "wandb": WeightsAndBiases,
+    }
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    loggers: list[Logger] = []
+    for name in dict.fromkeys(names):
+        place = directory / name
+        try:
+            if last_step(record) == 0 and place.exists():
+                shutil.rmtree(place)
+            place.mkdir(parents=True, exist_ok=True)
+            loggers.append(Guarded(name, openers[name](place, record), warn))
+        except Exception as error:
+            warn(complaint(name, error))
+    return loggers
+
+
+def last_step(record: dict[str, Any]) -> int:
+    """The step up to which a resumed run was recorded; 0 for a fresh one."""
+    return int(record["last"].get("step", 0))
+
+
+def complaint(name: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"logger={name} stopped ({reason}); training goes on, metrics.csv has every number"
+
+
+class Guarded:
+    """A logger whose first exception is its last: said once, and never raised."""
+
+    def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
+        self.name, self.warn = name, warn
+        self.logger: Logger | None = logger
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self.logger is not None:
+            try:
+                self.logger.log(step, values)
+            except Exception as error:
+                self.give_up(error)
+
+    def close(self) -> None:
+        """Close the logger, also one that broke before: it may hold files open."""
+        logger, self.logger = self.logger, None
+        if logger is not None:
+            try:
+                logger.close()
+            except Exception as error:
+                self.warn(complaint(self.name, error))
+
+    def give_up(self, error: Exception) -> None:
+        """Say what went wrong and let go; a second error, while closing, is not news."""
+        broken, self.logger = self.logger, None
+        self.warn(complaint(self.name, error))
+        try:
+            if broken is not None:
+                broken.close()
+        except Exception:
+            return
+
+
+class TensorBoard:
+    """Event files: tensorboard --logdir results."""
+
+    def __init__(self, place: Path, record: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        last = last_step(record)
+        # A resumed run repeats the steps after its checkpoint: those logged before are purged.
+        self.writer = SummaryWriter(str(place), purge_step=last + 1 if last else None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class MLflow:
+    """A file store of its own: mlflow ui --backend-store-uri <run>/mlflow.
+
+    Through the client, not the global functions: runs of a sweep share a process. A resumed run
+    logs the steps after its checkpoint twice, with the same values.
+    """
+
+    def __init__(self, place: Path, record: dict[str, Any]) -> None:
+        from mlflow import MlflowClient  # type: ignore[import-not-found]
+
+        self.client = MlflowClient(tracking_uri=place.absolute().as_uri())
+        known = self.client.get_experiment_by_name(record["name"])
+        before = self.client.search_runs([known.experiment_id], max_results=1) if known else []
+        if before:
+            self.run = before[0].info.run_id
+            self.client.update_run(self.run, status="RUNNING")
+            return
+        experiment = known.experiment_id if known else self.client.create_experiment(record["name"])
+        self.run = self.client.create_run(experiment, run_name=record["run"]).info.run_id
+        for key, value in flatten(record["settings"]).items():
+            self.client.log_param(self.run, key, value)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.client.log_metric(self.run, name, value, step=step)
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run)
+
+
+class WeightsAndBiases:
+    """A wandb run, offline unless WANDB_MODE says otherwise: wandb sync <run>/wandb/wandb/*."""
+
+    def __init__(self, place: Path, record: dict[str, Any]) -> None:
+        import wandb  # type: ignore[import-not-found]
+
+        online = os.environ.get("WANDB_MODE") not in ("offline", "disabled")
+        # The same for every part of a resumed run, another for a run that was begun anew.
+        begun = f"{record['name']}/{record['run']}/{record['digest']}/{record['started']}"
+        self.run = wandb.init(
+            id=hashlib.sha256(begun.encode()).hexdigest()[:16],
+            resume="allow" if online else None,
+            project="resexp",
+            group=record["name"],
+            name=record["run"],
+            dir=str(place.absolute()),
+            config=record["settings"],
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=not online, console="off", disable_git=True, save_code=False
+            ),
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.run.log(finite, step=step)
+
+    def close(self) -> None:
+        self.run.finish()

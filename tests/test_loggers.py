@@ -1,0 +1,268 @@
+"""Extra loggers: asked for by name, absent ones refused early, broken ones said once."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resexp.settings import Settings, UsageError, as_dict
+from resexp.train import loggers
+from resexp.train.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
+
+RECORD: dict[str, Any] = {
+    "run": "plain-20-s0",
+    "name": "digits",
+    "digest": "0123456789ab",
+    "started": "2026-01-01T00:00:00+00:00",
+    "settings": as_dict(Settings()),
+    "last": {},
+}
+
+
+class Fake:
+    """Remembers what it is given, and raises where it is told to."""
+
+    def __init__(self, breaks: str = "") -> None:
+        self.breaks = breaks
+        self.taken: list[tuple[int, dict[str, float]]] = []
+        self.closed = 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self.breaks == "log" and self.taken:
+            raise OSError("disk full\nmore")
+        self.taken.append((step, values))
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.breaks:
+            raise RuntimeError("no way out")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back the environment variables that opening a logger sets."""
+    for key in QUIET:
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, opener: Any) -> None:
+    """Let ``opener`` stand for TensorBoard, installed or not."""
+    monkeypatch.setattr(loggers, "TensorBoard", opener)
+    monkeypatch.setitem(loggers.PACKAGES, "tensorboard", "json")
+
+
+# --- guarding
+
+
+def test_values_reach_a_logger_that_works() -> None:
+    fake, said = Fake(), list[str]()
+    guarded: Logger = Guarded("fake", fake, said.append)
+    guarded.log(1, {"test_error": 5.0})
+    guarded.close()
+    guarded.close()
+    assert (fake.taken, fake.closed, said) == ([(1, {"test_error": 5.0})], 1, [])
+
+
+def test_a_logger_that_breaks_is_reported_once_and_left_alone() -> None:
+    fake, said = Fake("log"), list[str]()
+    guarded = Guarded("fake", fake, said.append)
+    for step in range(5):
+        guarded.log(step, {"test_error": 5.0})
+    guarded.close()
+    assert [step for step, _ in fake.taken] == [0]
+    assert fake.closed == 1  # it may hold files open
+    assert said == [
+        "logger=fake stopped (OSError: disk full); training goes on, metrics.csv has every number"
+    ]
+
+
+def test_a_logger_that_breaks_while_closing_is_reported_once() -> None:
+    fake, said = Fake("close"), list[str]()
+    guarded = Guarded("fake", fake, said.append)
+    guarded.log(1, {})
+    guarded.close()
+    guarded.close()
+    assert len(said) == 1 and "no way out" in said[0]
+
+
+def test_ctrl_c_is_not_swallowed() -> None:
+    class Stopped(Fake):
+        def log(self, step: int, values: dict[str, float]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Guarded("fake", Stopped(), lambda text: None).log(1, {})
+
+
+# --- opening
+
+
+def test_no_names_are_no_loggers_and_no_folders(tmp_path: Path) -> None:
+    assert open_loggers([], tmp_path, RECORD) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_logger_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown logger wand. Did you mean wandb\?"):
+        open_loggers(["wand"], tmp_path, RECORD)
+    with pytest.raises(UsageError, match=r"Choose from tensorboard, mlflow, wandb\."):
+        check_loggers(["neptune"])
+
+
+def test_an_absent_package_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in loggers.PACKAGES:
+        monkeypatch.setitem(loggers.PACKAGES, name, "no_such_package")
+        with pytest.raises(UsageError) as refusal:
+            open_loggers([name], tmp_path, RECORD)
+        assert str(refusal.value) == f"logger={name} needs pip install resexp[{name}]"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_does_not_open_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(place: Path, record: dict[str, Any]) -> Logger:
+        raise ValueError("bad file")
+
+    faked(monkeypatch, broken)
+    said: list[str] = []
+    assert open_loggers(["tensorboard"], tmp_path, RECORD, said.append) == []
+    assert len(said) == 1 and "logger=tensorboard stopped (ValueError: bad file)" in said[0]
+
+
+def test_warnings_go_to_stderr_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faked(monkeypatch, lambda place, record: Fake("log"))
+    (logger,) = open_loggers(["tensorboard", "tensorboard"], tmp_path, RECORD)
+    for step in range(3):
+        logger.log(step, {})
+    logger.close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("resexp: logger=tensorboard stopped")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_fresh_run_starts_an_empty_folder_and_a_resumed_one_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faked(monkeypatch, lambda place, record: Fake())
+    old = tmp_path / "tensorboard" / "old"
+    old.parent.mkdir()
+    old.write_text("")
+    open_loggers(["tensorboard"], tmp_path, RECORD | {"last": {"step": 40}})
+    assert old.exists()
+    open_loggers(["tensorboard"], tmp_path, RECORD)
+    assert old.parent.exists() and not old.exists()
+
+
+def test_nothing_is_sent_unless_a_person_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faked(monkeypatch, lambda place, record: Fake())
+    monkeypatch.setenv("WANDB_MODE", "online")
+    open_loggers(["tensorboard"], tmp_path, RECORD)
+    assert os.environ["WANDB_MODE"] == "online"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_no_logger_is_imported_before_it_is_asked_for() -> None:
+    code = (
+        "import sys; import resexp.train.loggers as l; l.open_loggers([], None, {'last': {}}); "
+        "print(*{'torch', 'tensorboard', 'mlflow', 'wandb'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+# --- read back by their own readers
+
+
+def log_twice(name: str, directory: Path) -> None:
+    """Two rows, the second with a loss that is no number, then two more after a resumption."""
+    said: list[str] = []
+    (first,) = open_loggers([name], directory, RECORD, said.append)
+    first.log(22, {"test_error": 40.0, "train_loss": 1.5})
+    first.log(44, {"test_error": 20.0, "train_loss": math.nan})
+    first.close()
+    (again,) = open_loggers([name], directory, RECORD | {"last": {"step": 44}}, said.append)
+    again.log(66, {"test_error": 10.0, "train_loss": 0.5})
+    again.close()
+    assert said == []
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log_twice("tensorboard", tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("test_error")]
+    assert found == [(22, 40.0), (44, 20.0), (66, 10.0)]
+    assert math.isnan(events.Scalars("train_loss")[1].value)
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last, values in ((0, {22: 40.0, 44: 20.0}), (22, {44: 21.0})):
+        record = RECORD | {"last": {"step": last} if last else {}}
+        (logger,) = open_loggers(["tensorboard"], tmp_path, record)
+        for step, value in values.items():
+            logger.log(step, {"test_error": value})
+        logger.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("test_error")]
+    assert found == [(22, 40.0), (44, 21.0)]
+
+
+def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    log_twice("mlflow", tmp_path)
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
+    experiment = client.get_experiment_by_name("digits")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("plain-20-s0", "FINISHED")
+    assert run.data.params["data.name"] == "digits" and run.data.params["depth"] == "20"
+    history = client.get_metric_history(run.info.run_id, "test_error")
+    assert [(metric.step, metric.value) for metric in history] == [
+        (22, 40.0),
+        (44, 20.0),
+        (66, 10.0),
+    ]
+
+
+def test_wandb_writes_offline_into_the_run_directory(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); "
+        "from test_loggers import log_twice; log_twice('wandb', Path(sys.argv[1]))"
+    )
+    # A process of its own: wandb keeps a service and hooks for as long as its process lives.
+    kept = {key: value for key, value in os.environ.items() if key not in QUIET}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=kept,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "wandb" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2  # one a part; both carry the same id
+    assert len({path.stem for path in files}) == 1
+    assert all(path.stat().st_size > 0 for path in files)
+    held = b"".join(path.read_bytes() for path in files)
+    assert b"test_error" in held and b"momentum" in held
+    assert list(tmp_path.iterdir()) == [tmp_path / "wandb"]

@@ -1,0 +1,581 @@
+"""The HTML report: complete, self-contained, harmless and accessible; opened once in Chromium."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from fake_results import write_run
+
+from resexp.analysis import report_charts, verdict
+from resexp.analysis.report import MOST_CSV, page, sweeps, write_report
+from resexp.analysis.results import Run, find_runs
+from resexp.records import COLUMNS
+from resexp.settings import UsageError
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+EVIL = "<script>alert(1)</script>\"'&amp;${x}</svg>"
+
+
+@dataclass(eq=False)
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    parent: Element | None
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    @property
+    def whole(self) -> str:
+        """Its text and that of everything in it (elements last)."""
+        return self.text + "".join(child.whole for child in self.children)
+
+
+class Tree(HTMLParser):
+    """All elements of a document in order; raises where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[Element] = []
+        self.here: Element | None = None
+        self.feed(text)
+        self.close()
+        assert self.here is None, f"{self.here.tag} is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {key: value or "" for key, value in attrs}, self.here)
+        self.elements.append(element)
+        if self.here is not None:
+            self.here.children.append(element)
+        if tag not in VOID:
+            self.here = element
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.here is not None and self.here.tag == tag, f"</{tag}> closes {self.here}"
+        self.here = self.here.parent
+
+    def handle_data(self, data: str) -> None:
+        if self.here is not None:
+            self.here.text += data
+
+    def all(self, *tags: str) -> list[Element]:
+        return [element for element in self.elements if element.tag in tags]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Plain networks that degrade, residual ones that do not; one collapsed, one diverged run."""
+    for seed in range(3):
+        for depth in (20, 56):
+            write_run(tmp_path, "residual", depth, seed, clean_loss=0.01 + 0.001 * seed)
+        write_run(tmp_path, "plain", 20, seed, clean_loss=0.01, clean_error=0.3 + 0.1 * seed)
+        bad = {"status": "collapsed"} if seed == 1 else {}
+        write_run(tmp_path, "plain", 56, seed, clean_loss=1.5, clean_error=60 + seed, **bad)
+    write_run(tmp_path, "plain", 110, 0, status="diverged")
+    return tmp_path
+
+
+def read(results: Path) -> str:
+    return write_report(results).read_text(encoding="utf-8")
+
+
+# --- what it says
+
+
+def test_the_verdict_comes_first_with_its_numbers(results: Path) -> None:
+    tree = Tree(read(results))
+    sentence = next(e for e in tree.elements if e.attributes.get("class") == "sentence")
+    decided = verdict.decide(find_runs(results))
+    assert sentence.whole.replace(" ", "") != ""
+    assert set(sentence.whole) <= set(verdict.text(decided).splitlines()[0])
+    first = tree.all("table")[0]
+    assert f"{decided.arms[0].change.loss.mean:+.2f}" in first.whole
+    rows = [e.whole for e in tree.all("th") if e.attributes["scope"] == "row"]
+    assert rows[:3] == ["plain", "residual", "plain minus residual"]
+
+
+def test_without_a_verdict_the_rest_is_still_there(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0)
+    text = read(tmp_path)
+    assert "No verdict: a verdict needs two depths" in text
+    assert "How to reproduce it" in text and "Error while training" in text
+
+
+def test_runs_without_rows_make_a_report_without_figures(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0, status="running", rows=0)
+    tree = Tree(read(tmp_path))
+    assert tree.all("svg") == []
+    assert any("No run has a row" in e.text for e in tree.all("p"))
+
+
+def test_one_seed_has_means_without_intervals(tmp_path: Path) -> None:
+    for arch in ("plain", "residual"):
+        for depth in (20, 56):
+            write_run(tmp_path, arch, depth, 0)
+    text = read(tmp_path)
+    assert "nan" not in Tree(text).elements[0].whole.lower().split()
+    assert "1 paired seed (" in text
+
+
+def test_several_experiments_are_sections_that_can_be_jumped_to(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_run(tmp_path, "plain", 20, 0, name=name)
+    tree = Tree(read(tmp_path))
+    links = [e.attributes["href"] for e in tree.all("a") if e.attributes["href"].startswith("#")]
+    ids = [e.attributes["id"] for e in tree.elements if "id" in e.attributes]
+    assert links == ["#e0", "#e1"]
+    assert len(ids) == len(set(ids)) and {"e0", "e1"} <= set(ids)
+
+
+def test_every_run_has_its_settings_and_environment_in_a_fold(results: Path) -> None:
+    tree = Tree(read(results))
+    folds = [e for e in tree.all("details") if "class" not in e.attributes]
+    assert len(folds) == len(find_runs(results)) == 13
+    assert [e.children[0].tag for e in folds] == ["summary"] * 13
+    assert "plain-110-s0diverged" in "".join(e.whole for e in folds)
+    for fold in folds:
+        assert "momentum0.9" in fold.whole and "devicecpu" in fold.whole
+
+
+def test_filters_choose_the_runs_and_are_repeated_in_the_commands(results: Path) -> None:
+    text = write_report(results, None, ["depth=20,56"]).read_text()
+    assert "plain-110-s0" not in text
+    assert "resexp report results/digits depth=20,56" in text
+
+
+# --- commands
+
+
+def command_run(tmp_path: Path, arch: str, depth: int, seed: int, *words: str) -> None:
+    command = " ".join(["resexp run", f"depth={depth}", f"arch={arch}", f"seed={seed}", *words])
+    record = {"command": command, "environment": {"git_commit": "0123abcd", "device": "cpu"}}
+    write_run(tmp_path, arch, depth, seed, record=record)
+
+
+def test_a_full_grid_is_one_sweep_command(tmp_path: Path) -> None:
+    for arch in ("plain", "residual"):
+        for depth in (8, 20):
+            for seed in (0, 1):
+                command_run(tmp_path, arch, depth, seed, "milestones=[0.5,0.75]")
+    assert sweeps(find_runs(tmp_path)) == [
+        "resexp run -m depth=8,20 arch=plain,residual seed=0,1 'milestones=[0.5,0.75]'"
+    ]
+    text = read(tmp_path)
+    assert "git checkout 0123abcd\nresexp run -m depth=8,20" in unescape(text)
+    assert "resexp verdict results/digits" in text
+
+
+def test_a_grid_with_a_hole_is_listed_run_by_run(tmp_path: Path) -> None:
+    for depth, seed in ((8, 0), (8, 1), (20, 0)):
+        command_run(tmp_path, "plain", depth, seed)
+    lines = sweeps(find_runs(tmp_path))
+    assert lines == [
+        f"resexp run depth={d} arch=plain seed={s}" for d, s in ((8, 0), (8, 1), (20, 0))
+    ]
+
+
+def test_a_command_that_no_shell_would_take_is_listed_as_it_is(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0, record={"command": "resexp run it's"})
+    assert sweeps(find_runs(tmp_path)) == ["resexp run it's"]
+
+
+def test_every_run_has_its_own_command(results: Path) -> None:
+    text = unescape(read(results))
+    assert all(run.record["command"] in text for run in find_runs(results))
+
+
+# --- downloads
+
+
+def test_the_csv_downloads_are_the_files(results: Path) -> None:
+    tree = Tree(read(results))
+    links = {e.attributes["download"]: e.attributes["href"] for e in tree.all("a")}
+    for run in find_runs(results):
+        head, _, body = links[f"{run.run}.csv"].partition(",")
+        assert head == "data:text/csv;charset=utf-8"
+        assert unquote_to_bytes(body) == (run.path / "metrics.csv").read_bytes()
+    table = unquote_to_bytes(links["results.csv"].partition(",")[2]).decode().splitlines()
+    assert table[0].startswith("name,series,depth") and len(table) == 1 + 5
+
+
+def test_much_csv_is_packed(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, "plain", 20, 0)
+    lines = (directory / "metrics.csv").read_text().splitlines(keepends=True)
+    cells = lines[-1].split(",")
+    many = [
+        ",".join([str(1000 + step), *cells[1:]]) for step in range(2 * MOST_CSV // len(lines[-1]))
+    ]
+    (directory / "metrics.csv").write_text("".join([*lines, *many]))
+    tree = Tree(read(tmp_path))
+    link = next(e for e in tree.all("a") if e.attributes["download"] == "plain-20-s0.csv.gz")
+    packed = base64.b64decode(link.attributes["href"].partition(",")[2])
+    assert gzip.decompress(packed) == (directory / "metrics.csv").read_bytes()
+    assert not any("data-every" in e.attributes for e in tree.elements)
+
+
+def test_the_papers_sweep_stays_small(tmp_path: Path) -> None:
+    """40 runs of 64,000 steps, a row every 100: under 3 MB, at most 400 points a line."""
+    rows = [
+        f"{step},{step / 390:.6g},0.1,{math.sin(step) + 2:.7g},{20 + 9 * math.sin(step):.7g},,,"
+        f"{math.cos(step) + 2:.7g},{20 + 9 * math.cos(step):.7g},1234.567,{step / 31:.7g}"
+        for step in range(100, 64_001, 100)
+    ]
+    text = "\n".join([",".join(COLUMNS), *rows]) + "\n"
+    for arch in ("plain", "residual"):
+        for depth in (20, 32, 44, 56):
+            for seed in range(5):
+                (write_run(tmp_path, arch, depth, seed) / "metrics.csv").write_text(text)
+    path = write_report(tmp_path)
+    assert path.stat().st_size < 3_000_000
+    tree = Tree(path.read_text())
+    lines = [line for e in data_blocks(tree) for line in json.loads(e.text)["lines"]]
+    assert max(len(line["x"]) for line in lines) == report_charts.MOST_POINTS
+    assert {(line["x"][0], line["x"][-1]) for line in lines if "training" in line["name"]} == {
+        (100, 64_000)
+    }
+
+
+def data_blocks(tree: Tree) -> list[Element]:
+    return [e for e in tree.all("script") if e.attributes.get("type") == "application/json"]
+
+
+def test_thinning_keeps_the_ends_and_the_extremes() -> None:
+    x = [float(value) for value in range(5000)]
+    y = [math.sin(value / 7) for value in x]
+    y[1234], y[4321] = 9.0, -9.0
+    trace = report_charts.Trace(
+        name="", tags=(), colours=("", ""), x=list(x), y=list(y), low=list(y), high=list(y)
+    )
+    thin = report_charts.thinned(trace)
+    assert len(thin.x) <= report_charts.MOST_POINTS
+    assert thin.x == sorted(set(thin.x)) and (thin.x[0], thin.x[-1]) == (0, 4999)
+    assert (max(thin.y), min(thin.y)) == (9.0, -9.0)
+    assert all(y[int(place)] == value for place, value in zip(thin.x, thin.y, strict=True))
+
+
+# --- safe and alone
+
+
+def test_nothing_is_fetched(results: Path) -> None:
+    text = read(results)
+    tree = Tree(text)
+    for element in tree.elements:
+        for key in ("src", "srcset", "action", "poster", "data"):
+            assert key not in element.attributes
+        href = element.attributes.get("href", "")
+        assert href.startswith(("data:", "#")) or element.tag == "a" or href == ""
+    assert re.search(r"@import|@font-face|https?://", text) is None
+    assert all(found.startswith("#") for found in re.findall(r"url\(([^)]*)\)", text))
+    policy = next(e for e in tree.all("meta") if "http-equiv" in e.attributes)
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def test_only_the_reports_own_script_may_run(results: Path) -> None:
+    tree = Tree(read(results))
+    scripts = [e for e in tree.all("script") if e not in data_blocks(tree)]
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].text.encode()).digest()).decode()
+    policy = next(e for e in tree.all("meta") if "http-equiv" in e.attributes)
+    assert f"script-src 'sha256-{digest}'" in policy.attributes["content"]
+    assert not any(key.startswith("on") for e in tree.elements for key in e.attributes)
+
+
+def test_names_cannot_become_markup(tmp_path: Path) -> None:
+    for arch in ("plain", "residual"):
+        for depth in (20, 56):
+            write_run(
+                tmp_path,
+                arch,
+                depth,
+                0,
+                status="failed" if (arch, depth) == ("plain", 56) else "ok",
+                extras={"data.root": EVIL},
+                record={
+                    "name": EVIL,
+                    "run": f"{arch}-{depth}-{EVIL}",
+                    "error": EVIL,
+                    "command": f"resexp run depth={depth} '{EVIL.replace(chr(39), '')}'",
+                    "data": {"name": EVIL, "classes": 10, EVIL: EVIL},
+                    "environment": {"device_name": EVIL, "git_commit": EVIL, EVIL: EVIL},
+                },
+            )
+    text = read(tmp_path)
+    tree = Tree(text)  # every tag is closed by its own
+    assert len([e for e in tree.all("script") if e not in data_blocks(tree)]) == 1
+    assert "<script>alert" not in text and "alert(1)</script>" not in text
+    assert tree.all("h1")[0].text == f"Experiment {EVIL}"
+    assert all(json.loads(block.text) for block in data_blocks(tree))
+    names = [
+        line["name"] for block in data_blocks(tree) for line in json.loads(block.text)["lines"]
+    ]
+    assert any(EVIL.replace(",", ", ") in name for name in names)
+
+
+def test_a_page_is_plain_ascii(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0, record={"name": "Zahlen \u00fc\u4e2d"})
+    path = write_report(tmp_path)
+    assert path.read_bytes().isascii()
+    assert Tree(path.read_text()).all("h1")[0].text == "Experiment Zahlen \u00fc\u4e2d"
+
+
+# --- for everybody
+
+
+def test_headings_are_in_order_under_one_h1(results: Path) -> None:
+    write_run(results, "plain", 20, 0, name="other")
+    for text in (read(results), read(results / "digits")):
+        levels = [int(e.tag[1]) for e in Tree(text).elements if re.fullmatch(r"h[1-6]", e.tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_every_image_has_a_name_and_a_description(results: Path) -> None:
+    tree = Tree(read(results))
+    by_id = {e.attributes["id"]: e for e in tree.elements if "id" in e.attributes}
+    images = tree.all("svg", "img")
+    assert len(images) == 2 + 1 + 2  # curves by series, error by depth, two differences
+    for image in images:
+        assert image.attributes["role"] == "img"
+        named = [by_id[key] for key in image.attributes["aria-labelledby"].split()]
+        assert [e.tag for e in named] == ["title", "desc"]
+        assert all(len(e.text) > 10 for e in named)
+    assert "56 test 2.0 %" in "".join(e.text for e in tree.all("desc"))
+
+
+def test_tables_have_headers_that_say_their_direction(results: Path) -> None:
+    tree = Tree(read(results))
+    assert len(tree.all("table")) == 2
+    for table in tree.all("table"):
+        assert table.children[0].tag == "caption"
+        assert table.parent is not None and table.parent.attributes["class"] == "box"
+    assert {e.attributes["scope"] for e in tree.all("th")} == {"col", "row"}
+
+
+def test_the_page_suits_a_phone_and_says_its_language(results: Path) -> None:
+    tree = Tree(read(results))
+    viewport = [e for e in tree.all("meta") if e.attributes.get("name") == "viewport"]
+    assert viewport[0].attributes["content"] == "width=device-width, initial-scale=1"
+    assert tree.all("html")[0].attributes["lang"] == "en"
+
+
+def test_legend_entries_are_buttons_for_what_is_drawn(results: Path) -> None:
+    tree = Tree(read(results))
+    tags = {tag for e in tree.elements for tag in e.attributes.get("data-tags", "").split()}
+    keys = [e for e in tree.all("button") if "data-tag" in e.attributes]
+    assert {e.attributes["data-tag"] for e in keys} == tags
+    assert {e.attributes["aria-pressed"] for e in keys} == {"true"}
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * letter for letter in colour[1:])
+    channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_on_light_and_on_dark() -> None:
+    template = Path(report_charts.__file__).with_name("report_template.html").read_text()
+    blocks = re.findall(r":root \{([^}]*)\}", template)
+    assert len(blocks) == 2
+    for block, ramp in zip(blocks, report_charts.DEPTH_RAMPS, strict=True):
+        named = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{3,6});", block))
+        for text in ("ink", "soft", "link", "shown", "calm", "open"):
+            for ground in ("paper", "wash"):
+                assert contrast(named[text], named[ground]) >= 4.5, (text, ground)
+        assert all(contrast(colour, named["paper"]) >= 1.9 for colour in ramp)
+
+
+# --- where it goes
+
+
+def test_it_lands_beside_the_runs_or_where_it_is_told(results: Path) -> None:
+    assert write_report(results) == results / "report.html"
+    assert write_report(results, results / "deep" / "page.html").name == "page.html"
+    assert write_report(results, results / "deep") == results / "deep" / "report.html"
+    assert len(find_runs(results)) == 13
+
+
+def test_the_same_runs_at_the_same_time_give_the_same_page(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
+    assert read(results) == read(results)
+    assert "2027-01-15 08:00 UTC" in read(results)
+
+
+def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no runs in"):
+        write_report(tmp_path)
+    write_run(tmp_path, "plain", 20, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_report(tmp_path, tmp_path / "file" / "report.html")
+
+
+def test_neither_torch_nor_matplotlib_is_loaded(results: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from resexp.analysis.report import write_report; "
+        "write_report(Path(sys.argv[1])); "
+        "print(*{'torch', 'matplotlib', 'pandas', 'hydra'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(results)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+# --- charts
+
+
+def test_differences_pair_seeds_and_other_extras(tmp_path: Path) -> None:
+    for rate, extra in ((0.01, {"lr": 0.01}), (0.02, {"lr": 0.02})):
+        for arch, error in (("plain", 50.0 + 100 * rate), ("residual", 1.0)):
+            for seed in (0, 1):
+                write_run(tmp_path, arch, 20, seed, clean_error=error, extras=extra)
+    write_run(tmp_path, "residual", 20, 7, extras={"lr": 0.01})  # no twin
+    found = {
+        series: [(plain.run, other.run) for _, plain, other in pairs]
+        for series, pairs in report_charts.pair(find_runs(tmp_path)).items()
+    }
+    assert found == {
+        f"residual,lr={rate}": [
+            (f"plain-20-s{seed},lr={rate}", f"residual-20-s{seed},lr={rate}") for seed in (0, 1)
+        ]
+        for rate in (0.01, 0.02)
+    }
+    chart = report_charts.differences(find_runs(tmp_path))
+    assert chart is not None
+    assert [trace.y for trace in chart.panels[0].traces] == [[50.0], [51.0]]
+
+
+def test_a_mean_is_over_the_seeds_of_one_network(results: Path) -> None:
+    chart = report_charts.by_depth(find_runs(results))
+    assert chart is not None
+    plain, residual = chart.panels[0].traces
+    assert plain.x == [20, 56, 110] and residual.x == [20, 56]
+    assert plain.y == pytest.approx([0.4, 61.0, 90.0])  # a diverged run counts at chance
+    assert [point.failed for point in chart.panels[0].points].count(True) == 2
+
+
+def test_a_diverged_run_is_a_line_of_its_own_that_ends_in_a_cross(results: Path) -> None:
+    chart = report_charts.curves(find_runs(results))
+    assert chart is not None
+    names = [trace.name for trace in chart.panels[0].traces]
+    assert names == ["20 test", "20 training", "56 test", "56 training", "plain-110-s0 diverged"]
+    assert [point.name for point in chart.panels[0].points] == ["plain-110-s0 diverged"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 64_000, [0, 16_000, 32_000, 48_000, 64_000]),
+        (0, 220, [0, 50, 100, 150, 200]),
+        (-0.1, 3.4, [0, 1, 2, 3]),
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert report_charts.ticks(low, high) == pytest.approx(expected)
+
+
+# --- in a browser
+
+PROBE = """
+"use strict";
+addEventListener("load", () => {
+  const out = {};
+  const key = document.querySelector('.legend button[data-tag="d56"]');
+  const trace = document.querySelector('path.trace[data-tags~="d56"]');
+  const other = document.querySelector('path.trace[data-tags~="d20"]');
+  const style = (element) => getComputedStyle(element).display;
+  out.before = [style(trace), key.getAttribute("aria-pressed")];
+  key.click();
+  out.hidden = [style(trace), key.getAttribute("aria-pressed"), style(other)];
+  key.click();
+  out.again = [style(trace), key.getAttribute("aria-pressed")];
+  const plot = document.querySelector(".plot");
+  plot.focus();
+  out.focus = document.activeElement === plot;
+  for (const name of ["ArrowRight", "ArrowRight"])
+    plot.dispatchEvent(new KeyboardEvent("keydown", { key: name, cancelable: true }));
+  out.tip = plot.querySelector(".tip").innerText;
+  out.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  out.unnamed = [...document.querySelectorAll("svg, img")].filter((image) => {
+    const ids = (image.getAttribute("aria-labelledby") || "").split(" ");
+    return !ids.every((id) => document.getElementById(id)?.textContent.trim());
+  }).length;
+  out.images = document.querySelectorAll("svg, img").length;
+  URL.createObjectURL = (blob) => { out.blob = blob.size; return "#"; };
+  document.querySelector("button[data-every]").click();
+  out.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+  out.violations = violations;
+  document.body.dataset.outcome = JSON.stringify(out);
+});
+const violations = [];
+addEventListener("securitypolicyviolation", (event) => violations.push(event.blockedURI));
+"""
+
+
+@pytest.mark.slow
+def test_in_chromium_legends_work_and_no_request_leaves(results: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine (Debian: apt install chromium)")
+    text = read(results)
+    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    text = text.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
+    probed = results / "probed.html"
+    probed.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", f"--user-data-dir={results / 'profile'}"),
+            *("--enable-logging=stderr", "--virtual-time-budget=5000", "--window-size=500,900"),
+            *("--dump-dom", probed.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    body = Tree(done.stdout).all("body")[0]
+    out = json.loads(body.attributes["data-outcome"])
+    assert out["before"] == ["inline", "true"]
+    assert out["hidden"] == ["none", "false", "inline"]
+    assert out["again"] == ["inline", "true"]
+    assert out["focus"] and out["tip"].startswith("step 44")
+    assert "56 test: " in out["tip"]
+    assert not out["wide"]
+    assert (out["images"], out["unnamed"]) == (5, 0)
+    assert out["blob"] > 1000
+    assert (out["requests"], out["violations"]) == ([], [])
+
+
+def test_the_page_needs_no_file_beside_it(results: Path) -> None:
+    runs: list[Run] = find_runs(results)
+    assert str(results) not in page(runs)
