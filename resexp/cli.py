@@ -43,6 +43,23 @@ class Figure(StrEnum):
     pdf = "pdf"
 
 
+class Style(StrEnum):
+    """Layout of the curves."""
+
+    screen = "screen"
+    paper = "paper"
+
+
+class Kind(StrEnum):
+    """A figure that ``resexp plot`` can draw."""
+
+    curves = "curves"
+    depth = "depth"
+    difference = "difference"
+    strips = "strips"
+    families = "families"
+
+
 class Listing(StrEnum):
     """What ``resexp list`` lists."""
 
@@ -170,13 +187,22 @@ def plot(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; default: beside the runs.")
     ] = None,
+    style: Annotated[
+        Style, typer.Option("--style", help="paper: the layout of He et al. 2015, figure 6.")
+    ] = Style.screen,
+    which: Annotated[
+        list[Kind] | None,
+        typer.Option("--which", help="A figure to draw; again for more.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw error against steps (curves) and against depth (depth), from the CSV files."""
+    """Draw error against steps (curves) and depth, and what the skips change (difference)."""
     from resexp.analysis.figures import plot as draw
 
     root, filters = select(selection)
-    paths = [str(path) for path in draw(root, out, form.value, filters)]
+    kinds = [kind.value for kind in which] if which else None
+    drawn = draw(root, out, form.value, filters, style=style.value, which=kinds)
+    paths = [str(path) for path in drawn]
     if as_json:
         emit(paths)
     else:
@@ -187,6 +213,9 @@ def plot(
 def table(
     selection: Selection = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.text,
+    published: Annotated[
+        bool, typer.Option("--published", help="Beside all published errors, differences noted.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters and errors of every network, mean and spread over seeds, beside the paper's."""
@@ -194,7 +223,7 @@ def table(
     from resexp.analysis import table as tables
 
     root, filters = select(selection)
-    rows = tables.rows(results.require_runs(root, filters))
+    rows = tables.rows(results.require_runs(root, filters), published=published)
     print(tables.render(rows, "json" if as_json else form.value))
 
 
@@ -209,8 +238,17 @@ def verdict(
         int | None, typer.Option(help="The shallower; default: the first of at least 20.")
     ] = None,
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Compare runs of unlike settings.")
+        bool, typer.Option("--mixed", help="Compare runs of unlike settings, data or code.")
     ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SERIES",
+            help="The networks asked whether they degrade; default: plain. A control: "
+            "--baseline residual.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
@@ -219,12 +257,58 @@ def verdict(
 
     root, filters = select(selection)
     runs = results.require_runs(root, filters)
-    decided = verdicts.decide(runs, deep=deep, shallow=shallow, allow_mixed=mixed)
+    decided = verdicts.decide(
+        runs, deep=deep, shallow=shallow, allow_mixed=mixed, baseline=baseline
+    )
     if as_json:
         emit(decided.as_dict())
     else:
         print(verdicts.text(decided))
     raise typer.Exit(verdicts.EXIT_CODES[decided.outcome])
+
+
+@app.command(
+    epilog="Examples:  resexp compare results/digits results/rates arch=plain   |   "
+    "resexp compare results/digits/plain-56-s0 results/digits/residual-56-s0"
+)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    filters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Filters for both.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What differs in settings, data and code, and what that did to the numbers."""
+    from resexp.analysis import compare as comparison
+    from resexp.analysis import results
+
+    sides = [results.require_runs(folder, filters or []) for folder in (a, b)]
+    found = comparison.compare(*sides, (str(a), str(b)))
+    if as_json:
+        emit(found.as_dict())
+    else:
+        print(comparison.text(found))
+
+
+@app.command(epilog="Examples:  resexp report   |   resexp report results/digits --out digits.html")
+def report(
+    selection: Selection = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder; default: beside the runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file with everything: verdict, figures, table, runs, commands, CSV."""
+    from resexp.analysis.report import write_report
+
+    root, filters = select(selection)
+    path = str(write_report(root, out, filters))
+    if as_json:
+        emit([path])
+    else:
+        print(path)
 
 
 @app.command(

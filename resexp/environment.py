@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def environment(settings: Settings, device: torch.device, threads: int) -> dict[
         "precision": settings.precision.value,
         "deterministic": settings.deterministic or not on_gpu,
         "platform": platform.platform(),
+        "process": os.getpid(),
         "git_commit": commit,
         "git_dirty": dirty,
     }

@@ -179,6 +179,7 @@ class Settings:
     checkpoint_every: float = 60.0  # seconds
     keep_checkpoint: bool = False
     overwrite: bool = False
+    loggers: list[str] = field(default_factory=list)  # tensorboard, mlflow, wandb, beside the CSV
     launch: Launch = field(default_factory=Launch)
 
     def __post_init__(self) -> None:
@@ -187,7 +188,16 @@ class Settings:
 
 #: Settings that say where and how a run is carried out. They are not part of its identity.
 CIRCUMSTANCES = frozenset(
-    ["name", "results", "device", "threads", "checkpoint_every", "keep_checkpoint", "overwrite"]
+    [
+        "name",
+        "results",
+        "device",
+        "threads",
+        "checkpoint_every",
+        "keep_checkpoint",
+        "overwrite",
+        "loggers",
+    ]
 ) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
 
 

@@ -22,6 +22,7 @@ from resexp.signals import Interrupted, Stop, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_precision, choose_device, prepare
 from resexp.train.fit import State, begin, fit, row_steps
+from resexp.train.loggers import check_loggers, open_loggers
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
 
@@ -52,6 +53,7 @@ def check(job: Job) -> Claim:
     check_precision(job.settings.precision, choose_device(job.settings.device))
     claim = records.look(job)
     if claim is not Claim.done:
+        check_loggers(job.settings.loggers)
         records.check_writable(job)
         images.check_present(job.settings.data)
     return claim
@@ -153,6 +155,7 @@ def train(
     for known in rows:
         update(record, known, device)
     watch(record, state.step, None)
+    loggers = open_loggers(settings.loggers, directory, record, warnings.append)
     saved = time.monotonic()
     over = bool(rows) and not math.isfinite(rows[-1].train_loss)  # stopped right after diverging
     with stop_signals() as stop:
@@ -161,6 +164,8 @@ def train(
                 records.append_row(directory, row)
                 rows.append(row)
                 update(record, row, device)
+                for logger in loggers:
+                    logger.log(row.step, records.as_written(row))
             watch(record, state.step, row)
             if stop.signum is not None and state.step < settings.steps:
                 save(job, state, record)
@@ -168,6 +173,8 @@ def train(
             if time.monotonic() - saved >= settings.checkpoint_every:
                 save(job, state, record)
                 saved = time.monotonic()
+    for logger in loggers:
+        logger.close()
     finish(job, state, record, rows)
     return record, warnings
 

@@ -295,7 +295,8 @@ def test_a_seed_without_a_twin_is_left_out_of_the_difference(results: Path) -> N
         32: [0, 1, 2],
         56: [0, 2],
     }
-    assert table[32][0] == (pytest.approx(89.9), True)
+    difference, failed = table[32][0]
+    assert difference == pytest.approx(89.9) and failed
     training = draw_difference(runs).axes[0]
     assert line(training, "seed 0 failures").get_marker() == "x"
 
@@ -473,6 +474,8 @@ def test_text_stays_text_in_vector_files(results: Path, tmp_path: Path, kind: st
     assert svg.name == f"{kind}.svg"
     label = {"curves": "residual", "families": "residual", "strips": "learning rate"}
     assert f">{label.get(kind, 'training error')}</text>" in svg.read_text()
+    if kind not in ("curves", "difference"):  # the others are written by the same function
+        return
     (pdf,) = plot(results, tmp_path / "out", "pdf", few, which=[kind])
     assert b"/FontFile2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
 

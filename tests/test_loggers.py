@@ -79,7 +79,7 @@ def test_a_logger_that_breaks_is_reported_once_and_left_alone() -> None:
     assert [step for step, _ in fake.taken] == [0]
     assert fake.closed == 1  # it may hold files open
     assert said == [
-        "logger=fake stopped (OSError: disk full); training goes on, metrics.csv has every number"
+        "logger fake stopped (OSError: disk full); training goes on, metrics.csv has every number"
     ]
 
 
@@ -123,7 +123,7 @@ def test_an_absent_package_is_refused_with_what_to_install(
         monkeypatch.setitem(loggers.PACKAGES, name, "no_such_package")
         with pytest.raises(UsageError) as refusal:
             open_loggers([name], tmp_path, RECORD)
-        assert str(refusal.value) == f"logger={name} needs pip install resexp[{name}]"
+        assert str(refusal.value) == f"loggers=[{name}] needs pip install 'resexp[{name}]'."
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_a_logger_that_does_not_open_is_left_out(
     faked(monkeypatch, broken)
     said: list[str] = []
     assert open_loggers(["tensorboard"], tmp_path, RECORD, said.append) == []
-    assert len(said) == 1 and "logger=tensorboard stopped (ValueError: bad file)" in said[0]
+    assert len(said) == 1 and "logger tensorboard stopped (ValueError: bad file)" in said[0]
 
 
 def test_warnings_go_to_stderr_in_one_line(
@@ -149,7 +149,7 @@ def test_warnings_go_to_stderr_in_one_line(
     logger.close()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("resexp: logger=tensorboard stopped")
+    assert captured.err.startswith("resexp: logger tensorboard stopped")
     assert captured.err.count("\n") == 1
 
 

@@ -36,6 +36,7 @@ from resexp.settings import UsageError
 #: The two measures that tell degradation from overfitting, and their names.
 MEASURES = {"clean_train_error": "training", "test_error": "test"}
 CONFIDENCE = 0.95
+SEED = "#8c8c8c"  # the colour of single seeds behind their mean
 
 Finals = dict[str, list[tuple[Run, float]]]  # by series: finished runs and their final errors
 
@@ -214,11 +215,11 @@ def draw_series(
         paired_t([error for run, error in found if run.depth == depth], CONFIDENCE)
         for depth in depths
     ]
-    slot = width / max(count, 1)
+    seeds = sorted({run.seed for run, _ in found})
+    slot = width / max(count, 1) if len(seeds) > 1 else 0.0  # one point lies on the line
     outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
     bar, centre = offset - 0.25 * outward * slot, offset + 0.2 * outward * slot
     draw_means(axis, [depth + bar for depth in depths], intervals, colour, series)
-    seeds = sorted({run.seed for run, _ in found})
     place = {seed: (rank - (len(seeds) - 1) / 2) / len(seeds) for rank, seed in enumerate(seeds)}
     for failed in (False, True):
         points = [(run, error) for run, error in found if (run.status != "ok") == failed]
@@ -286,20 +287,19 @@ def draw_paired(
 ) -> None:
     """Differences by depth: a thin line a seed, their mean with its interval, and the zero line."""
     colour, marker = style
-    quiet = "#8c8c8c"
     axis.axhline(0, color="#444444", linewidth=0.9, zorder=2, label="zero")
     seeds = sorted({seed for by_seed in table.values() for seed in by_seed})
     for seed in seeds:
         at = [(depth, *by_seed[seed]) for depth, by_seed in table.items() if seed in by_seed]
         x, y = [depth for depth, _, _ in at], [value for _, value, _ in at]
-        axis.plot(x, y, color=quiet, linewidth=0.6, alpha=0.8, label=f"seed {seed}", zorder=2)
+        axis.plot(x, y, color=SEED, linewidth=0.6, alpha=0.8, label=f"seed {seed}", zorder=2)
         for failed in (False, True):
             chosen = [place for place, (_, _, broken) in enumerate(at) if broken == failed]
             draw_points(
                 axis,
                 [x[place] for place in chosen],
                 [y[place] for place in chosen],
-                quiet,
+                SEED,
                 "x" if failed else marker,
                 f"seed {seed} {'failures' if failed else 'runs'}",
             )
@@ -320,8 +320,10 @@ def interval_name(counts: Sequence[int]) -> str:
     return f"mean and its {100 * CONFIDENCE:.0f} % t interval over seeds"
 
 
-def interval_handle(colour: str = GREY) -> Line2D:
-    return Line2D([], [], color=colour, linewidth=1.4, marker="|", markersize=8, markeredgewidth=1)
+def interval_handle(counts: Sequence[int]) -> Line2D:
+    """A line, with a bar across it if any mean has one."""
+    bar = "|" if max(counts, default=0) > 1 else "none"
+    return Line2D([], [], color=GREY, linewidth=1.4, marker=bar, markersize=8, markeredgewidth=1)
 
 
 def legend_depth(figure: Figure, drawn: Sequence[str], found: Finals) -> None:
@@ -333,11 +335,12 @@ def legend_depth(figure: Figure, drawn: Sequence[str], found: Finals) -> None:
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=3.5, linewidth=1.4))
         labels.append(spaced(series))
     networks = [(run.series, run.depth) for series in drawn for run, _ in found[series]]
+    counts = [networks.count(one) for one in networks]
     handles += [
-        interval_handle(),
+        interval_handle(counts),
         Line2D([], [], color=GREY, marker="o", markersize=3, linestyle="none", alpha=0.6),
     ]
-    labels += [interval_name([networks.count(one) for one in networks]), "a run"]
+    labels += [interval_name(counts), "a run"]
     failed = sum(run.status != "ok" for series in drawn for run, _ in found[series])
     legend_failed(handles, labels, failed)
     legend(figure, handles, labels)
@@ -348,13 +351,14 @@ def legend_difference(
 ) -> None:
     """What the lines are, and what lies above zero."""
     cells = [by_seed for table in tables for by in table.values() for by_seed in by.values()]
+    counts = [len(by_seed) for by_seed in cells]
     handles: list[Any] = [
-        interval_handle(),
-        Line2D([], [], color="#8c8c8c", linewidth=0.6, marker="o", markersize=2.8),
+        interval_handle(counts),
+        Line2D([], [], color=SEED, linewidth=0.6, marker="o", markersize=2.8),
         Line2D([], [], color="#444444", linewidth=0.9),
     ]
     labels = [
-        interval_name([len(by_seed) for by_seed in cells]),
+        interval_name(counts),
         "a seed",
         "no difference; above it plain is worse",
     ]

@@ -54,12 +54,8 @@ TEST_METRICS = {
     "error_pct_lower_bound": ("failed", 0),
     "fail_test_error_gt_pct": ("failed", 0),
 }
-TRAIN_METRICS = ("train_error_pct", "train_error_pct_upper_bound")
-BOUNDS = {
-    "error_pct_lower_bound": ">",
-    "fail_test_error_gt_pct": ">",
-    "train_error_pct_upper_bound": "<",
-}
+TRAIN_METRIC = "train_error_pct"
+BOUNDS = {"error_pct_lower_bound": ">", "fail_test_error_gt_pct": ">"}
 
 #: Settings that a footnote compares, and how a value is said.
 PHRASES = {
@@ -233,7 +229,7 @@ def _compare(
     train = [
         float(other["value"])
         for other in found
-        if other["metric"] == TRAIN_METRICS[0]
+        if other["metric"] == TRAIN_METRIC
         and (other["network"], other["source"]) == (row["network"], row["source"])
     ]
     # A mean of all seeds is not to be measured by somebody's best, nor by a bound.

@@ -144,7 +144,7 @@ def judgement(runs: Sequence[Run], head: Callable[[str], str]) -> str:
     failed = [f"{count} {status}" for status, count in found["failures"].items() if count]
     notes = [
         f"Rule, fixed before training: log10 of the final clean training loss, deep minus shallow, "
-        f"paired by seed, rises by {found['threshold']:.2f} or more. Intervals are 95 % t "
+        f"paired by seed, rises by {found['threshold']:.2f} or more. Intervals are 95\u00a0% t "
         "intervals; p is exact, by sign flips.",
         f"Failures: {', '.join(failed) or 'none'} of {found['runs']} runs."
         + (f" Unfinished: {found['unfinished']}." if found["unfinished"] else ""),
@@ -175,27 +175,36 @@ def sentence(text: str, outcome: str) -> str:
 
 def verdict_table(found: dict[str, Any]) -> str:
     """Changes from shallow to deep, a row a network, and plain minus each other."""
-    headings = ("Network", "log10 clean loss", "p", "Clean training error", "Test error", "Reading")
+    headings = (
+        *("Network", "log10 clean loss", "Effect d", "p"),
+        *("Clean training error", "Test error", "Reading"),
+    )
     rows = [
-        [arm["series"], *change_cells(arm["change"]), reading(arm["reading"], arm["label"])]
+        [
+            report_charts.spaced(arm["series"]),
+            *change_cells(arm["change"]),
+            reading(arm["reading"], arm["label"]),
+        ]
         for arm in found["arms"]
     ]
     rows += [
-        [f"plain minus {series}", *change_cells(change), ""]
+        [report_charts.spaced(f"{found['baseline']} minus {series}"), *change_cells(change), ""]
         for series, change in found["interactions"].items()
     ]
     seeds = len(found["arms"][0]["change"]["seeds"])
     caption = (
         f"Change from {found['shallow']} to {found['deep']} layers, mean over {seeds} paired "
-        f"{'seed' if seeds == 1 else 'seeds'} (95 % interval); errors in percent points."
+        f"{'seed' if seeds == 1 else 'seeds'} (95\u00a0% interval); errors in percent points. "
+        "Effect d is the mean over the standard deviation of the differences."
     )
-    return as_table(caption, headings, rows, words=(0, 5))
+    return as_table(caption, headings, rows, words=(0, 6))
 
 
 def change_cells(change: dict[str, Any]) -> list[str]:
-    p = change["p"]
+    d, p = change["loss"]["d"], change["p"]
     return [
         interval(change["loss"], 2),
+        "" if d is None else signed(d, 1),
         "" if p is None else f"{p:.3g}",
         interval(change["train_error"], 1),
         interval(change["test_error"], 1),
@@ -428,7 +437,9 @@ def commands(runs: Sequence[Run], filters: Sequence[str]) -> str:
     folder = str(Path(str(runs[0].setting("results"))) / runs[0].name)
     rest = shlex.join([folder, *filters])
     lines += [f"resexp {verb} {rest}" for verb in ("verdict", "table", "plot", "report")]
-    return f'<pre tabindex="0" aria-label="Commands">{escape(chr(10).join(lines))}</pre>'
+    return (
+        f'<pre role="region" tabindex="0" aria-label="Commands">{escape(chr(10).join(lines))}</pre>'
+    )
 
 
 def sweeps(runs: Sequence[Run]) -> list[str]:

@@ -65,6 +65,7 @@ class Trace:
     high: list[float]
     dashed: bool = False
     bars: bool = False  # the spread as bars at the points, not as a band
+    shift: float = 0.0  # of bars, so that those of several series stand side by side
     end: str = ""  # written beside its last point
 
 
@@ -260,6 +261,7 @@ def by_depth(runs: Sequence[Run]) -> Chart | None:
             )
         )
         shift = dodge(depths) * (index - (len(finals) - 1) / 2)
+        traces[-1].shift = shift
         points += [
             Point(
                 x=run.depth + shift,
@@ -309,6 +311,7 @@ def differences(runs: Sequence[Run]) -> Chart | None:
             colours, tags = SERIES_COLOURS[(index + 1) % len(SERIES_COLOURS)], (f"s{index}",)
             trace, seeds = difference(series, found, column, tags, colours, index + 1)
             shift = dodge(depths) * (index - (len(pairs) - 1) / 2)
+            trace.shift = shift
             for point in seeds:
                 point.x += shift
             traces.append(trace)
@@ -664,7 +667,10 @@ def spread(trace: Trace, across: Scale, up: Scale) -> str:
         return ""
     places = list(zip(trace.x, trace.low, trace.high, strict=True))
     if trace.bars:
-        d = "".join(f"M{across(x):.1f} {up(low):.1f}V{up(high):.1f}" for x, low, high in places)
+        d = "".join(
+            f"M{across(x + trace.shift):.1f} {up(low):.1f}V{up(high):.1f}"
+            for x, low, high in places
+        )
         return f'<path class="bars{ink(trace.colours)}{tagged(trace.tags)} d="{d}"/>'
     edge = [(x, high) for x, _, high in places] + [(x, low) for x, low, _ in reversed(places)]
     tags = (*trace.tags, "spread")
@@ -685,7 +691,7 @@ def path(places: Iterable[tuple[float, float]], across: Scale, up: Scale) -> str
 
 def marker(point: Point, across: Scale, up: Scale) -> str:
     """A point in its series' shape, or a cross; its name shows without a script too."""
-    x, y = across(point.x), up(point.y)
+    x, y = across(point.x), max(up(point.y), TOP)  # an early divergence may lie above the axis
     if point.failed:
         d, kind = f"M{x - 4:.1f} {y - 4:.1f}l8 8m-8 0l8-8", "cross"
     else:

@@ -58,7 +58,7 @@ def check_loggers(names: Sequence[str]) -> None:
             hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(PACKAGES)}."
             raise UsageError(f"unknown logger {name}. {hint}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UsageError(f"logger={name} needs pip install resexp[{name}]")
+            raise UsageError(f"loggers=[{name}] needs pip install 'resexp[{name}]'.")
 
 
 def open_loggers(
@@ -102,7 +102,7 @@ def last_step(record: dict[str, Any]) -> int:
 def complaint(name: str, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0][:200]
     reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    return f"logger={name} stopped ({reason}); training goes on, metrics.csv has every number"
+    return f"logger {name} stopped ({reason}); training goes on, metrics.csv has every number"
 
 
 class Guarded:

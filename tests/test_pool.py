@@ -1,0 +1,105 @@
+"""Several runs at a time: the same numbers as one by one, and a dead worker costs its own run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resexp.pool import WorkerDied, placed, run_all
+from resexp.records import METRICS, Claim, read_record
+from resexp.settings import Job, Launch, Settings
+from resexp.signals import Interrupted
+from resexp.sweep import Session
+from resexp.task import perform, record_failure
+
+
+def jobs_in(folder: Path, seeds: range, steps: int = 6) -> list[Job]:
+    """Tiny runs of one thread, told apart by their seeds."""
+    common = Settings(
+        depth=8,
+        width=4,
+        steps=steps,
+        batch_size=8,
+        eval_every=3,
+        threads=1,
+        checkpoint_every=0,
+        results=str(folder),
+        launch=Launch(name="processes", jobs=2),
+    )
+    return [
+        Job(settings=replace(common, seed=seed), arch="plain", extras={}, overrides=[], config="")
+        for seed in seeds
+    ]
+
+
+def numbers(job: Job) -> list[list[str]]:
+    """metrics.csv without its two columns of time."""
+    lines = (job.directory / METRICS).read_text().splitlines()
+    return [line.split(",")[:-2] for line in lines]
+
+
+def test_runs_at_a_time_have_the_numbers_of_runs_one_by_one(tmp_path: Path) -> None:
+    together, alone = jobs_in(tmp_path / "both", range(3)), jobs_in(tmp_path / "one", range(3))
+    session = Session()
+    assert session.plan(together) == [0, 1, 2]
+    session.perform_together()
+    session.close()
+    assert sorted(outcome.job.settings.seed for outcome in session.outcomes) == [0, 1, 2]
+    assert {outcome.claim for outcome in session.outcomes} == {Claim.new}
+    for job, twin in zip(alone, together, strict=True):
+        perform(job)
+        assert numbers(twin) == numbers(job)
+
+
+def test_a_killed_worker_costs_its_own_run_alone(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path / "killed", range(3), steps=60)
+    victim, ends = jobs[0], {}
+    for job, message in run_all(jobs, at_a_time=2):
+        if message[0] != "step":
+            ends[job.run] = message
+        elif job == victim and message[2] >= 3 and victim.run not in ends:
+            ends[victim.run] = ("killing",)
+            os.kill(int(message[1]["environment"]["process"]), signal.SIGKILL)
+    assert isinstance(ends[victim.run][1], WorkerDied)
+    assert "signal 9" in str(ends[victim.run][1])
+    assert [ends[job.run][0] for job in jobs[1:]] == ["over", "over"]
+    record_failure(victim, ends[victim.run][1])
+    assert read_record(victim.directory)["status"] == "failed"
+    assert "signal 9" in (victim.directory / "error.txt").read_text()
+
+    (whole,) = jobs_in(tmp_path / "whole", range(1), steps=60)
+    perform(whole)
+    assert perform(victim).claim is Claim.resume
+    assert numbers(victim) == numbers(whole)
+
+
+@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_saves_every_run_at_work(tmp_path: Path, one: signal.Signals) -> None:
+    jobs = jobs_in(tmp_path, range(3), steps=2000)
+    asked = False
+    with pytest.raises(Interrupted) as stop:
+        for _, message in run_all(jobs, at_a_time=2):
+            if message[0] == "step" and message[2] >= 3 and not asked:
+                asked = True
+                os.kill(os.getpid(), one)
+    assert stop.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[one]
+    begun = [job for job in jobs if (job.directory / "run.json").exists()]
+    assert begun
+    assert len(begun) <= 2
+    assert "interrupted" in {read_record(job.directory)["status"] for job in begun}
+
+
+def test_threads_and_gpus_are_dealt_out(tmp_path: Path) -> None:
+    jobs = [
+        replace(job, settings=replace(job.settings, threads=0, device="auto"))
+        for job in jobs_in(tmp_path, range(4))
+    ]
+    assert [job.settings.threads for job in placed(jobs, at_a_time=3, cores=8, gpus=0)] == [2] * 4
+    devices = [job.settings.device for job in placed(jobs, at_a_time=4, cores=8, gpus=2)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    asked = [replace(job, settings=replace(job.settings, device="cpu", threads=3)) for job in jobs]
+    assert placed(asked, at_a_time=2, cores=8, gpus=2) == asked
