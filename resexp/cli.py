@@ -284,8 +284,8 @@ def compare(
     from resexp.analysis import compare as comparison
     from resexp.analysis import results
 
-    sides = [results.require_runs(folder, filters or []) for folder in (a, b)]
-    found = comparison.compare(*sides, (str(a), str(b)))
+    left, right = (results.require_runs(folder, filters or []) for folder in (a, b))
+    found = comparison.compare(left, right, (str(a), str(b)))
     if as_json:
         emit(found.as_dict())
     else:

@@ -14,4 +14,5 @@ $resexp run -m depth=8,20,32,56 arch=plain,residual seed=0,1,2,3,4 \
 $resexp plot $here
 $resexp plot $here --format svg
 $resexp table $here --format markdown >$here/table.md
+$resexp report $here
 $resexp verdict $here | tee $here/verdict.txt

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -208,8 +209,9 @@ def test_every_number_has_a_range(key: str) -> None:
     least, including, most = RANGES[key]
     outside = [least - 1, most * 2, math.nan, math.inf]
     for value in outside if including else [*outside, least]:
+        changed: dict[str, Any] = {key: value}
         with pytest.raises(UsageError, match=rf"^{key}={value} is out of range\. Choose"):
-            Settings(**{key: value})
+            Settings(**changed)
 
 
 @pytest.mark.parametrize("milestones", [[0], [1], [0.5, 0.25], [32000, 48000], [math.nan]])

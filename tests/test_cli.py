@@ -20,18 +20,18 @@ from typing import Any
 
 import hypothesis
 import pytest
-import yaml
 from fake_results import write_run
 from filelock import FileLock
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 import resexp
-import resexp.task
 from resexp import catalogue, config
 from resexp.analysis.results import load_results
 from resexp.cli import app, main
 from resexp.records import COLUMNS
 from resexp.settings import Settings, UsageError, as_dict, run_name
+from resexp.train.fit import fit
 
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1"]
 EXTRAS = "batch_size=8,eval_every=2,steps=4"  # what these add to a run's name
@@ -147,7 +147,7 @@ def test_a_run_leaves_its_record_rows_and_settings(here: Path) -> None:
     assert [row[5] == "" for row in rows[1:]] == [True, False]  # a clean pass at the end only
     assert written["last"]["step"] == 4
     assert f"{written['last']['clean_train_error']:.7g}" == rows[-1][6]
-    assert yaml.safe_load((directory / "config.yaml").read_text()) == written["settings"]
+    assert OmegaConf.load(directory / "config.yaml") == written["settings"]
 
 
 def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
@@ -351,20 +351,20 @@ def test_several_processes_train_what_one_trains(here: Path, trained: Path) -> N
 def failing_at(seed: int, real: Callable[..., Any]) -> Callable[..., Any]:
     """``real`` training, but at this seed it fails after the first row."""
 
-    def fit(state: Any, settings: Settings, data: Any) -> Iterator[Any]:
+    def failing(state: Any, settings: Settings, data: Any) -> Iterator[Any]:
         for row in real(state, settings, data):
             yield row
             if settings.seed == seed and row is not None:
                 raise RuntimeError("out of memory on cuda:0\nasked 2.1 GiB")
 
-    return fit
+    return failing
 
 
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(resexp.task, "fit", failing_at(1, resexp.task.fit))
+        patch.setattr("resexp.task.fit", failing_at(1, fit))
         answer = run("-m", "seed=0,1,2")
     assert answer.code == 1
     assert answer.out.startswith("2 done, 1 failed\n")
@@ -406,7 +406,7 @@ def test_a_failure_before_the_first_step_leaves_its_traceback_too(
 
 
 def test_one_failing_run_exits_with_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resexp.task, "fit", failing_at(0, resexp.task.fit))
+    monkeypatch.setattr("resexp.task.fit", failing_at(0, fit))
     answer = run()
     assert answer.code == 1
     assert "out of memory on cuda:0" in answer.out + answer.err
@@ -418,7 +418,7 @@ def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resexp.task, "fit", interrupted)
+    monkeypatch.setattr("resexp.task.fit", interrupted)
     assert run("-m", "seed=0,1").code == 130
     assert record(here / "results/digits" / f"plain-8-s0,{EXTRAS}")["status"] == "running"
     assert not (here / "results/digits" / f"plain-8-s1,{EXTRAS}").exists()
@@ -446,7 +446,7 @@ def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
 def test_cfg_prints_the_settings_as_yaml_and_trains_nothing(here: Path) -> None:
     answer = call("run", "depth=8", "seed=3", "--cfg", "job")
     assert answer.code == 0
-    assert yaml.safe_load(answer.out) == as_dict(Settings(depth=8, seed=3))
+    assert OmegaConf.create(answer.out) == as_dict(Settings(depth=8, seed=3))
     assert list(here.iterdir()) == []
 
 

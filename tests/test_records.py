@@ -368,6 +368,8 @@ def another(value: Any) -> Any:
     """A value of the same kind."""
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list):
+        return [*value, "x"]
     return f"{value}x" if isinstance(value, str) else value * 2 + 1
 
 
