@@ -403,7 +403,7 @@ def demo(overrides: Overrides = None) -> None:
     """Train plain and residual networks on the embedded digits, draw, tabulate and decide."""
     from resexp.config import launch
 
-    sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2"]
+    sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2", "launch=processes"]
     given = {word.partition("=")[0] for word in overrides or []}
     words = [word for word in sweep if word.partition("=")[0] not in given] + (overrides or [])
     session = launch(["-m", *words])

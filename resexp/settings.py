@@ -121,7 +121,7 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: str = "local"
-    jobs: int = 0  # runs at a time under launch=processes; 0 is one a core, or two a GPU
+    jobs: int = 0  # runs at a time under launch=processes; 0: one a core, at most 8; two a GPU
 
 
 @dataclass(kw_only=True, slots=True)

@@ -68,7 +68,7 @@ class Session:
         from resexp.train.device import cores, gpus
 
         assert self.screen is not None
-        wanted = self.jobs[0].settings.launch.jobs or 2 * gpus() or cores()
+        wanted = self.jobs[0].settings.launch.jobs or 2 * gpus() or min(cores(), 8)
         at_a_time = min(wanted, len(self.jobs))
         for job, (kind, *told) in run_all(placed(self.jobs, at_a_time, cores(), gpus()), at_a_time):
             if kind == "step":

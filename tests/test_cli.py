@@ -10,6 +10,7 @@ import pty
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -424,6 +425,33 @@ def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (here / "results/digits" / f"plain-8-s1,{EXTRAS}").exists()
 
 
+@pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_ends_the_sweep_and_says_how_to_go_on(
+    here: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, one: signal.Signals, code: int
+) -> None:
+    def disturbed(*words: Any) -> Iterator[Any]:
+        for row in fit(*words):
+            os.kill(os.getpid(), one)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr("resexp.task.fit", disturbed)
+        answer = run("-m", "seed=0,1")
+    assert answer.code == code
+    assert "run the same command again" in answer.err
+    assert answer.out == ""
+    directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
+    assert record(directory)["status"] == "interrupted"
+    assert (directory / "checkpoint.pt").exists()
+    assert not (Path("results/digits") / f"plain-8-s1,{EXTRAS}").exists()
+    again = run("-m", "seed=0,1")
+    assert again.code == 0
+    assert again.out.startswith("2 done")
+    assert "goes on from step 1" in again.err
+    rows = directory / "metrics.csv"
+    assert without_time(rows) == without_time(trained / rows)
+
+
 def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
     reading: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,7 +640,7 @@ def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
     assert answer.code == 0, answer.err
     first = answer.out.splitlines()[0]
     assert "4 done" in first
-    assert f"resexp run -m arch=plain,residual {' '.join(words)}" in first
+    assert f"resexp run -m arch=plain,residual launch=processes {' '.join(words)}" in first
     for command in ("resexp plot", "resexp table", "resexp verdict"):
         assert re.search(rf"^{command} mine/digits$", answer.out, re.MULTILINE)
     assert "Deeper plain networks train worse" in answer.out

@@ -405,6 +405,7 @@ def test_the_circumstances_are_where_and_how_not_what() -> None:
         "keep_checkpoint",
         "launch.jobs",
         "launch.name",
+        "loggers",
         "name",
         "overwrite",
         "results",

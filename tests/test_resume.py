@@ -494,31 +494,33 @@ def finish_and_compare(folder: Path, words: str, rows: list[list[str]]) -> None:
     assert not list(directory.glob("*.tmp"))
 
 
-def test_a_process_killed_and_stopped_in_every_way_ends_as_if_it_had_not_been(
+def test_a_process_killed_three_times_and_its_checkpoint_torn(
     tmp_path: Path, undisturbed: list[list[str]]
 ) -> None:
     words = "checkpoint_every=0"
     for _ in range(3):
         assert exit_code_after(tmp_path, words, signal.SIGKILL) == -signal.SIGKILL
         assert status_in(tmp_path) == "running"
-    damage(directory_in(tmp_path) / "checkpoint.pt", "half")
-    assert exit_code_after(tmp_path, words, signal.SIGTERM) == 75
-    assert status_in(tmp_path) == "interrupted"
-    assert exit_code_after(tmp_path, words, signal.SIGINT) == 130
-    assert status_in(tmp_path) == "interrupted"
     assert rows_in(tmp_path) < len(undisturbed) - 1
+    damage(directory_in(tmp_path) / "checkpoint.pt", "half")
     finish_and_compare(tmp_path, words, undisturbed)
     left = {path.name for path in directory_in(tmp_path).iterdir()}
     assert left - {".lock"} == {"config.yaml", "metrics.csv", "run.json", "checkpoint.pt.bad"}
 
 
 @pytest.mark.slow
-def test_a_process_killed_between_checkpoints_ends_as_if_it_had_not_been(
+def test_a_process_killed_and_stopped_between_checkpoints(
     tmp_path: Path, undisturbed: list[list[str]]
 ) -> None:
     words = "checkpoint_every=0.3"
-    for _ in range(4):
-        assert exit_code_after(tmp_path, words, signal.SIGKILL) == -signal.SIGKILL
+    for one, code, status in [
+        (signal.SIGKILL, -signal.SIGKILL, "running"),
+        (signal.SIGTERM, 75, "interrupted"),
+        (signal.SIGKILL, -signal.SIGKILL, "running"),
+        (signal.SIGINT, 130, "interrupted"),
+    ]:
+        assert exit_code_after(tmp_path, words, one) == code
+        assert status_in(tmp_path) == status
     finish_and_compare(tmp_path, words, undisturbed)
 
 
