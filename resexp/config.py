@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resexp.catalogue import config_folder, groups, keys, nearest, options
+from resexp.catalogue import config_folder, groups, keys, nearest, options, values
 from resexp.settings import CIRCUMSTANCES, Job, Settings, UsageError, as_dict, flatten
 from resexp.sweep import Session
 
@@ -203,6 +203,9 @@ def readable(override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     if not key:
         raise UsageError(f"cannot read the override {override!r}. Write key=value.")
+    if override.startswith("~"):
+        value = next(iter(values(key)), "...")
+        raise UsageError(f"{override}: no setting can be left out. Write {key}={value}.")
     if override.startswith("+") and key in groups():
         raise UsageError(f"{override}: leave the + away, as in {key}={value}.")
     return override

@@ -345,7 +345,7 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        return Path(self.settings.results) / self.settings.name / self.run
+        return Path(self.settings.results).expanduser() / self.settings.name / self.run
 
     @property
     def command(self) -> str:

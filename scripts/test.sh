@@ -10,7 +10,7 @@ if [ "${1:-}" = --slow ]; then
     marks=""
     shift
 fi
-"$venv/bin/ruff" check .
-"$venv/bin/ruff" format --check .
+"$venv/bin/ruff" check resexp tests scripts
+"$venv/bin/ruff" format --check resexp tests scripts
 "$venv/bin/mypy"
 exec "$venv/bin/python" -m pytest -m "$marks" "$@"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import resexp.config  # noqa: F401  registers the schema before Hydra's state is first saved
 from resexp import data
 from resexp.settings import Data
 

@@ -635,12 +635,13 @@ def test_twins_that_differ_in_more_than_the_skip_have_an_exit_code(
 
 
 def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
-    words = ["depth=8,14", "seed=0", "steps=2", "batch_size=8", "threads=1", "results=mine"]
+    words = ["depth=8,14", "seed=0", "steps=2", "batch_size=8", "threads=1", "launch=local"]
+    words += ["results=mine"]
     answer = call("demo", *words)
     assert answer.code == 0, answer.err
     first = answer.out.splitlines()[0]
     assert "4 done" in first
-    assert f"resexp run -m arch=plain,residual launch=processes {' '.join(words)}" in first
+    assert f"resexp run -m arch=plain,residual {' '.join(words)}" in first
     for command in ("resexp plot", "resexp table", "resexp verdict"):
         assert re.search(rf"^{command} mine/digits$", answer.out, re.MULTILINE)
     assert "Deeper plain networks train worse" in answer.out
