@@ -245,3 +245,11 @@ def test_reading_needs_no_torch_and_finding_no_pandas() -> None:
         "& set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_experiment_below_another_is_not_mixed_into_it(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0)
+    write_run(tmp_path / "digits", "plain", 20, 1, name="five-seeds")
+    assert [run.seed for run in find_runs(tmp_path)] == [0]
+    assert [run.seed for run in find_runs(tmp_path / "digits")] == [0]
+    assert [run.seed for run in find_runs(tmp_path / "digits" / "five-seeds")] == [1]

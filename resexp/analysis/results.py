@@ -165,19 +165,20 @@ def find_runs(
 ) -> list[Run]:
     """The runs under ``root``, sorted by experiment, series, depth and seed.
 
-    ``root`` is a results folder, an experiment folder or one run folder. ``filters`` such as
+    ``root`` is a results folder, an experiment folder or one run folder: the first level that holds
+    runs is taken, and other experiments below it are not. ``filters`` such as
     ``arch=plain``, ``depth=20,56`` or ``lr=0.01`` must all hold. A directory whose run.json is no
     record of a run is left out, and a sentence about it added to ``skipped``. Raises UsageError for
     a filter whose setting does not exist.
     """
+    levels = (sorted(root.glob(pattern)) for pattern in (RECORD, f"*/{RECORD}", f"*/*/{RECORD}"))
     runs = []
-    for pattern in (RECORD, f"*/{RECORD}", f"*/*/{RECORD}"):
-        for path in root.glob(pattern):
-            record = _read(path)
-            if record is not None:
-                runs.append(Run(path.parent, record))
-            elif skipped is not None:
-                skipped.append(f"{path} is not a record of a run: left out.")
+    for path in next((paths for paths in levels if paths), []):
+        record = _read(path)
+        if record is not None:
+            runs.append(Run(path.parent, record))
+        elif skipped is not None:
+            skipped.append(f"{path} is not a record of a run: left out.")
     wanted = [_filter(text, runs) for text in filters]
     runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
