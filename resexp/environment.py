@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,12 +68,16 @@ def _git(here: Path, *words: str, directory: str | None = None) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Most memory held so far, in MB: the GPU's by PyTorch, or this process's resident set."""
+    """Most memory held so far, in MB: the GPU's by PyTorch, or this process's resident set.
+
+    Linux's VmHWM and not getrusage's ru_maxrss, which a child inherits from a larger parent. None
+    where neither can be had.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
-        import resource
-    except ImportError:  # not on Windows
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024 / 1e6
+    except (OSError, StopIteration):
         return None
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)
