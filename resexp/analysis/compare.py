@@ -14,7 +14,7 @@ from typing import Any
 
 from resexp.analysis.results import Run, order, spell
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.analysis.verdict import log_loss
+from resexp.analysis.verdict import aligned, count, few, log_loss, signed
 from resexp.records import finite
 from resexp.settings import UsageError, flatten, identity
 
@@ -187,7 +187,7 @@ def outline(label: str, runs: Sequence[Run]) -> str:
     parts = []
     for key in sorted({key for run in runs for key in place(run)}, key=_rank):
         found = list(dict.fromkeys(spell(place(run).get(key, ABSENT)) for run in runs))
-        parts.append(f"{key}={_few(found)}")
+        parts.append(f"{key}={few(found)}")
     return f"{label} has {' '.join(parts)}"
 
 
@@ -297,10 +297,10 @@ def text(comparison: Comparison) -> str:
     """The comparison for people: sides, differences, numbers."""
     lines = [
         f"{_side('A', comparison.a)}. {_side('B', comparison.b)}. "
-        f"{_count(len(comparison.pairs), 'pair')}."
+        f"{count(len(comparison.pairs), 'pair')}."
     ]
     lines += [
-        f"Only in {name}: {_few(side.alone)}."
+        f"Only in {name}: {few(side.alone)}."
         for name, side in (("A", comparison.a), ("B", comparison.b))
         if side.alone
     ]
@@ -309,7 +309,7 @@ def text(comparison: Comparison) -> str:
 
 
 def _side(name: str, side: Side) -> str:
-    runs = _count(side.runs, "run")
+    runs = count(side.runs, "run")
     return f"{name}: {runs}" if side.label == name else f"{name}: {side.label} ({runs})"
 
 
@@ -319,7 +319,7 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
     if differences:
         rows = [["differs", "A", "B"]]
         rows += [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
-        lines += _aligned(rows)
+        lines += aligned(rows)
     same = [group for group in GROUPS if not any(one.group == group for one in differences)]
     return [*lines, f"Same {', '.join(same)}."] if same else lines
 
@@ -328,7 +328,7 @@ def _values(one: Difference, found: Sequence[Any]) -> str:
     """What one side has; of a commit the first letters."""
     most = 12 if one.key == "git_commit" else 40
     unknown = "unknown" if one.group in ("code", "environment") else "null"
-    return _few([unknown if value is None else spell(value)[:most] for value in found], 5)
+    return few([unknown if value is None else spell(value)[:most] for value in found], 5)
 
 
 def _numbers(comparison: Comparison) -> list[str]:
@@ -345,11 +345,11 @@ def _numbers(comparison: Comparison) -> list[str]:
         rows.append([f"all {len(pairs)} pairs", *_means(comparison.overall)])
     lines = [
         "B minus A: errors in percent points; intervals are paired t, 95 %.",
-        *_aligned([["", *DIGITS], *rows]),
+        *aligned([["", *DIGITS], *rows]),
     ]
     unfinished = sum(one.change("test error") is None for one in pairs)
     if unfinished:
-        lines.append(f"Without final numbers on one side or both: {_count(unfinished, 'pair')}.")
+        lines.append(f"Without final numbers on one side or both: {count(unfinished, 'pair')}.")
     return lines
 
 
@@ -374,7 +374,7 @@ def _cell(one: Pair, column: str) -> str:
             )
         )
     before, after = one.values_a[column], one.values_b[column]
-    return f"{before:,.{digits}f} to {after:,.{digits}f} ({_signed(change, digits)})"
+    return f"{before:,.{digits}f} to {after:,.{digits}f} ({signed(change, digits)})"
 
 
 def _means(by_column: Mapping[str, Interval]) -> list[str]:
@@ -384,31 +384,8 @@ def _means(by_column: Mapping[str, Interval]) -> list[str]:
 def _mean(interval: Interval, digits: int) -> str:
     if interval.n == 0:
         return "no pairs"
-    mean = _signed(interval.mean, digits)
+    mean = signed(interval.mean, digits)
     if interval.n == 1:
         return f"{mean} (n 1)"
-    low, high = _signed(interval.low, digits), _signed(interval.high, digits)
+    low, high = signed(interval.low, digits), signed(interval.high, digits)
     return f"{mean} ({low} to {high}, n {interval.n})"
-
-
-def _signed(value: float, digits: int) -> str:
-    """+0.0 rather than -0.0: a sign is information."""
-    return f"{round(value, digits) + 0.0:+,.{digits}f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  "
-        + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _few(items: Sequence[str], most: int = 6) -> str:
-    rest = len(items) - most
-    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

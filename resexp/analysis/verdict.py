@@ -629,7 +629,7 @@ def text(verdict: Verdict) -> str:
     """The verdict for people, a few aligned lines."""
     lines = [
         f"Deeper {verdict.baseline} networks train worse: {verdict.outcome} ({verdict.deep} "
-        f"against {verdict.shallow} layers, {_count(len(verdict.seeds), 'seed')}, {verdict.data}, "
+        f"against {verdict.shallow} layers, {count(len(verdict.seeds), 'seed')}, {verdict.data}, "
         f"recipe {verdict.recipe})."
     ]
     rows = [[arm.series, *_training(arm.change), arm.reading] for arm in verdict.arms]
@@ -637,9 +637,9 @@ def text(verdict: Verdict) -> str:
         [f"{verdict.baseline} minus {series}", *_training(change), ""]
         for series, change in verdict.interactions.items()
     ]
-    lines += _aligned(rows)
+    lines += aligned(rows)
     heads = ["points (95 %)", "training error", "test error", "test minus training", ""]
-    lines += _aligned(
+    lines += aligned(
         [heads, *([arm.series, *_errors(arm.change), MEANINGS[arm.label]] for arm in verdict.arms)]
     )
     lines += _other_pairs(verdict) + _budget(verdict)
@@ -649,7 +649,7 @@ def text(verdict: Verdict) -> str:
     )
     lines.append(failures(verdict))
     if verdict.missing:
-        lines.append(f"Missing: {_few(verdict.missing)}. Seeds without a pair are left out.")
+        lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
     return "\n".join(lines + verdict.notes)
 
 
@@ -667,7 +667,7 @@ def _training(change: Change) -> list[str]:
     loss = change.loss
     if loss.n == 0:
         return ["no pairs", "", "", ""]
-    effect = "" if math.isnan(loss.d) else f"d = {_signed(loss.d, 1)}"
+    effect = "" if math.isnan(loss.d) else f"d = {signed(loss.d, 1)}"
     p = f"p = {change.p:.3g}"
     return [f"log10 loss {_interval(loss, 2)}", effect, f"n = {loss.n}", p]
 
@@ -692,7 +692,7 @@ def _other_pairs(verdict: Verdict) -> list[str]:
     least = min(1.0, pairs / 2 ** len(verdict.seeds))
     lines = [
         f"Other pairs of depths: log10 loss (95 %), n, p adjusted by Holm over all {pairs} "
-        f"({least:.2g} at least with {_count(len(verdict.seeds), 'seed')}):"
+        f"({least:.2g} at least with {count(len(verdict.seeds), 'seed')}):"
     ]
     columns = [verdict.baseline]
     for series in [*verdict.interactions] or [""]:
@@ -701,7 +701,7 @@ def _other_pairs(verdict: Verdict) -> list[str]:
             [f"{shallow} to {deep}", *(_cell(row.get(column)) for column in columns)]
             for (shallow, deep), row in sorted(by_pair.items())
         ]
-        lines += _aligned([["depths", *columns], *rows])
+        lines += aligned([["depths", *columns], *rows])
         columns = []
     return lines
 
@@ -727,7 +727,7 @@ def _budget(verdict: Verdict) -> list[str]:
         ]
         for check in verdict.budget
     ]
-    return ["Budget check, log10 loss at once and twice the steps:", *_aligned(rows)]
+    return ["Budget check, log10 loss at once and twice the steps:", *aligned(rows)]
 
 
 LEFT = {True: "halved or less", False: "more than half is left", None: ""}
@@ -736,17 +736,18 @@ LEFT = {True: "halved or less", False: "more than half is left", None: ""}
 def _interval(interval: Interval, digits: int) -> str:
     """A mean with its two-sided interval, which one seed has not."""
     mean, low, high = (
-        _signed(value, digits) for value in (interval.mean, interval.low, interval.high)
+        signed(value, digits) for value in (interval.mean, interval.low, interval.high)
     )
     return mean if interval.n < 2 else f"{mean} (95 % {low} to {high})"
 
 
-def _signed(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
     """+0.0 rather than -0.0: a sign is information."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
+    return f"{round(value, digits) + 0.0:+,.{digits}f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, indented, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  "
@@ -758,14 +759,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def failures(verdict: Verdict) -> str:
     """How many runs went wrong, of all that were read."""
     counted = [f"{count} {status}" for status, count in verdict.failures.items() if count]
-    line = f"Failures: {', '.join(counted) or 'none'} of {_count(verdict.runs, 'run')}."
+    line = f"Failures: {', '.join(counted) or 'none'} of {count(verdict.runs, 'run')}."
     return f"{line} Unfinished: {verdict.unfinished}." if verdict.unfinished else line
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _few(items: Sequence[str], most: int = 6) -> str:
+def few(items: Sequence[str], most: int = 6) -> str:
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
