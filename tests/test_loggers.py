@@ -6,12 +6,14 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resexp.settings import Settings, UsageError, as_dict
+from resexp import records, task
+from resexp.settings import Job, Settings, UsageError, as_dict
 from resexp.train import loggers
 from resexp.train.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
 
@@ -266,3 +268,28 @@ def test_wandb_writes_offline_into_the_run_directory(tmp_path: Path) -> None:
     held = b"".join(path.read_bytes() for path in files)
     assert b"test_error" in held and b"momentum" in held
     assert list(tmp_path.iterdir()) == [tmp_path / "wandb"]
+
+
+def test_a_run_feeds_its_loggers_what_its_csv_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[int, float]] = []
+    closed: list[bool] = []
+
+    class Ear:
+        def log(self, step: int, values: dict[str, float]) -> None:
+            said.append((step, values["test_error"]))
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(task, "check_loggers", lambda names: None)
+    monkeypatch.setattr(task, "open_loggers", lambda *arguments: [Ear()])
+    settings = Settings(depth=8, width=4, steps=4, eval_every=2, batch_size=8, threads=1)
+    settings = replace(settings, results=str(tmp_path), loggers=["ear"])
+    job = Job(settings=settings, arch="plain", extras={}, overrides=[], config="")
+    task.perform(job)
+    rows = records.keep_rows(job.directory, 4)
+    assert said == [(row.step, row.test_error) for row in rows]
+    assert len(said) == 2
+    assert closed == [True]
