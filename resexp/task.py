@@ -6,6 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -158,7 +159,10 @@ def train(
     loggers = open_loggers(settings.loggers, directory, record, warnings.append)
     saved = time.monotonic()
     over = bool(rows) and not math.isfinite(rows[-1].train_loss)  # stopped right after diverging
-    with stop_signals() as stop:
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        for logger in loggers:
+            stack.callback(logger.close)  # after a stop or a failure too
         for row in () if over else fit(state, settings, data):
             if row is not None:
                 records.append_row(directory, row)
@@ -173,8 +177,6 @@ def train(
             if time.monotonic() - saved >= settings.checkpoint_every:
                 save(job, state, record)
                 saved = time.monotonic()
-    for logger in loggers:
-        logger.close()
     finish(job, state, record, rows)
     return record, warnings
 

@@ -261,9 +261,9 @@ def results_table(runs: Sequence[Run]) -> str:
                 str(line["depth"]),
                 "" if line["parameters"] is None else f"{line['parameters']:,}",
                 str(line["seeds"]),
-                mean_and_sd(line["clean_train_error"], line["clean_train_error_sd"]),
-                mean_and_sd(line["train_error"], None),
-                mean_and_sd(line["test_error"], line["test_error_sd"]),
+                table.spread(line["clean_train_error"], line["clean_train_error_sd"]),
+                table.spread(line["train_error"], None),
+                table.spread(line["test_error"], line["test_error_sd"]),
                 "" if loss is None else f"{loss:.2g}",
                 f"{failures} of {line['runs']}{unfinished}",
             ]
@@ -271,7 +271,7 @@ def results_table(runs: Sequence[Run]) -> str:
     if any(line["published_test_error"] is not None for line in lines):
         headings.append("Published test error %")
         for cells, line in zip(body, lines, strict=True):
-            cells.append(published(line, notes))
+            cells.append(table.published_cell(line, notes))
     remarks = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     if any(line["diverged"] for line in lines):
         remarks.append("A diverged run counts at chance.")
@@ -282,22 +282,6 @@ def results_table(runs: Sequence[Run]) -> str:
         + "".join(map(note, remarks))
         + f"<p>{link}</p>"
     )
-
-
-def mean_and_sd(mean: float | None, sd: float | None) -> str:
-    if mean is None:
-        return ""
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
-
-
-def published(line: dict[str, Any], notes: list[str]) -> str:
-    """The published value with the number of its footnote, which is added to ``notes`` once."""
-    if line["published_test_error"] is None:
-        return ""
-    source = "; ".join(filter(None, [line["published_source"], line["published_remark"]])) + "."
-    if source not in notes:
-        notes.append(source)
-    return f"{line['published_test_error']:.2f} [{notes.index(source) + 1}]"
 
 
 def as_table(

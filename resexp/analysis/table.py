@@ -98,7 +98,7 @@ def line(group: Sequence[Run]) -> Line:
         status: sum(run.status == status for run in group)
         for status in ("collapsed", "diverged", "failed")
     }
-    value, source, remark = best_published(first)
+    value, source, remark = bestpublished_cell(first)
     return Line(
         name=first.name,
         series=first.series,
@@ -144,7 +144,7 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 # --- published numbers
 
 
-def best_published(run: Run) -> tuple[float | None, str | None, str | None]:
+def bestpublished_cell(run: Run) -> tuple[float | None, str | None, str | None]:
     """Published test error of this network, its source, and what these runs do otherwise.
 
     (None, None, None) unless the run is CIFAR-10 (or its JPEG re-encoding) by the recipe of He et
@@ -305,12 +305,12 @@ def _body(row: dict[str, Any], notes: list[str]) -> list[str]:
         str(row["depth"]),
         "" if row["parameters"] is None else f"{row['parameters']:,}",
         str(row["seeds"]),
-        _spread(row["clean_train_error"], row["clean_train_error_sd"]),
-        _spread(row["train_error"], None),
-        _spread(row["test_error"], row["test_error_sd"]),
+        spread(row["clean_train_error"], row["clean_train_error_sd"]),
+        spread(row["train_error"], None),
+        spread(row["test_error"], row["test_error_sd"]),
         "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}",
         _failures(row),
-        _published(row, notes),
+        published_cell(row, notes),
     ]
 
 
@@ -324,9 +324,9 @@ def _bodies_beside(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[lis
             row["series"],
             str(row["depth"]),
             str(row["seeds"]),
-            _spread(row["clean_train_error"], row["clean_train_error_sd"]),
-            _spread(row["train_error"], None),
-            _spread(row["test_error"], row["test_error_sd"]),
+            spread(row["clean_train_error"], row["clean_train_error_sd"]),
+            spread(row["train_error"], None),
+            spread(row["test_error"], row["test_error_sd"]),
             _failures(row),
         ]
         # Two folders may hold equal names: a new network begins where its first source does.
@@ -346,8 +346,8 @@ def _theirs(row: dict[str, Any], notes: list[str]) -> list[str]:
         return ["", "", "", "", mark]
     train = row["published_train_error"]
     return [
-        row["published_bound"] + _spread(value, row["published_test_error_sd"]),
-        _spread(train, None),
+        row["published_bound"] + spread(value, row["published_test_error_sd"]),
+        spread(train, None),
         "" if row["difference"] is None else f"{row['difference']:+.2f}",
         "" if row["z"] is None else f"{row['z']:+.1f}",
         f"{short_source(source)}, {row['published_statistic']} {mark}",
@@ -361,13 +361,14 @@ def _mark(note: str, notes: list[str]) -> str:
     return f"[{notes.index(note) + 1}]"
 
 
-def _spread(mean: float | None, sd: float | None) -> str:
+def spread(mean: float | None, sd: float | None) -> str:
+    """A mean and, where there is one, its standard deviation in brackets."""
     if mean is None:
         return ""
     return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
 
 
-def _published(row: dict[str, Any], notes: list[str]) -> str:
+def published_cell(row: dict[str, Any], notes: list[str]) -> str:
     """The published value with the number of its footnote, which is added to ``notes`` once."""
     if row["published_test_error"] is None:
         return ""
