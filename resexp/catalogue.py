@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -36,6 +37,34 @@ def describe(group: str, option: str) -> str:
     return next((comment for comment in comments if not comment.startswith("@")), "")
 
 
+def facts(group: str, option: str) -> dict[str, str]:
+    """What the comments of an option's file say: its first line, then ``source: ...`` and so on."""
+    said = {"what it is": describe(group, option)}
+    for line in (config_folder() / group / f"{option}.yaml").read_text().splitlines():
+        if fact := re.match(r"# (source|twin|use): (.*)", line):
+            said[fact[1]] = fact[2]
+    return said
+
+
+def own_options() -> list[str]:
+    """The settings that one family alone has, such as arch.options.growth."""
+    found: set[str] = set()
+    for option in options("arch"):
+        text = (config_folder() / "arch" / f"{option}.yaml").read_text()
+        if inner := re.search(r"^options:\n((?: +.*\n?)+)", text, re.MULTILINE):
+            found |= set(re.findall(r"^ +(\w+):", inner[1], re.MULTILINE))
+    return sorted(f"arch.options.{name}" for name in found)
+
+
+def full_key(key: str) -> str:
+    """The setting that ``key`` is the last part of, if there is one alone: shortcut, norm, root."""
+    if key in settings() or key in groups():
+        return key
+    known = [*settings(), *own_options()]
+    hits = [one for one in known if one.rpartition(".")[2] == key]
+    return hits[0] if len(hits) == 1 else key
+
+
 def settings(kind: type = Settings, prefix: str = "") -> dict[str, Any]:
     """Every setting's dotted key and its type."""
     known: dict[str, Any] = {}
@@ -63,7 +92,7 @@ def values(key: str) -> list[str]:
 
 def keys() -> list[str]:
     """Everything that may stand before an equals sign."""
-    return sorted({*groups(), *settings()})
+    return sorted({*groups(), *settings(), *own_options()})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

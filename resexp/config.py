@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resexp.catalogue import config_folder, groups, keys, nearest, options, values
+from resexp.catalogue import config_folder, full_key, groups, keys, nearest, options, values
 from resexp.settings import CIRCUMSTANCES, Job, Settings, UsageError, as_dict, flatten
 from resexp.sweep import Session
 
@@ -199,7 +199,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def readable(override: str) -> str:
-    """The override, unless Hydra's word for its fault would be a riddle."""
+    """The override with its full key; refused where Hydra would explain a fault in riddles."""
     key, _, value = override.lstrip("+~").partition("=")
     if not key:
         raise UsageError(f"cannot read the override {override!r}. Write key=value.")
@@ -208,7 +208,7 @@ def readable(override: str) -> str:
         raise UsageError(f"{override}: no setting can be left out. Write {key}={value}.")
     if override.startswith("+") and key in groups():
         raise UsageError(f"{override}: leave the + away, as in {key}={value}.")
-    return override
+    return full_key(key) + override[len(key) :] if override.startswith(key) else override
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def images(job: Job) -> Images:
 def measured(job: Job) -> models.Size:
     """The size of a job's network on its data."""
     data = images(job)
-    network = models.structure(job.settings, data.channels, len(data.classes))
+    network = models.structure(job.settings, data.channels, len(data.classes), data.size)
     return models.measure(network, data.channels, data.size)
 
 
@@ -72,7 +72,7 @@ def seconds_per_flop(job: Job, size: models.Size) -> float:
     data = images(job)
     device = data.train_images.device
     prepare(settings.threads, settings.deterministic, device)
-    network = models.build(settings, data.channels, len(data.classes))
+    network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)
     next(turns)

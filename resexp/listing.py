@@ -38,8 +38,7 @@ def choices(what: str) -> list[dict[str, Any]]:
         ]
     group = {"archs": "arch", "experiments": "experiment", "recipes": "recipe"}.get(what, what)
     return [
-        {group: option, "what it is": catalogue.describe(group, option)}
-        for option in catalogue.options(group)
+        {group: option, **catalogue.facts(group, option)} for option in catalogue.options(group)
     ]
 
 

@@ -13,6 +13,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,10 +24,24 @@ class UsageError(Exception):
 
 
 class Merge(StrEnum):
-    """What becomes of the input beside a branch (DESIGN: plain drops it, residual adds it)."""
+    """What becomes of the input x beside a branch F: y, with S(x) the shortcut."""
 
-    plain = "plain"
-    residual = "residual"
+    plain = "plain"  # F(x)
+    residual = "residual"  # S(x) + F(x)
+    weighted = "weighted"  # shortcut_scale S(x) + branch_scale F(x)
+    dropout = "dropout"  # dropout(S(x)) + F(x)
+    highway = "highway"  # (1 - T(x)) S(x) + T(x) F(x), T a learned gate
+    shortcut_gate = "shortcut_gate"  # (1 - T(x)) S(x) + F(x)
+    scaled = "scaled"  # S(x) + a F(x), a learned
+    concatenate = "concatenate"  # [x, F(x)]
+
+
+class Twin(StrEnum):
+    """Train an arch's twin in its place."""
+
+    none = "none"
+    plain = "plain"  # the same branches without the skip
+    matched = "matched"  # without the skip, as wide as makes the parameters agree within 1 %
 
 
 class Shortcut(StrEnum):
@@ -38,20 +53,37 @@ class Shortcut(StrEnum):
 
 
 class Order(StrEnum):
-    """Order of the layers in a block: He et al. 2016, figure 4 (a) to (e)."""
+    """Order of the layers in a block: He et al. 2016, figure 4 (a) to (e), and Fixup's."""
 
     original = "original"
     bn_after_addition = "bn_after_addition"
     relu_before_addition = "relu_before_addition"
     relu_only_preactivation = "relu_only_preactivation"
     full_preactivation = "full_preactivation"
+    fixup = "fixup"  # scalar biases in place of normalisation: Zhang et al. 2019
 
 
 class Unit(StrEnum):
-    """The branch: two 3x3 convolutions (depth 6n+2), or 1x1, 3x3, 1x1 (depth 9n+2)."""
+    """The branch: 3x3 convolutions (two unless skip_span says otherwise), or 1x1, 3x3, 1x1."""
 
     basic = "basic"
     bottleneck = "bottleneck"
+
+
+class Normalisation(StrEnum):
+    """What stands after (or before) each convolution."""
+
+    batch = "batch"
+    group = "group"  # eight groups of channels, or fewer where they do not divide: Wu and He 2018
+    layer = "layer"  # one group: all channels and pixels of an image
+    none = "none"  # a bias for each channel
+
+
+class BottleneckStride(StrEnum):
+    """The convolution of a bottleneck that strides."""
+
+    first = "first"  # 1x1: the paper and the authors' release
+    middle = "middle"  # 3x3: torchvision
 
 
 #: Which images train: all of them, or 45,000 of 50,000 as in He et al. 2015, section 4.2.
@@ -95,12 +127,30 @@ class BnEval(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Arch:
-    """How a network's branches are built and merged with their input."""
+    """How a network's branches are built, merged with their input and stacked."""
 
+    family: str = "cifar"  # the module of resexp.models that stacks the branches
+    depths: str = ""  # depths there are: 3n+4, or 18 34 50; empty: what the blocks make
     merge: Merge = Merge.plain
     shortcut: Shortcut = Shortcut.A
     order: Order = Order.original
     unit: Unit = Unit.basic
+    norm: Normalisation = Normalisation.batch
+    bottleneck_stride: BottleneckStride = BottleneckStride.first
+    skip_span: int = 2  # convolutions of a basic unit, over which a skip jumps
+    skip_stages: list[int] | None = None  # stages whose blocks have skips, the first is 1; all
+    survival: float = 1.0  # of the last block's branch in a step, falling linearly from 1
+    se_ratio: int = 0  # squeeze-and-excitation of every branch, channels divided by this; 0: none
+    scalar_lr: float = 1.0  # share of lr for single learned numbers (biases, multipliers)
+
+    # of one merge each
+    shortcut_scale: float = 1.0  # weighted
+    branch_scale: float = 1.0  # weighted
+    shortcut_dropout: float = 0.5  # dropout: share of the shortcut's values dropped
+    gate_bias: float = -2.0  # highway, shortcut_gate: T starts near sigmoid of this
+    branch_start: float = 0.0  # scaled: a at the start
+
+    options: dict[str, Any] = field(default_factory=dict)  # what one family alone knows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,6 +180,7 @@ class Settings:
 
     # what is compared
     arch: Arch = field(default_factory=Arch)
+    twin: Twin = Twin.none  # train the arch's twin in its place
     depth: int = 20  # weighted layers
     width: int = 16  # channels of the first stage; doubled at the second and third
     seed: int = 0  # decides initial weights, batch order and augmentation, each by itself
@@ -201,8 +252,14 @@ CIRCUMSTANCES = frozenset(
 ) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
 
 
-#: Convolutions in a block of each of three stages: a network has this times n, plus two, layers.
-LAYERS_PER_BLOCK = {Unit.basic: 6, Unit.bottleneck: 9}
+#: Settings of an arch that one kind of merge alone reads.
+MERGE_SETTINGS = {
+    "shortcut_scale": (Merge.weighted,),
+    "branch_scale": (Merge.weighted,),
+    "shortcut_dropout": (Merge.dropout,),
+    "gate_bias": (Merge.highway, Merge.shortcut_gate),
+    "branch_start": (Merge.scaled,),
+}
 
 #: Settings and the range they must lie in: (least, whether the least itself is allowed, most).
 RANGES: dict[str, tuple[float, bool, float]] = {
@@ -226,13 +283,22 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "threshold": (0, False, 100),
     "threads": (0, True, 4096),
     "checkpoint_every": (0, True, 10**9),
+    "arch.skip_span": (1, True, 3),
+    "arch.survival": (0, False, 1),
+    "arch.se_ratio": (0, True, 4096),
+    "arch.scalar_lr": (0, True, 1000),
+    "arch.shortcut_scale": (0, True, 1000),
+    "arch.branch_scale": (0, False, 1000),
+    "arch.shortcut_dropout": (0, False, 0.99),
+    "arch.gate_bias": (-100, True, 100),
+    "arch.branch_start": (-1000, True, 1000),
 }
 
 
 def check(settings: Settings) -> None:
     """Raise UsageError, naming the setting and a value that would do, if no run can have these."""
     for key, (least, including, most) in RANGES.items():
-        value = getattr(settings, key)
+        value = attrgetter(key)(settings)
         if not (least <= value <= most) or (value == least and not including):
             bound = f"from {least:,} to" if including else f"above {least:,}, at most"
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
@@ -250,19 +316,58 @@ def check(settings: Settings) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
     check_name(settings.name)
-    check_depth(settings.depth, settings.arch.unit)
+    check_arch(settings.arch)
+    check_depth(settings.depth, settings.arch)
 
 
-def check_depth(depth: int, unit: Unit) -> None:
-    """A network of this family has depth 6n+2 (basic units) or 9n+2 (bottlenecks), n at least 1."""
-    per_block = LAYERS_PER_BLOCK[unit]
-    blocks = (depth - 2) / per_block
-    if blocks >= 1 and blocks == int(blocks):
-        return
-    below = max(1, int(blocks)) * per_block + 2
-    nearest = f"{below}" if blocks < 1 else f"{below}, {below + per_block}"
-    kind = "" if unit is Unit.basic else " (bottlenecks)"
-    raise UsageError(f"depth={depth} is not {per_block}n+2{kind}. Nearest: {nearest}.")
+def check_arch(arch: Arch) -> None:
+    """Raise UsageError for settings that contradict each other or that no layer would read."""
+    default = Arch()
+    for key, merges in MERGE_SETTINGS.items():
+        if getattr(arch, key) != getattr(default, key) and arch.merge not in merges:
+            choice = " or ".join(f"arch.merge={merge}" for merge in merges)
+            raise UsageError(f"arch.{key} is for {choice}, not arch.merge={arch.merge}.")
+    if arch.unit is Unit.bottleneck and arch.skip_span != default.skip_span:
+        raise UsageError("arch.skip_span is for arch.unit=basic: a bottleneck has three.")
+    if arch.survival < 1 and arch.merge is Merge.plain:
+        raise UsageError(
+            "arch.survival is for networks with skips: without one, skipping a branch leaves "
+            "nothing. Choose arch=stochastic_depth."
+        )
+    stages = arch.skip_stages
+    if stages is not None and (min(stages, default=1) < 1 or sorted(set(stages)) != stages):
+        raise UsageError(
+            f"arch.skip_stages={stages} must name stages once, rising, from 1, such as "
+            "'arch.skip_stages=[1,2]'."
+        )
+
+
+def check_depth(depth: int, arch: Arch) -> None:
+    """Raise UsageError, naming the nearest, for a depth that the family does not have."""
+    rule = arch.depths or f"{3 * convolutions_per_block(arch)}n+2"
+    below, above = nearest_depths(rule, depth)
+    if depth not in (below, above):
+        nearest = ", ".join(f"{one}" for one in (below, above) if one is not None)
+        is_not = f"is not {rule}" if "n" in rule else f"is none of {', '.join(rule.split())}"
+        raise UsageError(f"depth={depth} {is_not}. Nearest: {nearest}.")
+
+
+def convolutions_per_block(arch: Arch) -> int:
+    """Weighted layers of one branch."""
+    return 3 if arch.unit is Unit.bottleneck else arch.skip_span
+
+
+def nearest_depths(rule: str, depth: int) -> tuple[int | None, int | None]:
+    """The greatest depth up to ``depth`` and the least above it; the rule is 6n+2 or 18 34 50."""
+    if formula := re.fullmatch(r"(\d*)n(?:\+(\d+))?", rule):
+        factor, offset = int(formula[1] or 1), int(formula[2] or 0)
+        blocks = max(0, (depth - offset) // factor)
+        return (blocks * factor + offset if blocks else None), (blocks + 1) * factor + offset
+    known = [int(word) for word in rule.split()]
+    return (
+        max((one for one in known if one <= depth), default=None),
+        min((one for one in known if one > depth), default=None),
+    )
 
 
 def check_name(name: str) -> None:

@@ -51,6 +51,7 @@ def check(job: Job) -> Claim:
 
     Returns what the run directory says.
     """
+    models.check(job.settings)
     check_precision(job.settings.precision, choose_device(job.settings.device))
     claim = records.look(job)
     if claim is not Claim.done:
@@ -150,7 +151,7 @@ def train(
     """Train to the end, keeping the run directory up to date; returns its record and warnings."""
     settings, directory = job.settings, job.directory
     device = data.train_images.device
-    network = models.build(settings, data.channels, len(data.classes))
+    network = models.build(settings, data.channels, len(data.classes), data.size)
     record = opened(job, claim, data, network, device)
     state, rows, warnings = restored(job, record, data, network.to(device))
     for known in rows:
@@ -198,7 +199,7 @@ def restored(
     checkpoint.remove(directory)
     records.keep_rows(directory, 0)
     device = data.train_images.device
-    fresh = models.build(settings, data.channels, len(data.classes))
+    fresh = models.build(settings, data.channels, len(data.classes), data.size)
     return begin(fresh.to(device), settings), [], warnings
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resexp import data as images
 from resexp import models
 from resexp.data import batches
-from resexp.settings import Arch, Job, Merge, Settings
+from resexp.settings import Job, Settings, Twin
 from resexp.train.schedule import learning_rate
 
 STEPS_CHECKED = 50  # batches compared
@@ -31,15 +31,16 @@ class Check:
 
 def plain_twin(settings: Settings) -> Settings:
     """The same settings with the skip connections removed."""
-    arch = Arch(merge=Merge.plain, order=settings.arch.order, unit=settings.arch.unit)
-    return replace(settings, arch=arch)
+    return replace(settings, twin=Twin.plain)
 
 
 def contract(job: Job) -> list[Check]:
     """Compare ``job``'s network and training with its plain twin's, by building both."""
     data = images.load(job.settings.data)
     settings, twin = job.settings, plain_twin(job.settings)
-    pair = [models.build(one, data.channels, len(data.classes)) for one in (settings, twin)]
+    pair = [
+        models.build(one, data.channels, len(data.classes), data.size) for one in (settings, twin)
+    ]
     sizes = [models.measure(network, data.channels, data.size) for network in pair]
     shared, only = compare(*pair)
     return [

@@ -1,8 +1,6 @@
 """Which images a step trains on, and how they are cropped and mirrored: functions of (seed, step).
 
-No generator has a state here, so a resumed run needs none, and twins see the same batches. The
-numbers are raw 64-bit words of numpy's Philox, a counter-based generator (Salmon et al. 2011) whose
-stream NumPy guarantees; the methods of numpy's Generator carry no such promise.
+No generator has a state here, so a resumed run needs none, and twins see the same batches.
 """
 
 from __future__ import annotations
@@ -15,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from resexp.randomness import words
 from resexp.settings import Normalise, UsageError
 
-#: Second half of Philox's 128-bit key: one stream for each purpose.
-ORDER = int.from_bytes(b"order")
-AUGMENT = int.from_bytes(b"augment")
+#: Purposes of random words.
+ORDER = b"order"
+AUGMENT = b"augment"
 
 CHUNK = 1024  # images at a time when summing over a set
 TO_UNIT = 1 / 255  # multiplied with, for CUDA divides by a scalar that way and the CPU does not
@@ -66,8 +65,8 @@ def plan(
     may cross from one epoch into the next and no image is ever left out. Crop and mirror come from
     separate bits: switching one off leaves the other as it was.
     """
-    words = _augmentation(seed, start, stop, batch_size)
-    low, middle, top = words & 0x7FFFFFFF, (words >> 31) & 0x7FFFFFFF, (words >> 62) & 1
+    bits = _augmentation(seed, start, stop, batch_size)
+    low, middle, top = bits & 0x7FFFFFFF, (bits >> 31) & 0x7FFFFFFF, (bits >> 62) & 1
     offsets = 2 * crop_padding + 1  # 31 uniform bits scaled to 0 .. offsets - 1
     return Plan(
         index=torch.from_numpy(_indices(seed, start, stop, images, batch_size)),
@@ -79,7 +78,7 @@ def plan(
 
 def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     """The order in which an epoch goes through the training set: a permutation, int64 [N]."""
-    return np.argsort(_words(seed, ORDER, epoch, images), kind="stable")
+    return np.argsort(words(seed, ORDER, epoch, images), kind="stable")
 
 
 def statistics(images: torch.Tensor, normalise: Normalise) -> Statistics:
@@ -174,17 +173,7 @@ def _indices(seed: int, start: int, stop: int, images: int, batch_size: int) -> 
 
 def _augmentation(seed: int, start: int, stop: int, batch_size: int) -> NDArray[np.int64]:
     """63 random bits for each image of each step: int64 [S, B]."""
-    words = np.empty((stop - start, batch_size), np.uint64)
+    bits = np.empty((stop - start, batch_size), np.uint64)
     for row, step in enumerate(range(start, stop)):
-        words[row] = _words(seed, AUGMENT, step, batch_size)
-    return (words >> np.uint64(1)).astype(np.int64)
-
-
-def _words(seed: int, purpose: int, number: int, count: int) -> NDArray[np.uint64]:
-    """``count`` random words for one epoch or step.
-
-    Its number is the top word of the 256-bit counter: 2**192 blocks before two streams could meet.
-    """
-    key = np.array([seed, purpose], np.uint64)
-    counter = np.array([0, 0, 0, number], np.uint64)
-    return np.random.Philox(counter=counter, key=key).random_raw(count)
+        bits[row] = words(seed, AUGMENT, step, batch_size)
+    return (bits >> np.uint64(1)).astype(np.int64)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from resexp.models.cifar import CifarNetwork
 from resexp.models.initial import initialise
-from resexp.models.layers import Norm
-from resexp.settings import Settings, check_depth
+from resexp.models.layers import NORMS
+from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
+
+#: Settings of an arch that concern every family.
+EVERY_FAMILY = ("family", "depths", "merge", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +28,57 @@ class Size:
     flops: int  # of one image forward, two for a multiply-add; convolutions and classifier
 
 
-def structure(settings: Settings, channels: int, classes: int) -> nn.Module:
-    """The network with torch's own initial weights, on torch's current default device."""
-    check_depth(settings.depth, settings.arch.unit)
-    return CifarNetwork(
-        settings.arch,
-        depth=settings.depth,
-        width=settings.width,
-        channels=channels,
-        classes=classes,
-        norm=Norm(settings.bn_eps, settings.bn_momentum),
-    )
+class Family(Protocol):
+    """What a module of this package that stacks branches offers."""
+
+    MERGES: Sequence[Merge]  # the rules it knows
+    READS: Sequence[str]  # the settings of an arch that it reads, beside the merge's and its own
+
+    def network(
+        self, settings: Settings, channels: int, classes: int, size: tuple[int, int]
+    ) -> nn.Module: ...
 
 
-def build(settings: Settings, channels: int, classes: int) -> nn.Module:
+def family(name: str) -> Family:
+    """The family's module. Raises UsageError if there is none of that name."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    module = import_module(f"{__name__}.{name}") if name in known else None
+    if not hasattr(module, "network"):
+        raise UsageError(f"arch.family={name} is unknown. Choose an arch: resexp list archs.")
+    return cast(Family, module)
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError for settings of an arch that its family would not read."""
+    check_depth(settings.depth, settings.arch)
+    arch, default = settings.arch, Arch()
+    module = family(arch.family)
+    if arch.merge not in module.MERGES:
+        known = ", ".join(module.MERGES)
+        raise UsageError(f"arch.merge={arch.merge} is not for {arch.family}. Choose from {known}.")
+    for field in fields(Arch):
+        shared = field.name in EVERY_FAMILY or field.name in MERGE_SETTINGS
+        changed = getattr(arch, field.name) != getattr(default, field.name)
+        if changed and not shared and field.name not in module.READS:
+            raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
+
+
+def structure(
+    settings: Settings, channels: int, classes: int, size: tuple[int, int] = (32, 32)
+) -> nn.Module:
+    """The network with torch's own initial weights, on torch's current default device.
+
+    ``size`` is the images' height and width; families of convolutions take any.
+    """
+    check(settings)
+    return family(settings.arch.family).network(settings, channels, classes, size)
+
+
+def build(
+    settings: Settings, channels: int, classes: int, size: tuple[int, int] = (32, 32)
+) -> nn.Module:
     """The network with its initial weights, on the CPU, in channels-last layout."""
-    network = structure(settings, channels, classes)
+    network = structure(settings, channels, classes, size)
     initialise(network, settings.seed, settings.init)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -63,7 +104,7 @@ def measure(network: nn.Module, channels: int, size: tuple[int, int]) -> Size:
     network.train(training)
     for handle in handles:
         handle.remove()
-    norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    norms = (module for module in network.modules() if isinstance(module, NORMS))
     return Size(parameters := count(network), parameters - sum(map(count, norms)), flops)
 
 

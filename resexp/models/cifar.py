@@ -9,92 +9,25 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from resexp.models.layers import (
-    LAYOUTS,
-    Convolution,
-    Layout,
-    Norm,
-    ZeroPad,
-    convolutions,
-    sequence,
-)
-from resexp.settings import LAYERS_PER_BLOCK, Arch, Merge, Order, Shortcut
+from resexp.models.blocks import BLOCK_SETTINGS, Place, block, trained
+from resexp.models.layers import LAYOUTS, Convolution, Norm, sequence
+from resexp.models.merges import SUMS
+from resexp.settings import Arch, Order, Settings, convolutions_per_block
+
+MERGES = SUMS
+READS = BLOCK_SETTINGS
 
 
-class Drop(nn.Module):
-    """The plain merge: y = F(x)."""
-
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        return branch
-
-
-class Add(nn.Module):
-    """The residual merge: y = S(x) + F(x), with S the shortcut (He et al. 2015, equation 2)."""
-
-    def __init__(self, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        y: Tensor = branch + self.shortcut(x)
-        return y
-
-
-class Block(nn.Module):
-    """``after(merge(x, branch(x)))``, with ``before`` an activation that both paths share."""
-
-    def __init__(
-        self, before: nn.Module, branch: nn.Module, merge: nn.Module, after: nn.Module
-    ) -> None:
-        super().__init__()
-        self.before = before
-        self.branch = branch
-        self.merge = merge
-        self.after = after
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        y: Tensor = self.after(self.merge(x, self.branch(x)))
-        return y
-
-
-def shortcut(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Module:
-    """S(x) of a residual block: identity, zero padding (A) or a 1x1 projection (B, C).
-
-    A projection is followed by normalisation, except before full pre-activation, where it is bare
-    (He et al. 2016, section 3).
-    """
-    changes = stride != 1 or channels_in != channels_out
-    if arch.shortcut is Shortcut.A and changes:
-        return ZeroPad(channels_in, channels_out, stride)
-    if not changes and arch.shortcut is not Shortcut.C:
-        return nn.Identity()
-    words = ["conv"] if arch.order is Order.full_preactivation else ["conv", "norm"]
-    return sequence(words, channels_in, [Convolution(channels_out, 1, stride)], norm)[0]
-
-
-def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Module:
-    """The rule that joins a branch to its input."""
-    if arch.merge is Merge.plain:
-        return Drop()
-    return Add(shortcut(arch, channels_in, channels_out, stride, norm))
-
-
-def block(
-    arch: Arch, layout: Layout, channels: int, width: int, stride: int, first: bool, norm: Norm
-) -> tuple[Block, int]:
-    """One block on ``channels`` inputs, and its output channels."""
-    convs = convolutions(arch.unit, width, stride)
-    channels_out = convs[-1].channels
-    shared = first or stride != 1 or channels != channels_out
-    opening = layout.preactivation
-    before, _ = sequence(opening if shared else [], channels, [], norm)
-    branch, _ = sequence(
-        ([] if shared else opening) + layout.branch(len(convs)), channels, convs, norm
+def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> CifarNetwork:
+    """The network of ``settings``, for images of any size from 8 by 8."""
+    return CifarNetwork(
+        trained(settings),
+        depth=settings.depth,
+        width=settings.width,
+        channels=channels,
+        classes=classes,
+        norm=Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm),
     )
-    after, _ = sequence(layout.after, channels_out, [], norm)
-    join = merge(arch, channels, channels_out, stride, norm)
-    return Block(before, branch, join, after), channels_out
 
 
 class CifarNetwork(nn.Module):
@@ -107,17 +40,19 @@ class CifarNetwork(nn.Module):
         layout = LAYOUTS[arch.order]
         stem = [Convolution(width, 3)]
         self.stem, features = sequence(["conv", *layout.stem.split()], channels, stem, norm)
+        per_stage = (depth - 2) // (3 * convolutions_per_block(arch))
         blocks: list[nn.Module] = []
-        for stage in range(3):
-            for index in range((depth - 2) // LAYERS_PER_BLOCK[arch.unit]):
-                stride = 2 if stage > 0 and index == 0 else 1
-                one, features = block(
-                    arch, layout, features, width * 2**stage, stride, not blocks, norm
-                )
-                blocks.append(one)
+        for index in range(3 * per_stage):
+            stage, first = index // per_stage, index % per_stage == 0
+            stride = 2 if stage > 0 and first else 1
+            place = Place(index + 1, 3 * per_stage, stage + 1)
+            one, features = block(arch, features, width * 2**stage, stride, place, norm)
+            blocks.append(one)
         self.blocks = nn.Sequential(*blocks)
         self.end, _ = sequence(layout.end.split(), features, [], norm)
         self.classifier = nn.Linear(features, classes)
+        if arch.order is Order.fixup:
+            self.classifier.gain = 0.0  # type: ignore[assignment]  # Zhang et al. 2019, rule 1
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.end(self.blocks(self.stem(x)))

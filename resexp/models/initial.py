@@ -12,7 +12,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from resexp.models.layers import NORMS, Bias
+from resexp.models.merges import ScaledAdd
 from resexp.settings import Init
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *NORMS)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -26,19 +30,26 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
     """Set every parameter in place.
 
     Convolutions are normal with mean 0 and the variance that ``init`` names; normalisation starts
-    as the identity; the classifier's weights are uniform in +-1/sqrt(fan in) with bias 0, as in
-    the authors' release (He et al. 2015 leave them open).
+    as the identity; linear weights are uniform in +-1/sqrt(fan in) with bias 0, as those of the
+    classifier in the authors' release (He et al. 2015 leave them open). A layer's attribute
+    ``gain``, if it has one, multiplies its weights.
     """
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            fill(module.weight, convolution_std(module.weight, init), seed, f"{name}.weight")
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            gain = getattr(module, "gain", 1.0)
+            std = gain * convolution_std(module.weight, init)
+            fill(module.weight, std, seed, f"{name}.weight")
         elif isinstance(module, nn.Linear):
-            bound = 1 / math.sqrt(module.in_features)
+            bound = getattr(module, "gain", 1.0) / math.sqrt(module.in_features)
             draw = torch.rand(module.weight.shape, generator=generator(seed, f"{name}.weight"))
             module.weight.copy_((2 * draw - 1) * bound)
-            module.bias.zero_()
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, NORMS):
             module.weight.fill_(1)
+        elif isinstance(module, Bias):
+            module.bias.fill_(module.start)
+        elif isinstance(module, ScaledAdd):
+            module.scale.fill_(module.start)
+        if isinstance(module, LAYERS) and module.bias is not None:
             module.bias.zero_()
 
 

@@ -1,13 +1,15 @@
-"""The layers of one block, in any of the five orders of He et al. 2016, figure 4."""
+"""The layers of one block, in any order, spelt as words."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from resexp.settings import Order, Unit
+from resexp.settings import Arch, BottleneckStride, Normalisation, Order, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,16 @@ class Layout:
         return words[len(self.preactivation) : len(words) - self.moved]
 
 
-#: He et al. 2016, figure 4 (a) to (e). All hold the same layers; only boundaries differ.
+#: He et al. 2016, figure 4 (a) to (e): all hold the same layers, only boundaries differ. In Fixup
+#: (Zhang et al. 2019, figure 1) scalar biases take the place of normalisation; its multiplier
+#: belongs to the merge, and its last bias, added to the branch there, is added to the sum here.
 LAYOUTS = {
     Order.original: Layout("conv norm relu", moved=1),
     Order.bn_after_addition: Layout("conv norm relu", moved=2),
     Order.relu_before_addition: Layout("conv norm relu"),
     Order.relu_only_preactivation: Layout("relu conv norm", stem="norm", end="relu"),
     Order.full_preactivation: Layout("norm relu conv", stem="", end="norm relu"),
+    Order.fixup: Layout("bias conv bias relu", moved=2, stem="bias relu", end="bias"),
 }
 
 
@@ -61,27 +66,44 @@ class Convolution:
     channels: int
     kernel: int
     stride: int = 1
+    gain: float = 1.0  # factor on the standard deviation of its initial weights
 
 
-def convolutions(unit: Unit, width: int, stride: int) -> list[Convolution]:
-    """The convolutions of one branch; a bottleneck strides in its first 1x1, as in the paper."""
-    if unit is Unit.basic:
-        return [Convolution(width, 3, stride), Convolution(width, 3)]
-    return [Convolution(width, 1, stride), Convolution(width, 3), Convolution(4 * width, 1)]
+def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
+    """The convolutions of one branch."""
+    if arch.unit is Unit.basic:
+        return [Convolution(width, 3, stride if i == 0 else 1) for i in range(arch.skip_span)]
+    middle = arch.bottleneck_stride is BottleneckStride.middle
+    first, second = (1, stride) if middle else (stride, 1)
+    return [
+        Convolution(width, 1, first),
+        Convolution(width, 3, second),
+        Convolution(4 * width, 1),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Batch normalisation's two constants (He et al. 2015 leave both open)."""
+    """What stands for the word ``norm``: its kind, and batch normalisation's two constants."""
 
     eps: float
     momentum: float
+    kind: Normalisation = Normalisation.batch
 
-    def __call__(self, channels: int) -> nn.BatchNorm2d:
+    def __call__(self, channels: int) -> nn.Module:
+        if self.kind is Normalisation.none:
+            return Bias(channels)
+        if self.kind is not Normalisation.batch:
+            groups = math.gcd(channels, GROUPS) if self.kind is Normalisation.group else 1
+            return nn.GroupNorm(groups, channels, eps=self.eps)
         norm = nn.BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)
         # The counter is needed by cumulative averages only and costs a kernel a layer on a GPU.
         norm.num_batches_tracked = None
         return norm
+
+
+GROUPS = 8
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def sequence(
@@ -93,7 +115,7 @@ def sequence(
     same parameter name whatever the merge. Returns the layers and their output channels.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    counts = {"conv": 0, "norm": 0, "relu": 0}
+    counts: Counter[str] = Counter()
     for word in words:
         counts[word] += 1
         if word == "conv":
@@ -102,6 +124,8 @@ def sequence(
             channels = conv.channels
         elif word == "norm":
             layer = norm(channels)
+        elif word == "bias":
+            layer = Bias(1)
         else:
             # One that follows a normalisation may overwrite it: its gradient needs its input only,
             # and nothing else reads its output. One that opens a sequence reads a shared tensor.
@@ -112,11 +136,10 @@ def sequence(
 
 def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
     """The layer on ``channels`` input channels, zero-padded so that stride 1 keeps the size."""
-    if conv.kernel == 1:
-        return Pointwise(channels, conv.channels, 1, conv.stride, bias=False)
-    return nn.Conv2d(
-        channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False
-    )
+    kind = Pointwise if conv.kernel == 1 else nn.Conv2d
+    layer = kind(channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False)
+    layer.gain = conv.gain  # type: ignore[assignment]  # read by initialise
+    return layer
 
 
 class Pointwise(nn.Conv2d):
@@ -129,6 +152,35 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.stride
         return nn.functional.conv2d(x[:, :, ::height, ::width], self.weight)
+
+
+class Bias(nn.Module):
+    """x + b, [N, C, H, W]: one b for each of C channels, or one for all."""
+
+    def __init__(self, channels: int, start: float = 0.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.view(-1, 1, 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """s(x) x, one s in 0..1 a channel from the channel means: Hu et al. 2018, section 3.
+
+    [N, C, H, W] -> the same; C / ``ratio`` hidden units, at least one, with biases.
+    """
+
+    def __init__(self, channels: int, ratio: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // ratio)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.relu(self.squeeze(x.mean(dim=(2, 3))))
+        return x * torch.sigmoid(self.excite(hidden))[:, :, None, None]
 
 
 class ZeroPad(nn.Module):

@@ -72,7 +72,9 @@ def recalibrate(
     """Set each normalisation's mean and variance to their average over the training batches."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     size = min(settings.batch_size, len(data.train_images))
-    network.train()
+    network.eval()  # but for the norms: what is random in training is left out
+    for norm in norms:
+        norm.train()
     for index in range(len(data.train_images) // size):
         images = data.train_images[index * size : (index + 1) * size]
         for norm in norms:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import Images, batches
+from resexp.models.merges import draw, drawn
 from resexp.records import Row
 from resexp.settings import Settings
 from resexp.train.evaluate import autocast, evaluate, evaluation_mode
@@ -28,6 +29,7 @@ class State:
     optimizer: Momentum
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
     wrong: Tensor  # int64, on the device: training images answered wrongly since the last row
+    random: list[nn.Module]  # modules whose training is random
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # of the whole run
 
@@ -60,6 +62,7 @@ def begin(network: nn.Module, settings: Settings) -> State:
         optimizer=Momentum(network, settings),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         wrong=torch.zeros((), dtype=torch.int64, device=device),
+        random=drawn(network),
     )
 
 
@@ -117,6 +120,7 @@ def train_step(
     index = plan.index[turn]
     crop = plan.dy[turn], plan.dx[turn], plan.mirror[turn], settings.crop_padding
     images = batches.batch(data.train_images, statistics, index, *crop)
+    draw(state.random, settings.seed, state.step)
     with autocast(settings.precision, images.device):
         logits = state.network(images)
     labels = data.train_labels[index]

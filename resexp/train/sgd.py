@@ -9,7 +9,6 @@ constructing a torch optimizer costs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ class Group:
     parameters: list[Tensor]
     velocities: list[Tensor]
     weight_decay: float
+    rate: float = 1.0  # share of the learning rate
 
 
 class Momentum:
@@ -37,26 +37,35 @@ class Momentum:
         self.momentum = settings.momentum
         self.nesterov = settings.nesterov
         everything = settings.weight_decay_on is WeightDecayOn.all
-        parameters = list(network.parameters())
-        weights: list[Tensor] = [one for one in parameters if one.dim() > 1]
-        others: list[Tensor] = [one for one in parameters if one.dim() <= 1]
         decay = settings.weight_decay
-        self.groups = [group(weights, decay), group(others, decay if everything else 0.0)]
+        small = decay if everything else 0.0
+        share = settings.arch.scalar_lr
+        weights: list[Tensor] = []
+        others: list[Tensor] = []
+        scalars: list[Tensor] = []  # single numbers, where they have a rate of their own
+        for one in network.parameters():
+            apart = share != 1 and one.numel() == 1
+            (scalars if apart else weights if one.dim() > 1 else others).append(one)
+        self.groups = [
+            group(weights, decay),
+            group(others, small),
+            *([group(scalars, small, share)] if scalars else []),
+        ]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """One update from the gradients, which are forgotten."""
         for one in self.groups:
-            gradients = [cast(Tensor, parameter.grad) for parameter in one.parameters]
+            gradients = [gradient(parameter) for parameter in one.parameters]
             if one.weight_decay:
                 torch._foreach_add_(gradients, one.parameters, alpha=one.weight_decay)
             torch._foreach_mul_(one.velocities, self.momentum)
             torch._foreach_add_(one.velocities, gradients)
             if self.nesterov:
                 torch._foreach_add_(gradients, one.velocities, alpha=self.momentum)
-                torch._foreach_add_(one.parameters, gradients, alpha=-rate)
+                torch._foreach_add_(one.parameters, gradients, alpha=-rate * one.rate)
             else:
-                torch._foreach_add_(one.parameters, one.velocities, alpha=-rate)
+                torch._foreach_add_(one.parameters, one.velocities, alpha=-rate * one.rate)
             for parameter in one.parameters:
                 parameter.grad = None
 
@@ -71,6 +80,12 @@ class Momentum:
             velocity.copy_(value)
 
 
-def group(parameters: list[Tensor], weight_decay: float) -> Group:
+def group(parameters: list[Tensor], weight_decay: float, rate: float = 1.0) -> Group:
     """A group at rest."""
-    return Group(parameters, [torch.zeros_like(p) for p in parameters], weight_decay)
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    return Group(parameters, velocities, weight_decay, rate)
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """The gradient; zeros for a parameter of a branch that this step left out."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,129 @@
+"""A block: a branch joined to its input by a merge rule. Families stack blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from resexp.models.layers import (
+    LAYOUTS,
+    Convolution,
+    Norm,
+    SqueezeExcitation,
+    convolutions,
+    sequence,
+)
+from resexp.models.merges import merge
+from resexp.settings import Arch, Merge, Order, Settings, Twin
+
+#: The settings of an arch that a block reads, beside its merge's.
+BLOCK_SETTINGS = (
+    *("shortcut", "order", "unit", "norm", "bottleneck_stride"),
+    *("skip_span", "skip_stages", "survival", "se_ratio", "scalar_lr"),
+)
+
+
+class Block(nn.Module):
+    """``after(merge(x, branch))``, with ``before`` an activation that both paths share."""
+
+    def __init__(
+        self, before: nn.Module, branch: nn.Module, merge: nn.Module, after: nn.Module
+    ) -> None:
+        super().__init__()
+        self.before = before
+        self.branch = branch
+        self.merge = merge
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.after(self.merge(self.before(x), self.branch))
+        return y
+
+
+class RandomBlock(Block):
+    """A block whose branch is left out in a share of the steps: Huang et al. 2016.
+
+    One draw a step for the whole batch; the branch is then not computed. At evaluation it counts
+    with its probability of being there.
+    """
+
+    def __init__(
+        self,
+        before: nn.Module,
+        branch: nn.Module,
+        merge: nn.Module,
+        after: nn.Module,
+        survival: float,
+    ) -> None:
+        super().__init__(before, branch, merge, after)
+        self.survival = survival
+        self.survives = True
+
+    def draw(self, word: int) -> None:
+        """Decide about the next step, by a uniform 64-bit word."""
+        self.survives = word < self.survival * 2**64
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        if not self.training:
+            y = self.merge(x, lambda x: self.survival * self.branch(x))
+        elif self.survives:
+            y = self.merge(x, self.branch)
+        else:
+            y = self.merge.shortcut(x)  # type: ignore[operator]
+        out: Tensor = self.after(y)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block stands: its number among ``count`` and its stage, both from 1."""
+
+    number: int
+    count: int
+    stage: int
+
+
+def block(
+    arch: Arch, channels: int, width: int, stride: int, place: Place, norm: Norm
+) -> tuple[Block, int]:
+    """One block on ``channels`` inputs, and its output channels."""
+    if arch.skip_stages is not None and place.stage not in arch.skip_stages:
+        arch = replace(arch, merge=Merge.plain)
+    layout, convs = LAYOUTS[arch.order], convolutions(arch, width, stride)
+    if arch.order is Order.fixup and arch.merge is not Merge.plain:
+        convs = fixup_start(convs, place.count)
+    channels_out = convs[-1].channels
+    changes = stride != 1 or channels != channels_out
+    # Fixup opens with a bias of the branch alone: its shortcut carries x itself.
+    shared = (place.number == 1 or changes) and arch.order is not Order.fixup
+    opening = layout.preactivation
+    before, _ = sequence(opening if shared else [], channels, [], norm)
+    words = ([] if shared else opening) + layout.branch(len(convs))
+    branch, _ = sequence(words, channels, convs, norm)
+    if arch.se_ratio:
+        branch.add_module("se", SqueezeExcitation(channels_out, arch.se_ratio))
+    after, _ = sequence(layout.after, channels_out, [], norm)
+    parts = before, branch, merge(arch, channels, channels_out, stride, norm), after
+    if arch.survival == 1 or arch.merge is Merge.plain:
+        return Block(*parts), channels_out
+    survival = 1 - place.number / place.count * (1 - arch.survival)
+    return RandomBlock(*parts, survival), channels_out
+
+
+def fixup_start(convs: list[Convolution], blocks: int) -> list[Convolution]:
+    """The convolutions of one branch with the initial weights of Zhang et al. 2019, section 3.2.
+
+    Those of a branch of m layers are scaled by L^(-1/(2m-2)), L the number of blocks; the last
+    starts at 0. A network without skips would start dead, so twins start from He's values.
+    """
+    gain = blocks ** (-1 / (2 * len(convs) - 2)) if len(convs) > 1 else 0.0
+    return [*(replace(conv, gain=gain) for conv in convs[:-1]), replace(convs[-1], gain=0.0)]
+
+
+def trained(settings: Settings) -> Arch:
+    """The arch to build: the chosen one, or its twin without skips."""
+    if settings.twin is Twin.none:
+        return settings.arch
+    return replace(settings.arch, merge=Merge.plain)
