@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from resexp.analysis.canvas import SERIES_STYLES, depth_colours, round_up
-from resexp.analysis.depth import differences, plain_twin
+from resexp.analysis.depth import differences
 from resexp.analysis.figures import (
     KINDS,
     draw_curves,
@@ -26,7 +26,7 @@ from resexp.analysis.figures import (
     save,
 )
 from resexp.analysis.paper import INKS, inks, spread
-from resexp.analysis.results import find_runs
+from resexp.analysis.results import find_runs, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.settings import UsageError
 

@@ -29,7 +29,7 @@ from resexp.analysis.canvas import (
     legend,
     spaced,
 )
-from resexp.analysis.results import Run, order
+from resexp.analysis.results import Run, order, others, plain_twin
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.settings import UsageError
 
@@ -145,23 +145,6 @@ def finals(runs: Sequence[Run], column: str) -> Finals:
         if error is not None:
             found.setdefault(run.series, []).append((run, error))
     return found
-
-
-def others(runs: Sequence[Run]) -> dict[str, Run]:
-    """Series that are not plain, in the order of figures, each with one of its runs."""
-    return {run.series: run for run in sorted(runs, key=order) if run.arch != "plain"}
-
-
-def plain_twin(runs: Sequence[Run], other: str) -> str | None:
-    """The plain series trained with the same settings as ``other``, but for its architecture's."""
-    wanted = others(runs)[other].extras
-    recipe = {key: value for key, value in wanted.items() if not key.startswith("arch.")}
-    plain = {run.series: run.extras for run in runs if run.arch == "plain"}
-    for extras in (wanted, recipe):
-        for series, its in plain.items():
-            if its == extras:
-                return series
-    return None
 
 
 def differences(

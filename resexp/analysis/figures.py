@@ -18,11 +18,9 @@ from resexp.analysis.depth import (
     draw_depth,
     draw_difference,
     final_error,
-    others,
-    plain_twin,
 )
 from resexp.analysis.paper import draw_paper
-from resexp.analysis.results import Run, require_runs
+from resexp.analysis.results import Run, others, plain_twin, require_runs
 from resexp.analysis.strips import draw_strips
 from resexp.records import METRICS, RECORD
 from resexp.settings import UsageError

@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from resexp.analysis.results import Run, spell
+from resexp.settings import Settings, as_dict
 
 #: Values of published.csv's column ``verified`` that may be shown, best first.
 VERIFIED = ("fulltext", "author_repo", "secondary")
@@ -24,24 +25,51 @@ VERIFIED = ("fulltext", "author_repo", "secondary")
 #: Data names that are CIFAR-10, and in what the pictures differ from the original's.
 CIFAR10 = {"cifar10": "", "cifar10-jpeg": "a JPEG re-encoding of CIFAR-10"}
 
-#: Names in published.csv of a plain network and of each residual order; {depth} layers.
+#: Names in published.csv of networks, with {depth}: what they share with no other is said by the
+#: settings of their arch that differ from those of the residual network.
 PLAIN_NAMES = ("plain-{depth}", "ResNet-{depth}-noshort", "ResNet-{depth} shortcut 0 (plain)")
-ORDER_NAMES = {
-    "original": (
-        "ResNet-{depth}",
-        "ResNet-{depth} original",
-        "ResNet-{depth} original (a)",
-        "ResNet-{depth} vanilla",
+PREACTIVATED = {"order": "full_preactivation"}
+RESIDUAL_NAMES = (
+    "ResNet-{depth}",
+    "ResNet-{depth} original",
+    "ResNet-{depth} original (a)",
+    "ResNet-{depth} vanilla",
+)
+VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({}, RESIDUAL_NAMES),
+    ({"order": "bn_after_addition"}, ("ResNet-{depth} BN after addition (b)",)),
+    ({"order": "relu_before_addition"}, ("ResNet-{depth} ReLU before addition (c)",)),
+    ({"order": "relu_only_preactivation"}, ("ResNet-{depth} ReLU-only pre-activation (d)",)),
+    (PREACTIVATED, ("ResNet-{depth} full pre-activation (e)", "ResNet-{depth} pre-act")),
+    ({"skip_span": 1}, ("ResNet-{depth} 1-layer-skip original",)),
+    ({"skip_span": 1} | PREACTIVATED, ("ResNet-{depth} 1-layer-skip pre-act",)),
+    ({"shortcut": "C"}, (*RESIDUAL_NAMES, "ResNet-{depth} 1x1 conv shortcut")),
+    (
+        {"merge": "weighted", "shortcut_scale": 0.5, "branch_scale": 0.5},
+        ("ResNet-{depth} const scaling shortcut 0.5, F 0.5",),
     ),
-    "bn_after_addition": ("ResNet-{depth} BN after addition (b)",),
-    "relu_before_addition": ("ResNet-{depth} ReLU before addition (c)",),
-    "relu_only_preactivation": ("ResNet-{depth} ReLU-only pre-activation (d)",),
-    "full_preactivation": (
-        "ResNet-{depth} full pre-activation (e)",
-        "ResNet-{depth} pre-act",
+    ({"merge": "weighted", "shortcut_scale": 0.5}, ("ResNet-{depth} shortcut 0.5, F 1",)),
+    ({"merge": "dropout"}, ("ResNet-{depth} dropout shortcut 0.5",)),
+    ({"merge": "highway", "gate_bias": -6}, ("ResNet-{depth} exclusive gating bg=-6",)),
+    ({"merge": "highway", "gate_bias": -7}, ("ResNet-{depth} exclusive gating bg=-7",)),
+    ({"merge": "shortcut_gate", "gate_bias": 0}, ("ResNet-{depth} shortcut-only gating bg=0",)),
+    ({"merge": "shortcut_gate", "gate_bias": -6}, ("ResNet-{depth} shortcut-only gating bg=-6",)),
+    ({"survival": 0.5}, ("ResNet-{depth} p_L=0.5 linear",)),
+    ({"se_ratio": 16}, ("SE-ResNet-{depth}",)),
+    ({"se_ratio": 16} | PREACTIVATED, ("SE-ResNet-{depth}",)),
+    ({"merge": "scaled"}, ("ResNet-{depth} ReZero",)),
+    (
+        {"merge": "scaled", "order": "fixup", "branch_start": 1, "scalar_lr": 0.1},
+        ("ResNet-{depth} Fixup", "ResNet-{depth} no-norm Fixup"),
     ),
+]
+
+#: The arch settings of the residual network that names depend on; units share the names of theirs.
+RESIDUAL = {
+    key: value
+    for key, value in (as_dict(Settings())["arch"] | {"merge": "residual"}).items()
+    if key not in ("unit", "bottleneck_stride", "options")
 }
-PROJECTED_NAMES = ("ResNet-{depth} 1x1 conv shortcut",)  # shortcut C, as He et al. 2016 have it
 
 #: Measures of a final test error: what it is over, and of how many runs (0: not said).
 TEST_METRICS = {
@@ -287,11 +315,13 @@ def network_names(run: Run) -> tuple[str, ...]:
 
     Bottlenecks share the names of deep networks, such as ResNet-164, with no basic one.
     """
-    if run.setting("arch.merge") == "plain":
-        return PLAIN_NAMES
-    order = "full_preactivation" if run.arch == "preact" else str(run.setting("arch.order"))
-    projected = PROJECTED_NAMES if run.setting("arch.shortcut") == "C" else ()
-    return ORDER_NAMES.get(order, ()) + (projected if order == "original" else ())
+    arch = {key: run.setting(f"arch.{key}") for key in RESIDUAL}
+    told = {key: value for key, value in arch.items() if value != RESIDUAL[key]}
+    if told.get("shortcut") == "B":  # named as A is
+        del told["shortcut"]
+    if run.skipless:
+        return PLAIN_NAMES if set(told) <= {"merge", "order", "shortcut"} else ()
+    return next((names for settings, names in VARIANTS if settings == told), ())
 
 
 def _same_size(millions: str, parameters: int | None) -> bool:

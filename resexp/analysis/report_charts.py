@@ -16,7 +16,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from resexp.analysis.results import Run, order, spell
+from resexp.analysis.results import Run, order, others, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
 from resexp.records import Row
@@ -356,26 +356,15 @@ def differences(runs: Sequence[Run]) -> Chart | None:
 
 
 def pair(runs: Sequence[Run]) -> dict[str, list[tuple[int, Run, Run]]]:
-    """(depth, plain run, other run) by the other's series: same depth, seed and other extras."""
-    plain = {
-        (*outside(run), run.depth, run.seed): run
-        for run in runs
-        if run.arch == "plain" and measured(run)
-    }
+    """(depth, skipless run, other run) by the other's series: same depth, seed and settings."""
+    found = {(run.series, run.depth, run.seed): run for run in runs if measured(run)}
     pairs: dict[str, list[tuple[int, Run, Run]]] = {}
-    for run in sorted(runs, key=order):
-        twin = plain.get((*outside(run), run.depth, run.seed))
-        if run.arch != "plain" and twin is not None and measured(run):
-            pairs.setdefault(run.series, []).append((run.depth, twin, run))
+    for other in others(runs):
+        plain = plain_twin(runs, other)
+        for (series, depth, seed), run in sorted(found.items()):
+            if series == other and (twin := found.get((plain or "", depth, seed))):
+                pairs.setdefault(series, []).append((depth, twin, run))
     return pairs
-
-
-def outside(run: Run) -> tuple[str, ...]:
-    """A run's extras that do not choose the network, spelt."""
-    extras = run.extras
-    return tuple(
-        f"{key}={spell(extras[key])}" for key in sorted(extras) if not key.startswith("arch.")
-    )
 
 
 def measured(run: Run) -> bool:

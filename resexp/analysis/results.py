@@ -67,6 +67,11 @@ class Run:
         return str(self.record["arch"])
 
     @property
+    def skipless(self) -> bool:
+        """Whether its network has no skip connections: plain, or trained as another's twin."""
+        return bool(self.setting("arch.merge") == "plain" or self.setting("twin") != "none")
+
+    @property
     def depth(self) -> int:
         return int(self.record["depth"])
 
@@ -202,6 +207,27 @@ def order(run: Run) -> tuple[int, str, int, int]:
     """Sorting key: plain first, its residual twin second, then the others; shallow to deep."""
     rank = {"plain": 0, "residual": 1}.get(run.arch, 2)
     return (rank, run.series, run.depth, run.seed)
+
+
+def others(runs: Sequence[Run]) -> dict[str, Run]:
+    """Series that are not plain, in the order of figures, each with one of its runs."""
+    return {run.series: run for run in sorted(runs, key=order) if not run.skipless}
+
+
+def plain_twin(runs: Sequence[Run], other: str) -> str | None:
+    """The plain series trained with the same settings as ``other``, but for its architecture's."""
+    wanted = others(runs)[other]
+    recipe = {key: value for key, value in wanted.extras.items() if not key.startswith("arch.")}
+    skipless = {run.series: run for run in runs if run.skipless}
+    for arch, extras in (
+        (wanted.arch, wanted.extras | {"twin": "plain"}),
+        ("plain", wanted.extras),
+        ("plain", recipe),
+    ):
+        for series, run in skipless.items():
+            if (run.arch, run.extras) == (arch, extras):
+                return series
+    return None
 
 
 def load_results(root: str | Path = "results", filters: Sequence[str] = ()) -> pd.DataFrame:

@@ -275,7 +275,7 @@ def conditions(run: Run) -> dict[str, Any]:
     shared = {
         key: value
         for key, value in flat.items()
-        if key not in ("depth", "seed") and not key.startswith("arch.")
+        if key not in ("depth", "seed") and not of_arch(key)
     }
     for fact in DATA_FACTS:
         shared[f"data.{fact}"] = run.record["data"].get(fact)
@@ -287,9 +287,14 @@ def conditions(run: Run) -> dict[str, Any]:
     return shared
 
 
+def of_arch(key: str) -> bool:
+    """Whether a setting chooses the network."""
+    return key == "twin" or key.startswith("arch.")
+
+
 def arm_of(run: Run) -> str:
-    """The kind of network: the arch label and the arch.* settings typed beside it."""
-    extras = {key: value for key, value in run.extras.items() if key.startswith("arch.")}
+    """The kind of network: the arch label and what of the arch and its twin was typed beside it."""
+    extras = {key: value for key, value in run.extras.items() if of_arch(key)}
     return ",".join([run.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
 
 
@@ -313,8 +318,8 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def plain_series(arms: dict[str, list[Run]]) -> str:
-    """The arm called plain, or the only one of that arch."""
-    plain = [series for series, runs in arms.items() if runs[0].arch == "plain"]
+    """The arm called plain, or the only one without skips."""
+    plain = [series for series, runs in arms.items() if runs[0].skipless]
     if not plain:
         raise UsageError("no plain runs here. Train some: resexp run -m depth=20,56 arch=plain")
     if "plain" not in plain and len(plain) > 1:

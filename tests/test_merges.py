@@ -1,0 +1,438 @@
+"""resexp.models.merges and blocks: what each rule computes, and what it is where it degenerates."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from resexp import models
+from resexp.config import compose
+from resexp.data import Images
+from resexp.models import merges
+from resexp.models.blocks import Block, RandomBlock, fixup_start
+from resexp.models.cifar import CifarNetwork
+from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
+from resexp.settings import (
+    Arch,
+    Merge,
+    Normalisation,
+    Order,
+    Settings,
+    Shortcut,
+    Twin,
+    Unit,
+    UsageError,
+)
+from resexp.task import perform
+from resexp.train.fit import begin, fit
+
+RESIDUAL = Arch(merge=Merge.residual)
+ARCHS = [
+    *("highway", "shortcut_gate", "scaled_shortcut", "dropout_shortcut", "rezero", "skipinit"),
+    *("fixup", "stochastic_depth", "se", "bottleneck", "preact_bottleneck", "preact"),
+]
+
+
+def build(arch: Arch, depth: int = 8, width: int = 4, twin: Twin = Twin.none) -> CifarNetwork:
+    network = models.build(Settings(arch=arch, depth=depth, width=width, twin=twin), 1, 10)
+    assert isinstance(network, CifarNetwork)
+    return network
+
+
+def blocks(network: CifarNetwork) -> list[Block]:
+    return [block for block in network.blocks if isinstance(block, Block)]
+
+
+def pictures(count: int = 5, channels: int = 1) -> Tensor:
+    return torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def triple(x: Tensor) -> Tensor:
+    """A branch whose output is known."""
+    return 3 * x
+
+
+def settled(gate: merges.Gate, bias: float) -> None:
+    """Make a gate say the same everywhere."""
+    nn.init.zeros_(gate.conv.weight)
+    nn.init.constant_(gate.bias.bias, bias)
+
+
+# What a rule computes
+
+
+def test_each_rule_is_its_formula() -> None:
+    x, same = pictures(channels=4), nn.Identity()
+    assert torch.equal(merges.Drop()(x, triple), 3 * x)
+    assert torch.equal(merges.Add(same)(x, triple), 3 * x + x)
+    torch.testing.assert_close(merges.WeightedAdd(same, 0.5, 0.25)(x, triple), 1.25 * x)
+    scaled = merges.ScaledAdd(same, 0.0)
+    nn.init.constant_(scaled.scale, -2)
+    torch.testing.assert_close(scaled(x, triple), x - 6 * x)
+    for rule, factor in ((merges.Highway, 0.75 + 0.25 * 3), (merges.ShortcutGate, 0.75 + 3)):
+        gated = rule(same, 4, 0.0)
+        settled(gated.gate, math.log(1 / 3))  # T = 0.25
+        torch.testing.assert_close(gated(x, triple), factor * x)
+
+
+def test_a_gate_reads_every_channel_of_a_pixel() -> None:
+    x = pictures(channels=4)
+    gate = merges.Gate(4, 0.0)
+    nn.init.normal_(gate.conv.weight, generator=torch.Generator().manual_seed(1))
+    nn.init.constant_(gate.bias.bias, 0.5)
+    mixed = torch.einsum("oc,nchw->nohw", gate.conv.weight[:, :, 0, 0], x) + 0.5
+    torch.testing.assert_close(gate(x), 1 / (1 + torch.exp(-mixed)))
+
+
+def test_a_closed_gate_is_the_identity_and_an_open_one_the_plain_network() -> None:
+    """He et al. 2016, section 3.1: b -> -inf and b -> +inf of exclusive gating."""
+    x = pictures(channels=4)
+    gated = merges.Highway(nn.Identity(), 4, 0.0)
+    settled(gated.gate, -200.0)
+    assert torch.equal(gated(x, triple), x)
+    settled(gated.gate, 200.0)
+    assert torch.equal(gated(x, triple), 3 * x)
+    shut = merges.ShortcutGate(nn.Identity(), 4, 0.0)
+    settled(shut.gate, 200.0)
+    assert torch.equal(shut(x, triple), 3 * x)
+
+
+def test_gates_start_near_the_sigmoid_of_their_bias_and_read_the_shortcuts_output() -> None:
+    network = build(replace(RESIDUAL, merge=Merge.highway, gate_bias=-6.0))
+    for block in blocks(network):
+        assert isinstance(block.merge, merges.Highway)
+        assert block.merge.gate.bias.bias.tolist() == [-6.0] * block.merge.gate.conv.in_channels
+    assert [b.merge.gate.conv.in_channels for b in blocks(network)] == [4, 8, 16]  # type: ignore[union-attr]
+
+
+def test_a_dropout_shortcut_keeps_the_mean_and_falls_with_its_share() -> None:
+    rule = merges.DropoutAdd(nn.Identity(), 0.25).train()
+    x = torch.ones(64, 8, 16, 16)
+    rule.draw(2**63 + 5)
+    y = rule(x, torch.zeros_like)
+    assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(y, rule(x, torch.zeros_like))  # until the next draw
+    rule.draw(2**63 + 7)
+    assert not torch.equal(y, rule(x, torch.zeros_like))
+    assert torch.equal(rule.eval()(x, torch.zeros_like), x)
+
+
+def test_squeeze_excitation_is_its_slow_reference_and_halves_at_zero() -> None:
+    layer = SqueezeExcitation(32, 16)
+    x = pictures(channels=32)
+    weights = []
+    for image in x:
+        means = torch.stack([channel.mean() for channel in image])
+        hidden = (layer.squeeze.weight @ means + layer.squeeze.bias).clamp(min=0)
+        weights.append(1 / (1 + torch.exp(-(layer.excite.weight @ hidden + layer.excite.bias))))
+    torch.testing.assert_close(layer(x), x * torch.stack(weights)[:, :, None, None])
+    assert layer.squeeze.out_features == 2
+    nn.init.zeros_(layer.excite.weight)
+    nn.init.zeros_(layer.excite.bias)
+    assert torch.equal(layer(x), x / 2)
+
+
+def test_squeeze_excitation_weighs_the_branch_before_the_addition() -> None:
+    network = build(replace(RESIDUAL, se_ratio=4)).eval()
+    block = blocks(network)[0]
+    assert isinstance(block.branch[-1], SqueezeExcitation)  # type: ignore[index]
+    for name in ("weight", "bias"):
+        nn.init.zeros_(getattr(block.branch[-1].excite, name))  # type: ignore[index]
+    x = pictures(channels=4)
+    bare = block.branch[:-1]  # type: ignore[index]
+    torch.testing.assert_close(block(x), torch.relu(x + bare(x) / 2))
+
+
+# What networks are where a rule degenerates
+
+
+@pytest.mark.parametrize("order", [Order.original, Order.full_preactivation])
+def test_rezero_starts_as_the_identity_between_changes_of_shape(order: Order) -> None:
+    network = build(replace(RESIDUAL, merge=Merge.scaled, order=order), 20).eval()
+    x = torch.relu(pictures(channels=16))
+    block = blocks(network)[8]
+    assert torch.equal(block(x), x)
+
+
+def test_a_half_weighted_network_is_the_residual_one_with_halved_signals() -> None:
+    weighted = build(replace(RESIDUAL, merge=Merge.weighted, shortcut_scale=1, branch_scale=1))
+    x = pictures()
+    torch.testing.assert_close(weighted.eval()(x), build(RESIDUAL).eval()(x))
+    half = blocks(build(replace(RESIDUAL, merge=Merge.weighted, shortcut_scale=0.5)))[0].eval()
+    full = blocks(build(RESIDUAL))[0].eval()
+    x = pictures(channels=4).abs()
+    torch.testing.assert_close(half(x), torch.relu(full.branch(x) + x / 2))
+
+
+def test_every_arch_shares_its_branches_initial_values_with_its_plain_twin() -> None:
+    for name in ARCHS:
+        settings = compose([f"arch={name}", f"depth={20 if 'bottleneck' in name else 8}"]).settings
+        mine = dict(models.build(settings, 1, 10).named_parameters())
+        its = models.build(replace(settings, twin=Twin.plain), 1, 10).named_parameters()
+        for key, value in its:
+            if name == "fixup" and "branch.conv" in key:
+                continue  # scaled, which a network without skips cannot be
+            assert torch.equal(mine[key], value), (name, key)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_arch_trains_on_the_digits(name: str, tmp_path: Path) -> None:
+    depth = 11 if "bottleneck" in name else 8
+    words = [f"arch={name}", f"depth={depth}", "steps=6", "batch_size=16", f"results={tmp_path}"]
+    words += ["width=4", "eval_every=3"]
+    for twin in ("none", "plain"):
+        record = perform(compose([*words, f"twin={twin}"])).record
+        assert record["status"] in ("ok", "collapsed")
+        assert 0 <= record["last"]["clean_train_error"] <= 100
+        assert math.isfinite(record["last"]["clean_train_loss"])
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
+@pytest.mark.parametrize("merge", [Merge.plain, Merge.residual])
+def test_every_norm_goes_with_plain_and_residual(norm: str, merge: Merge) -> None:
+    network = build(Arch(merge=merge, norm=Normalisation(norm)))
+    loss = cross_entropy(network(pictures()), torch.arange(5))
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    assert gradients[0].any()  # the signal reaches the stem
+    kinds = {type(module) for module in network.modules()}
+    wanted = {"batch": nn.BatchNorm2d, "none": Bias}.get(norm, nn.GroupNorm)
+    assert wanted in kinds
+    assert not kinds & ({nn.BatchNorm2d, nn.GroupNorm, Bias} - {wanted})
+
+
+def test_norms_are_over_the_groups_that_they_say() -> None:
+    x = 5 + 3 * pictures(channels=16)
+    for kind, groups in (("group", 8), ("layer", 1)):
+        y = Norm(1e-5, 0.1, Normalisation(kind))(16)(x).reshape(5, groups, -1)
+        torch.testing.assert_close(y.mean(2), torch.zeros(5, groups), atol=1e-5, rtol=0)
+        torch.testing.assert_close(y.var(2, correction=0), torch.ones(5, groups), atol=1e-3, rtol=0)
+    assert Norm(1e-5, 0.1, Normalisation.group)(12).num_groups == 4
+
+
+# Where the skips are
+
+
+@pytest.mark.parametrize(("span", "blocks_a_stage"), [(1, 6), (2, 3), (3, 2)])
+def test_a_skip_jumps_over_the_convolutions_it_says(span: int, blocks_a_stage: int) -> None:
+    network = build(replace(RESIDUAL, skip_span=span), 20)
+    assert len(blocks(network)) == 3 * blocks_a_stage
+    for block in blocks(network):
+        assert sum(isinstance(m, nn.Conv2d) for m in block.branch.modules()) == span
+    plain = build(replace(RESIDUAL, skip_span=span), 20, twin=Twin.plain)
+    assert models.count(plain) == models.count(network) == models.count(build(RESIDUAL, 20))
+
+
+def test_spans_refuse_depths_that_they_do_not_divide() -> None:
+    assert Settings(depth=23, arch=replace(RESIDUAL, skip_span=1)).depth == 23
+    with pytest.raises(UsageError, match=r"depth=23 is not 9n\+2. Nearest: 20, 29."):
+        Settings(depth=23, arch=replace(RESIDUAL, skip_span=3))
+    with pytest.raises(UsageError, match=r"arch.skip_span is for arch.unit=basic"):
+        Settings(depth=20, arch=replace(RESIDUAL, skip_span=1, unit=Unit.bottleneck))
+
+
+@pytest.mark.parametrize("stages", [[], [1], [2, 3], [1, 2, 3]])
+def test_skips_stand_in_the_stages_that_were_named(stages: list[int]) -> None:
+    network = build(replace(RESIDUAL, skip_stages=stages), 14)
+    found = [isinstance(block.merge, merges.Add) for block in blocks(network)]
+    assert found == [stage in stages for stage in (1, 1, 2, 2, 3, 3)]
+    x = pictures()
+    same = {(): Twin.plain, (1, 2, 3): Twin.none}.get(tuple(stages))
+    if same is not None:
+        assert torch.equal(network(x), build(RESIDUAL, 14, twin=same)(x))
+
+
+@pytest.mark.parametrize("stages", [[0], [2, 1], [1, 1]])
+def test_stages_are_named_once_and_rising(stages: list[int]) -> None:
+    with pytest.raises(UsageError, match="skip_stages"):
+        Settings(arch=replace(RESIDUAL, skip_stages=stages))
+
+
+# Stochastic depth
+
+
+def random_blocks(survival: float, depth: int = 110) -> list[RandomBlock]:
+    with torch.device("meta"):
+        arch = replace(RESIDUAL, survival=survival)
+        network = models.structure(Settings(arch=arch, depth=depth, width=4), 1, 10)
+    return [module for module in network.modules() if isinstance(module, RandomBlock)]
+
+
+def test_survival_falls_linearly_to_the_last_block() -> None:
+    found = [block.survival for block in random_blocks(0.5)]
+    assert len(found) == 54
+    assert found[0] == pytest.approx(1 - 0.5 / 54)
+    assert found[-1] == 0.5
+    assert sum(found) == pytest.approx(40.25)  # the paper's expected number of blocks
+
+
+def test_blocks_survive_as_often_as_they_should() -> None:
+    some = random_blocks(0.5, 20)
+    steps = 2000
+    alive = torch.zeros(len(some))
+    for step in range(steps):
+        merges.draw(some, 7, step)
+        alive += torch.tensor([block.survives for block in some])
+    wanted = torch.tensor([block.survival for block in some])
+    error = (wanted * (1 - wanted) / steps).sqrt()
+    assert ((alive / steps - wanted).abs() < 4 * error).all()
+
+
+def test_draws_are_functions_of_seed_and_step() -> None:
+    def pattern(seed: int, step: int) -> list[bool]:
+        some = random_blocks(0.5)
+        merges.draw(some, seed, step)
+        return [block.survives for block in some]
+
+    assert pattern(3, 5) == pattern(3, 5)
+    assert len({tuple(pattern(seed, step)) for seed in (0, 1) for step in range(20)}) == 40
+
+
+def test_a_branch_that_is_left_out_is_not_computed_and_gets_no_gradient() -> None:
+    network = build(replace(RESIDUAL, survival=0.5))
+    block = blocks(network)[-1]
+    assert isinstance(block, RandomBlock)
+    calls: list[int] = []
+    block.branch.register_forward_hook(lambda *_: calls.append(1))
+    block.survives = False
+    x = pictures(channels=8)
+    carried = ZeroPad(8, 16, 2)(x)
+    assert torch.equal(block(x), torch.relu(carried))
+    assert calls == []
+    block.survives = True
+    bare = copy.deepcopy(block)
+    assert torch.equal(block(x), torch.relu(bare.branch(x) + carried))
+    bare = copy.deepcopy(block).eval()
+    expected = torch.relu(0.5 * bare.branch(x) + carried)
+    torch.testing.assert_close(block.eval()(x), expected)
+
+
+def test_survival_of_one_is_the_network_without_it() -> None:
+    assert not random_blocks(1.0, 20)
+
+
+def test_stochastic_depth_resumes_and_decays_what_it_left_out(few_digits: Images) -> None:
+    arch = replace(RESIDUAL, survival=0.5)
+    settings = Settings(arch=arch, depth=8, width=4, steps=6, batch_size=8, eval_every=3)
+
+    def trained(stop: int) -> CifarNetwork:
+        network = build(arch)
+        state = begin(network, settings)
+        turns = fit(state, settings, few_digits)
+        while state.step < stop:
+            next(turns)
+        saved = copy.deepcopy(state.state_dict())
+        fresh = begin(build(arch), settings)
+        fresh.load_state_dict(saved)
+        for _ in fit(fresh, settings, few_digits):
+            pass
+        assert isinstance(fresh.network, CifarNetwork)
+        return fresh.network
+
+    one, other = trained(2).state_dict(), trained(5).state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# Fixup
+
+
+def test_fixup_scales_the_first_convolutions_and_zeroes_the_last() -> None:
+    convs = fixup_start([Convolution(16, 3), Convolution(16, 3)], 54)
+    assert [conv.gain for conv in convs] == [54**-0.5, 0.0]
+    convs = fixup_start([Convolution(16, 1), Convolution(16, 3), Convolution(64, 1)], 54)
+    assert [conv.gain for conv in convs] == [54**-0.25, 54**-0.25, 0.0]
+
+
+def fixup() -> Settings:
+    return compose(["arch=fixup", "depth=20", "width=4"]).settings
+
+
+def test_fixup_starts_with_silent_branches_and_one_answer() -> None:
+    network = models.build(fixup(), 1, 10)
+    he = dict(build(RESIDUAL, 20).named_parameters())
+    for name, value in network.named_parameters():
+        if name.endswith("branch.conv1.weight"):
+            torch.testing.assert_close(value, he[name] * 9**-0.5)
+        elif name.endswith("branch.conv2.weight") or name.startswith("classifier"):
+            assert not value.any()
+        elif name.endswith("scale"):
+            assert value.tolist() == [1.0]
+        elif "bias" in name:
+            assert value.tolist() == [0.0]
+    assert not network(pictures()).any()
+
+
+def test_fixup_is_its_papers_block() -> None:
+    """Zhang et al. 2019, figure 1: biases before each convolution and ReLU, a multiplier."""
+    network = models.build(fixup(), 1, 10)
+    block = next(m for m in network.modules() if isinstance(m, Block))
+    values = iter(torch.linspace(-0.3, 0.4, 5))
+    branch, merge, after = block.branch, block.merge, block.after
+    b1, b2, b3, scale, b4 = (
+        branch.bias1.bias, branch.bias2.bias, branch.bias3.bias, merge.scale, after.bias1.bias,
+    )  # fmt: skip
+    for parameter in (b1, b2, b3, scale, b4):
+        nn.init.constant_(parameter, next(values).item())  # type: ignore[arg-type]
+    nn.init.normal_(branch.conv2.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, arg-type]
+    x = pictures(channels=4)
+    f = branch.conv1(x + b1) + b2  # type: ignore[operator, union-attr]
+    f = branch.conv2(torch.relu(f) + b3)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(block(x), torch.relu(x + scale * f + b4))
+
+
+def test_single_numbers_learn_at_their_share_of_the_rate(few_digits: Images) -> None:
+    settings = replace(fixup(), steps=1, batch_size=8, weight_decay=0.0, momentum=0.0)
+    moved = {}
+    for share in (1.0, 0.1):
+        one = replace(settings, arch=replace(settings.arch, scalar_lr=share))
+        network = models.build(one, 1, 10)
+        network.classifier.weight.data.fill_(0.1)  # type: ignore[union-attr, operator]
+        network.classifier.weight.data[3:] *= -1  # type: ignore[index, union-attr]
+        before = copy.deepcopy(dict(network.named_parameters()))
+        for _ in fit(begin(network, one), one, few_digits):
+            pass
+        moved[share] = {k: (v - before[k]).abs().sum() for k, v in network.named_parameters()}
+    for name, full in moved[1.0].items():
+        single = name.endswith("scale") or (".bias" in name and "classifier" not in name)
+        rate = 0.1 if single else 1.0
+        torch.testing.assert_close(moved[0.1][name], full * rate, rtol=1e-4, atol=1e-7)
+    assert moved[1.0]["end.bias1.bias"] > 0
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        (Arch(shortcut_scale=0.5), "arch.shortcut_scale is for arch.merge=weighted"),
+        (Arch(merge=Merge.residual, gate_bias=-6), "arch.merge=highway or arch.merge=shortcut_g"),
+        (Arch(merge=Merge.residual, branch_start=1), "is for arch.merge=scaled"),
+        (Arch(survival=0.5), "arch.survival is for networks with skips"),
+    ],
+)
+def test_settings_that_no_layer_would_read_are_refused(arch: Arch, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Settings(arch=arch)
+
+
+def test_what_a_family_does_not_know_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"arch.merge=concatenate is not for cifar"):
+        models.check(Settings(arch=Arch(merge=Merge.concatenate)))
+    with pytest.raises(UsageError, match=r"arch.family=layers is unknown"):
+        models.check(Settings(arch=Arch(family="layers")))
+    with pytest.raises(UsageError, match=r"arch.family=../x is unknown"):
+        models.check(Settings(arch=Arch(family="../x")))
+
+
+def test_projections_of_a_network_without_normalisation_have_biases() -> None:
+    network = build(replace(RESIDUAL, shortcut=Shortcut.B, norm=Normalisation.none))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert any("merge.shortcut.norm1.bias" in name for name, _ in network.named_parameters())
