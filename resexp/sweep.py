@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resexp.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
@@ -170,25 +170,36 @@ def closing(outcome: Outcome) -> str:
     place = f"{record['status']:<9} {job.directory}"
     if outcome.claim is Claim.done:
         place = f"done      {job.directory} (before: nothing to do)"
-    twin_arch = "residual" if job.arch == "plain" else "plain"
-    twin = twin_record(job, twin_arch)
-    if twin is None:
-        kept = [word for word in job.overrides if not word.startswith(("arch=", "arch."))]
-        words = [*kept, f"arch={twin_arch}"]
-        after = f"next: {shlex.join(['resexp', 'run', *job.flags, *words])}, then resexp plot"
-        return f"{place}   clean training error {error}\n          {after}"
-    other = percent(twin["last"].get("clean_train_error"))
+    twin = twin_of(job)
+    its = finished_record(twin)
+    if its is None:
+        words = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
+        return f"{place}   clean training error {error}\n          next: {words}, then resexp plot"
+    other = percent(its["last"].get("clean_train_error"))
+    name = "plain" if "twin" in twin.extras else twin.arch
     return (
-        f"{place}   clean training error {error} ({twin_arch} twin: {other})\n"
+        f"{place}   clean training error {error} ({name} twin: {other})\n"
         "          next: resexp plot"
     )
 
 
-def twin_record(job: Job, arch: str) -> dict[str, Any] | None:
-    """The finished run that differs from ``job`` in arch alone, if there is one."""
-    extras = {key: value for key, value in job.extras.items() if not key.startswith("arch.")}
-    twin = Job(settings=job.settings, arch=arch, extras=extras, overrides=[], config="")
-    directory: Path = twin.directory
+def twin_of(job: Job) -> Job:
+    """The run to set beside ``job``: plain and residual, or an arch and its own twin."""
+    typed = [word for word in job.overrides if not word.startswith("twin=")]
+    extras = {key: value for key, value in job.extras.items() if key != "twin"}
+    if len(typed) < len(job.overrides):  # a twin: the network itself
+        return replace(job, extras=extras, overrides=typed)
+    if job.arch not in ("plain", "residual"):
+        return replace(job, extras=extras | {"twin": "plain"}, overrides=[*typed, "twin=plain"])
+    arch = "residual" if job.arch == "plain" else "plain"
+    kept = [word for word in typed if not word.startswith(("arch=", "arch."))]
+    extras = {key: value for key, value in extras.items() if not key.startswith("arch.")}
+    return replace(job, arch=arch, extras=extras, overrides=[*kept, f"arch={arch}"])
+
+
+def finished_record(job: Job) -> dict[str, Any] | None:
+    """The record of ``job``'s directory, if it holds a finished run."""
+    directory = job.directory
     try:
         record = read_record(directory) if (directory / RECORD).exists() else None
     except UsageError:
