@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -19,10 +20,10 @@ from resexp import models, records
 from resexp.environment import environment, peak_memory_mb
 from resexp.records import Claim, Row
 from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
-from resexp.signals import Interrupted, Stop, stop_signals
+from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_precision, choose_device, prepare
-from resexp.train.fit import State, begin, fit, row_steps
+from resexp.train.fit import State, begin, fit, is_last, row_steps
 from resexp.train.loggers import check_loggers, open_loggers
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
@@ -61,11 +62,33 @@ def check(job: Job) -> Claim:
     return claim
 
 
+#: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
+Turns = Generator[None, None, Outcome]
+
+
 def perform(job: Job, watch: Watch = unwatched) -> Outcome:
     """Train ``job`` to its end, from its checkpoint if there is one, unless that is done already.
 
     A failure is recorded in the run directory and raised; an interruption saves and raises
     Interrupted.
+    """
+    turns = steps(job, watch)
+    try:
+        next(turns)
+        with stop_signals() as stop:
+            while stop.signum is None:
+                next(turns)
+            turns.throw(Interrupted(stop.signum))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+    raise AssertionError("an interrupted run goes no further")
+
+
+def steps(job: Job, watch: Watch) -> Turns:
+    """``perform``, a step at a time, so that several jobs can take turns in one process.
+
+    Between two turns other code may run, and stop the job by throwing Interrupted in: it saves.
     """
     if check(job) is Claim.done:
         return Outcome(job, Claim.done, records.read_record(job.directory), [])
@@ -76,7 +99,7 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
                 return Outcome(job, claim, {}, [])
             if claim is Claim.done:
                 return Outcome(job, claim, records.read_record(job.directory), [])
-            record, warnings = train(job, claim, data, watch)
+            record, warnings = yield from train(job, claim, data, watch)
             return Outcome(job, claim, record, warnings)
     except UsageError:
         raise
@@ -85,16 +108,22 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
         raise
 
 
-_loaded: dict[tuple[str, str], images.Images] = {}
+#: Sets in use by a run of this process, and ...
+_loaded: WeakValueDictionary[tuple[str, str], images.Images] = WeakValueDictionary()
+#: ... the newest, kept for the next job of a sweep.
+_newest: images.Images | None = None
 
 
 def load(settings: Data, device: torch.device) -> images.Images:
-    """The images on ``device``, kept for the next job of a sweep."""
+    """The images on ``device``: those of another run that is at work, or of the last, if equal."""
+    global _newest
     key = (repr(settings), str(device))
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = images.load(settings).to(device)
-    return _loaded[key]
+    found = _loaded.get(key)
+    if found is None:
+        _newest = None  # before the next is loaded: there may not be room for both
+        found = _loaded[key] = images.load(settings).to(device)
+    _newest = found
+    return found
 
 
 def opened(
@@ -147,37 +176,47 @@ def opened(
 
 def train(
     job: Job, claim: Claim, data: images.Images, watch: Watch
-) -> tuple[dict[str, Any], list[str]]:
-    """Train to the end, keeping the run directory up to date; returns its record and warnings."""
+) -> Generator[None, None, tuple[dict[str, Any], list[str]]]:
+    """Train to the end, keeping the run directory up to date; returns its record and warnings.
+
+    Pauses before the first step and after every other but the last.
+    """
     settings, directory = job.settings, job.directory
     device = data.train_images.device
     network = models.build(settings, data.channels, len(data.classes), data.size)
     record = opened(job, claim, data, network, device)
+    threads = record["environment"]["threads"]
     state, rows, warnings = restored(job, record, data, network.to(device))
     for known in rows:
         update(record, known, device)
     watch(record, state.step, None)
-    loggers = open_loggers(settings.loggers, directory, record, warnings.append)
     saved = time.monotonic()
-    over = bool(rows) and not math.isfinite(rows[-1].train_loss)  # stopped right after diverging
+    over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_signals())
+        loggers = open_loggers(settings.loggers, directory, record, warnings.append)
         for logger in loggers:
             stack.callback(logger.close)  # after a stop or a failure too
-        for row in () if over else fit(state, settings, data):
-            if row is not None:
-                records.append_row(directory, row)
-                rows.append(row)
-                update(record, row, device)
-                for logger in loggers:
-                    logger.log(row.step, records.as_written(row))
-            watch(record, state.step, row)
-            if stop.signum is not None and state.step < settings.steps:
-                save(job, state, record)
-                interrupt(job, record, stop)
-            if time.monotonic() - saved >= settings.checkpoint_every:
-                save(job, state, record)
-                saved = time.monotonic()
+        try:
+            yield
+            for row in () if over else fit(state, settings, data):
+                if row is not None:
+                    records.append_row(directory, row)
+                    rows.append(row)
+                    update(record, row, device)
+                    for logger in loggers:
+                        logger.log(row.step, records.as_written(row))
+                watch(record, state.step, row)
+                if is_last(row, settings):
+                    break
+                yield
+                prepare(threads, settings.deterministic, device)  # another run may have had a turn
+                if time.monotonic() - saved >= settings.checkpoint_every:
+                    save(job, state, record)
+                    saved = time.monotonic()
+        except Interrupted:
+            record["status"] = "interrupted"
+            save(job, state, record)
+            raise
     finish(job, state, record, rows)
     return record, warnings
 
@@ -217,14 +256,6 @@ def save(job: Job, state: State, record: dict[str, Any]) -> None:
     records.flush(job.directory)
     checkpoint.save(job.directory, state, record["digest"])
     records.write_record(job.directory, record)
-
-
-def interrupt(job: Job, record: dict[str, Any], stop: Stop) -> None:
-    """Record that a saved run was stopped, and stop everything."""
-    assert stop.signum is not None
-    record["status"] = "interrupted"
-    records.write_record(job.directory, record)
-    raise Interrupted(stop.signum)
 
 
 def finish(job: Job, state: State, record: dict[str, Any], rows: list[Row]) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
     return threads
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of activations instead of returning it after every layer.
 

@@ -98,8 +98,13 @@ def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
         state.seconds = row.seconds = time.perf_counter() - origin
         row.images_per_second = rate
         yield row
-        if not math.isfinite(row.train_loss):
+        if is_last(row, settings):
             return
+
+
+def is_last(row: Row | None, settings: Settings) -> bool:
+    """Whether a run ends with this row: all its steps are done, or its loss is not finite."""
+    return row is not None and (row.step == settings.steps or not math.isfinite(row.train_loss))
 
 
 def row_steps(settings: Settings, step: int) -> list[int]:
