@@ -81,7 +81,7 @@ def plan(configs: list[DictConfig]) -> list[int]:
 
 
 def together(overrides: Sequence[Sequence[str]]) -> None:
-    """What the launcher of ``launch=processes`` calls in place of the task, once for all jobs."""
+    """What the launcher of several jobs at a time calls in place of the task, once for all."""
     assert _session is not None
     _session.perform_together()
 

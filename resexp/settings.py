@@ -171,7 +171,8 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: str = "local"
-    jobs: int = 0  # runs at a time under launch=processes; 0: one a core, at most 8; two a GPU
+    jobs: int = 0  # runs at a time; 0: under processes one a core, at most 8, or two a GPU;
+    # under lockstep all, at most 64
 
 
 @dataclass(kw_only=True, slots=True)

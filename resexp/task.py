@@ -198,6 +198,7 @@ def train(
             stack.callback(logger.close)  # after a stop or a failure too
         try:
             yield
+            prepare(threads, settings.deterministic, device)  # another run may have had a turn
             for row in () if over else fit(state, settings, data):
                 if row is not None:
                     records.append_row(directory, row)
@@ -209,7 +210,7 @@ def train(
                 if is_last(row, settings):
                     break
                 yield
-                prepare(threads, settings.deterministic, device)  # another run may have had a turn
+                prepare(threads, settings.deterministic, device)
                 if time.monotonic() - saved >= settings.checkpoint_every:
                     save(job, state, record)
                     saved = time.monotonic()
