@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,9 +22,10 @@ from resexp.records import Claim, Row
 from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
-from resexp.train.device import check_precision, choose_device, prepare
+from resexp.train.device import check_gpus, check_precision, choose_device, prepare
 from resexp.train.fit import State, begin, fit, is_last, row_steps
 from resexp.train.loggers import check_loggers, open_loggers
+from resexp.train.ranks import ALONE, Ranks, synchronise
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
 
@@ -53,7 +54,9 @@ def check(job: Job) -> Claim:
     Returns what the run directory says.
     """
     models.check(job.settings)
-    check_precision(job.settings.precision, choose_device(job.settings.device))
+    device = choose_device(job.settings.device)
+    check_precision(job.settings.precision, device)
+    check_gpus(job.settings.launch.ranks, device)
     claim = records.look(job)
     if claim is not Claim.done:
         check_loggers(job.settings.loggers)
@@ -65,6 +68,8 @@ def check(job: Job) -> Claim:
 #: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
 Turns = Generator[None, None, Outcome]
 
+Returned = TypeVar("Returned")
+
 
 def perform(job: Job, watch: Watch = unwatched) -> Outcome:
     """Train ``job`` to its end, from its checkpoint if there is one, unless that is done already.
@@ -72,16 +77,20 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
     A failure is recorded in the run directory and raised; an interruption saves and raises
     Interrupted.
     """
-    turns = steps(job, watch)
+    return finished(steps(job, watch))
+
+
+def finished(turns: Generator[None, None, Returned], ranks: Ranks = ALONE) -> Returned:
+    """Take all the turns of a job, or of a rank's part in one, unless a rank is asked to stop."""
     try:
         next(turns)
         with stop_signals() as stop:
-            while stop.signum is None:
+            while not (signum := ranks.highest(stop.signum or 0)):
                 next(turns)
-            turns.throw(Interrupted(stop.signum))
+            turns.throw(Interrupted(signum))
     except StopIteration as end:
-        outcome: Outcome = end.value
-        return outcome
+        returned: Returned = end.value
+        return returned
     raise AssertionError("an interrupted run goes no further")
 
 
@@ -92,14 +101,20 @@ def steps(job: Job, watch: Watch) -> Turns:
     """
     if check(job) is Claim.done:
         return Outcome(job, Claim.done, records.read_record(job.directory), [])
+    several = job.settings.launch.ranks > 1  # then each rank loads the images
     try:
-        data = load(job.settings.data, choose_device(job.settings.device))
+        data = None if several else load(job.settings.data, choose_device(job.settings.device))
         with records.claim(job) as claim:
             if claim is Claim.busy:
                 return Outcome(job, claim, {}, [])
             if claim is Claim.done:
                 return Outcome(job, claim, records.read_record(job.directory), [])
-            record, warnings = yield from train(job, claim, data, watch)
+            if data is None:
+                from resexp.elastic import launch
+
+                record, warnings = launch(job, claim, watch)
+            else:
+                record, warnings = yield from train(job, claim, data, watch)
             return Outcome(job, claim, record, warnings)
     except UsageError:
         raise
@@ -131,10 +146,13 @@ def opened(
 ) -> dict[str, Any]:
     """The record of a run that is about to train, written, beside its settings.
 
-    A resumed run keeps the threads it began with: sums on another number differ in the last bits.
+    A resumed run keeps the threads it began with, unless it goes on with another number of ranks:
+    sums on another number of either differ in the last bits.
     """
     before = records.read_record(job.directory) if claim is Claim.resume else {}
-    threads = before.get("environment", {}).get("threads") or job.settings.threads
+    ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
+    alike = ranks_before == job.settings.launch.ranks
+    threads = (alike and before.get("environment", {}).get("threads")) or job.settings.threads
     threads = prepare(threads, job.settings.deterministic, device)
     size = models.measure(network, data.channels, data.size)
     record = {
@@ -174,8 +192,16 @@ def opened(
     return record
 
 
+def build(settings: Settings, data: images.Images, ranks: Ranks) -> nn.Module:
+    """The network at its start, on the CPU."""
+    network = models.build(settings, data.channels, len(data.classes), data.size)
+    if settings.bn_sync and ranks.size > 1:
+        synchronise(network)
+    return network
+
+
 def train(
-    job: Job, claim: Claim, data: images.Images, watch: Watch
+    job: Job, claim: Claim, data: images.Images, watch: Watch, ranks: Ranks = ALONE
 ) -> Generator[None, None, tuple[dict[str, Any], list[str]]]:
     """Train to the end, keeping the run directory up to date; returns its record and warnings.
 
@@ -183,15 +209,16 @@ def train(
     """
     settings, directory = job.settings, job.directory
     device = data.train_images.device
-    network = models.build(settings, data.channels, len(data.classes), data.size)
+    network = build(settings, data, ranks)
     record = opened(job, claim, data, network, device)
     threads = record["environment"]["threads"]
-    state, rows, warnings = restored(job, record, data, network.to(device))
+    state, rows, warnings = restored(job, record, data, network.to(device), ranks)
     for known in rows:
         update(record, known, device)
     watch(record, state.step, None)
     saved = time.monotonic()
     over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
+    over = ranks.spread(state, over)
     with ExitStack() as stack:
         loggers = open_loggers(settings.loggers, directory, record, warnings.append)
         for logger in loggers:
@@ -199,7 +226,7 @@ def train(
         try:
             yield
             prepare(threads, settings.deterministic, device)  # another run may have had a turn
-            for row in () if over else fit(state, settings, data):
+            for row in () if over else fit(state, settings, data, ranks):
                 if row is not None:
                     records.append_row(directory, row)
                     rows.append(row)
@@ -223,7 +250,7 @@ def train(
 
 
 def restored(
-    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module
+    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module, ranks: Ranks
 ) -> tuple[State, list[Row], list[str]]:
     """Where the run stands: its newest checkpoint and the rows up to it, or the very beginning.
 
@@ -239,8 +266,7 @@ def restored(
     checkpoint.remove(directory)
     records.keep_rows(directory, 0)
     device = data.train_images.device
-    fresh = models.build(settings, data.channels, len(data.classes), data.size)
-    return begin(fresh.to(device), settings), [], warnings
+    return begin(build(settings, data, ranks).to(device), settings), [], warnings
 
 
 def update(record: dict[str, Any], row: Row, device: torch.device) -> None:
