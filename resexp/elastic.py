@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import traceback
 import uuid
@@ -62,8 +63,8 @@ def launch(job: Job, claim: Claim, watch: Watch) -> tuple[dict[str, Any], list[s
         except ChildFailedError as error:
             if failures:
                 raise failures[0] from None
-            if stop.signum is not None:  # before the rank could listen
-                raise Interrupted(stop.signum) from None
+            if stop.signum is not None:  # Ctrl-C before the ranks listened, or twice
+                raise KeyboardInterrupt from None
             raise RankFailed(died(error)) from None
     if isinstance(returned, int):
         raise Interrupted(stop.signum or returned)
@@ -78,9 +79,10 @@ def start(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> dict[int, An
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-        logging.getLogger(name).propagate = False
+    for name in ("distributed.elastic", "distributed.launcher", "multiprocessing"):
+        logger = logging.getLogger(f"torch.{name}")
+        logger.addHandler(logging.NullHandler())  # what they have to say, we say
+        logger.propagate = False
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -108,7 +110,6 @@ def listen(
     ``failures`` gets those that ranks report, in the order in which they happened.
     """
     pid = 0
-    told = False
     try:
         while not under_way.done() or any(pipe.poll() for pipe in pipes):
             for pipe in cast("list[Connection]", wait(pipes, LOOK_EVERY / 5)):
@@ -119,13 +120,21 @@ def listen(
                     watch(*said)
                 else:
                     failures.append(said[0])
-            if stop.signum is not None and pid and not told:
-                told = True
-                os.kill(pid, signal.SIGTERM)
+            if stop.signum is not None:
+                tell_to_stop(pid)
     finally:
-        if pid and not told and not under_way.done():  # leaving in a hurry
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        if not under_way.done():  # leaving in a hurry
+            tell_to_stop(pid)
+
+
+def tell_to_stop(pid: int) -> None:
+    """Ask rank 0, once it is known, to save and stop; again and again, for it may not listen yet.
+
+    It tells the others, and may have been told by the terminal.
+    """
+    with suppress(ProcessLookupError):
+        if pid:
+            os.kill(pid, signal.SIGTERM)
 
 
 def died(error: Any) -> str:
@@ -139,12 +148,12 @@ def died(error: Any) -> str:
 def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Any:
     """A rank's life. Rank 0 returns record and warnings; all return a signal that stopped them."""
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    pipe = pipes[ranks.rank]
-    if ranks.rank == 0:
-        pipe.send(("began", os.getpid()))
+    pipe, parent = pipes[ranks.rank], os.getppid()
     try:
         return work_as(ranks, placed(job, ranks), claim, pipe)
     except Interrupted as stop:
+        if os.getppid() != parent:  # nobody is left to return it to
+            raise SystemExit(stop.exit_code) from stop
         return stop.signum
     except Exception as error:
         pipe.send(("failed", sendable(error, ranks.rank)))
@@ -161,7 +170,9 @@ def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Any:
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
     )
     data = load(job.settings.data, device)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # but between steps: a late one must not kill
     if ranks.rank == 0:
+        pipe.send(("began", os.getpid()))
         returned: Any = finished(train(job, claim, data, speaker(pipe), ranks), ranks)
     else:
         returned = finished(follow(job, data, ranks), ranks)
@@ -203,8 +214,9 @@ def speaker(pipe: Connection) -> Watch:
         message: Message = ("step", record, step, row)
         try:
             pipe.send(message)
-        except OSError:  # the command was killed: save and stop
-            os.kill(os.getpid(), signal.SIGTERM)
+        except OSError:  # the command was killed: save and stop. On Linux torch tells the ranks so.
+            if sys.platform != "linux":
+                os.kill(os.getpid(), signal.SIGTERM)
 
     return watch
 

@@ -7,8 +7,9 @@ memory once; on a CPU the runs wait for each other and gain no time.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 
 from resexp.pool import Message
@@ -19,10 +20,13 @@ from resexp.task import Turns, Watch, steps
 AT_MOST = 64  # runs at a time unless launch.jobs says otherwise: each has a file open, or several
 
 
-def run_all(jobs: list[Job], at_a_time: int, watch: Watch) -> Iterator[tuple[Job, Message]]:
+def run_all(
+    jobs: list[Job], at_a_time: int, watch: Watch
+) -> Generator[tuple[Job, Message], None, None]:
     """Carry out ``jobs``, some at a time, the next as soon as one ends; yields how each ended.
 
     Raises Interrupted, once every run at work has been saved, if this process is asked to stop.
+    They are saved, too, if this generator is closed.
     """
     waiting = deque(jobs)
     working: list[tuple[Job, Turns]] = []
@@ -38,10 +42,10 @@ def run_all(jobs: list[Job], at_a_time: int, watch: Watch) -> Iterator[tuple[Job
                     if (end := advance(turns)) is not None:
                         working.remove((job, turns))
                         yield job, end
-        except Interrupted as asked:
+        except (Interrupted, GeneratorExit):
             for _, turns in working:
                 with suppress(Interrupted, Exception):  # one that cannot be saved says so itself
-                    turns.throw(asked)
+                    turns.throw(Interrupted(stop.signum or signal.SIGTERM))
             raise
         finally:
             for _, turns in working:

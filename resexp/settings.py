@@ -256,11 +256,12 @@ CIRCUMSTANCES = frozenset(
 
 
 def circumstances(flat: dict[str, Any]) -> frozenset[str]:
-    """CIRCUMSTANCES, and with ``bn_sync`` the number of ranks: it then changes no number.
+    """CIRCUMSTANCES, and with ``bn_sync`` the number of ranks: it then changes the last bits alone.
 
     Without it the ranks decide how many images share normalisation statistics.
     """
-    return CIRCUMSTANCES | ({"launch.ranks"} if flat["bn_sync"] else set())
+    ranks = {"launch.ranks"}
+    return CIRCUMSTANCES | ranks if flat["bn_sync"] else CIRCUMSTANCES - ranks
 
 
 #: Settings of an arch that one kind of merge alone reads.

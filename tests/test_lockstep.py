@@ -183,6 +183,15 @@ def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(
         assert numbers(job) == numbers(twin)
 
 
+def test_runs_are_saved_when_no_more_is_wanted_of_them(tmp_path: Path) -> None:
+    jobs = [*jobs_in(tmp_path / "short", range(1), steps=2), *jobs_in(tmp_path / "long", range(2))]
+    ends = run_all(jobs, 3, unwatched)
+    assert next(ends)[0] is jobs[0]
+    ends.close()
+    statuses = [read_record(job.directory)["status"] for job in jobs]
+    assert statuses == ["collapsed", "interrupted", "interrupted"]
+
+
 def test_a_run_that_cannot_be_saved_keeps_no_other_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
