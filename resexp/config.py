@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resexp.catalogue import config_folder, full_key, groups, keys, nearest, options, values
-from resexp.settings import CIRCUMSTANCES, Job, Settings, UsageError, as_dict, flatten
+from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
 from resexp.sweep import Session
 
 ConfigStore.instance().store(name="schema", node=Settings, provider="resexp")
@@ -53,8 +53,8 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 
 SETTINGS_HINT = "All of them: resexp list settings."
 
-#: Overrides that choose where or how jobs run: no part of a run's name.
-UNNAMED = CIRCUMSTANCES | {"arch", "depth", "seed", "experiment", "launch"}
+#: Overrides that are no part of a run's name, or a part of their own, beside its circumstances.
+UNNAMED = {"arch", "depth", "seed", "experiment", "launch"}
 
 #: The session of this command; a worker process of some launcher has none and makes its own.
 _session: Session | None = None
@@ -81,7 +81,7 @@ def plan(configs: list[DictConfig]) -> list[int]:
 
 
 def together(overrides: Sequence[Sequence[str]]) -> None:
-    """What the launcher of ``launch=processes`` calls in place of the task, once for all jobs."""
+    """What the launcher of several jobs at a time calls in place of the task, once for all."""
     assert _session is not None
     _session.perform_together()
 
@@ -160,10 +160,11 @@ def root_name(root: str) -> str:
 def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:
     """The typed overrides that name a run beside arch, depth and seed, with their values."""
     flat = flatten(as_dict(settings))
+    unnamed = UNNAMED | circumstances(flat)
     named: dict[str, Any] = {}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-        if key in UNNAMED or key.startswith("hydra"):
+        if key in unnamed or key.startswith("hydra"):
             continue
         named[key] = choices[key] if key in choices else flat[key]
     return named

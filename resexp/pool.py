@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -44,7 +44,7 @@ class Worker:
     job: Job | None = None
 
 
-def run_all(jobs: list[Job], at_a_time: int) -> Iterator[tuple[Job, Message]]:
+def run_all(jobs: list[Job], at_a_time: int) -> Generator[tuple[Job, Message], None, None]:
     """Carry out ``jobs``, some at a time; yields what the workers say of them, as they say it.
 
     Raises Interrupted, once every run at work has been saved, if this process is asked to stop.

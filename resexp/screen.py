@@ -43,6 +43,8 @@ def headline(record: dict[str, Any]) -> str:
     data, settings, place = record["data"], record["settings"], record["environment"]
     height, width, _ = data["shape"]
     where = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device_name"]
+    ranks = settings["launch"]["ranks"]
+    where = f"{ranks} ranks, each on {where}" if ranks > 1 else where
     return (
         f"{record['run']}  {data['name']} {data['train']:,} + {data['test']:,} images of "
         f"{height}x{width}  {record['parameters']:,} parameters  "

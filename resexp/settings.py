@@ -171,7 +171,9 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: str = "local"
-    jobs: int = 0  # runs at a time under launch=processes; 0: one a core, at most 8; two a GPU
+    jobs: int = 0  # runs at a time; 0: under processes one a core, at most 8, or two a GPU;
+    # under lockstep all, at most 64
+    ranks: int = 1  # processes that train one network together, each on its share of the batches
 
 
 @dataclass(kw_only=True, slots=True)
@@ -209,6 +211,7 @@ class Settings:
     bn_momentum: float = 0.1
     bn_eps: float = 1e-5
     bn_eval: BnEval = BnEval.ema
+    bn_sync: bool = False  # batch statistics over all ranks, not over each rank's share alone
 
     # numerics
     precision: Precision = Precision.fp32
@@ -250,6 +253,15 @@ CIRCUMSTANCES = frozenset(
         "loggers",
     ]
 ) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
+
+
+def circumstances(flat: dict[str, Any]) -> frozenset[str]:
+    """CIRCUMSTANCES, and with ``bn_sync`` the number of ranks: it then changes the last bits alone.
+
+    Without it the ranks decide how many images share normalisation statistics.
+    """
+    ranks = {"launch.ranks"}
+    return CIRCUMSTANCES | ranks if flat["bn_sync"] else CIRCUMSTANCES - ranks
 
 
 #: Settings of an arch that one kind of merge alone reads.
@@ -315,9 +327,36 @@ def check(settings: Settings) -> None:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
+    check_ranks(settings)
     check_name(settings.name)
     check_arch(settings.arch)
     check_depth(settings.depth, settings.arch)
+
+
+def check_ranks(settings: Settings) -> None:
+    """Raise UsageError for a network on several ranks that cannot be trained so."""
+    ranks = settings.launch.ranks
+    if not 1 <= ranks <= settings.batch_size:
+        raise UsageError(
+            f"launch.ranks={ranks}, but each rank needs an image of a batch, and batch_size="
+            f"{settings.batch_size}. Choose 1 to {settings.batch_size}."
+        )
+    if ranks == 1:
+        return
+    if settings.launch.name in ("lockstep", "processes"):
+        raise UsageError(
+            f"launch.ranks={ranks} trains one network on several processes, and "
+            f"launch={settings.launch.name} several networks at a time. Leave one of them out."
+        )
+    if ":" in settings.device:
+        raise UsageError(
+            f"device={settings.device} is one GPU, and launch.ranks={ranks} needs {ranks}. "
+            "Use device=cuda."
+        )
+    if settings.arch.merge is Merge.dropout:
+        raise UsageError(
+            f"arch.merge=dropout draws its noise for whole batches. Leave launch.ranks={ranks} out."
+        )
 
 
 def check_arch(arch: Arch) -> None:
@@ -402,7 +441,8 @@ def identity(nested: dict[str, Any]) -> dict[str, Any]:
     An older run directory lacks the settings that came later: it was trained at their defaults.
     """
     flat = flatten(as_dict(Settings())) | flatten(nested)
-    return {key: flat[key] for key in sorted(flat) if key not in CIRCUMSTANCES}
+    outside = circumstances(flat)
+    return {key: flat[key] for key in sorted(flat) if key not in outside}
 
 
 def digest(nested: dict[str, Any]) -> str:

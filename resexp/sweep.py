@@ -63,14 +63,19 @@ class Session:
             self.ended(outcome)
 
     def perform_together(self) -> None:
-        """Carry out the planned jobs, several at a time in processes of their own."""
-        from resexp.pool import placed, run_all
+        """Carry out the planned jobs, several at a time: taking turns, or each in a process."""
+        from resexp import lockstep, pool
         from resexp.train.device import cores, gpus
 
         assert self.screen is not None
-        wanted = self.jobs[0].settings.launch.jobs or 2 * gpus() or min(cores(), 8)
-        at_a_time = min(wanted, len(self.jobs))
-        for job, (kind, *told) in run_all(placed(self.jobs, at_a_time, cores(), gpus()), at_a_time):
+        launch = self.jobs[0].settings.launch
+        if launch.name == "lockstep":
+            at_a_time = launch.jobs or lockstep.AT_MOST
+            said = lockstep.run_all(self.jobs, at_a_time, self.screen.watch)
+        else:
+            at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(self.jobs))
+            said = pool.run_all(pool.placed(self.jobs, at_a_time, cores(), gpus()), at_a_time)
+        for job, (kind, *told) in said:
             if kind == "step":
                 self.screen.watch(*told)
             elif kind == "over":
@@ -95,6 +100,7 @@ class Session:
         assert self.screen is not None
         if isinstance(error, WorkerDied):
             record_failure(job, error)
+        error.__traceback__ = None  # it holds the network: error.txt has it in words
         self.failures.append((job, error))
         self.screen.end(job, f"failed  {first_line(error)}", trained=False)
 

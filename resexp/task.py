@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -19,11 +20,12 @@ from resexp import models, records
 from resexp.environment import environment, peak_memory_mb
 from resexp.records import Claim, Row
 from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
-from resexp.signals import Interrupted, Stop, stop_signals
+from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
-from resexp.train.device import check_precision, choose_device, prepare
-from resexp.train.fit import State, begin, fit, row_steps
+from resexp.train.device import check_gpus, check_precision, choose_device, prepare
+from resexp.train.fit import State, begin, fit, is_last, row_steps
 from resexp.train.loggers import check_loggers, open_loggers
+from resexp.train.ranks import ALONE, Ranks, synchronise
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
 
@@ -52,7 +54,9 @@ def check(job: Job) -> Claim:
     Returns what the run directory says.
     """
     models.check(job.settings)
-    check_precision(job.settings.precision, choose_device(job.settings.device))
+    device = choose_device(job.settings.device)
+    check_precision(job.settings.precision, device)
+    check_gpus(job.settings.launch.ranks, device)
     claim = records.look(job)
     if claim is not Claim.done:
         check_loggers(job.settings.loggers)
@@ -61,22 +65,56 @@ def check(job: Job) -> Claim:
     return claim
 
 
+#: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
+Turns = Generator[None, None, Outcome]
+
+Returned = TypeVar("Returned")
+
+
 def perform(job: Job, watch: Watch = unwatched) -> Outcome:
     """Train ``job`` to its end, from its checkpoint if there is one, unless that is done already.
 
     A failure is recorded in the run directory and raised; an interruption saves and raises
     Interrupted.
     """
+    return finished(steps(job, watch))
+
+
+def finished(turns: Generator[None, None, Returned], ranks: Ranks = ALONE) -> Returned:
+    """Take all the turns of a job, or of a rank's part in one, unless a rank is asked to stop."""
+    try:
+        next(turns)
+        with stop_signals() as stop:
+            while not (signum := ranks.highest(stop.signum or 0)):
+                next(turns)
+            turns.throw(Interrupted(signum))
+    except StopIteration as end:
+        returned: Returned = end.value
+        return returned
+    raise AssertionError("an interrupted run goes no further")
+
+
+def steps(job: Job, watch: Watch) -> Turns:
+    """``perform``, a step at a time, so that several jobs can take turns in one process.
+
+    Between two turns other code may run, and stop the job by throwing Interrupted in: it saves.
+    """
     if check(job) is Claim.done:
         return Outcome(job, Claim.done, records.read_record(job.directory), [])
+    several = job.settings.launch.ranks > 1  # then each rank loads the images
     try:
-        data = load(job.settings.data, choose_device(job.settings.device))
+        data = None if several else load(job.settings.data, choose_device(job.settings.device))
         with records.claim(job) as claim:
             if claim is Claim.busy:
                 return Outcome(job, claim, {}, [])
             if claim is Claim.done:
                 return Outcome(job, claim, records.read_record(job.directory), [])
-            record, warnings = train(job, claim, data, watch)
+            if data is None:
+                from resexp.elastic import launch
+
+                record, warnings = launch(job, claim, watch)
+            else:
+                record, warnings = yield from train(job, claim, data, watch)
             return Outcome(job, claim, record, warnings)
     except UsageError:
         raise
@@ -85,16 +123,22 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
         raise
 
 
-_loaded: dict[tuple[str, str], images.Images] = {}
+#: Sets in use by a run of this process, and ...
+_loaded: WeakValueDictionary[tuple[str, str], images.Images] = WeakValueDictionary()
+#: ... the newest, kept for the next job of a sweep.
+_newest: images.Images | None = None
 
 
 def load(settings: Data, device: torch.device) -> images.Images:
-    """The images on ``device``, kept for the next job of a sweep."""
+    """The images on ``device``: those of another run that is at work, or of the last, if equal."""
+    global _newest
     key = (repr(settings), str(device))
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = images.load(settings).to(device)
-    return _loaded[key]
+    found = _loaded.get(key)
+    if found is None:
+        _newest = None  # before the next is loaded: there may not be room for both
+        found = _loaded[key] = images.load(settings).to(device)
+    _newest = found
+    return found
 
 
 def opened(
@@ -102,10 +146,13 @@ def opened(
 ) -> dict[str, Any]:
     """The record of a run that is about to train, written, beside its settings.
 
-    A resumed run keeps the threads it began with: sums on another number differ in the last bits.
+    A resumed run keeps the threads it began with, unless it goes on with another number of ranks:
+    sums on another number of either differ in the last bits.
     """
     before = records.read_record(job.directory) if claim is Claim.resume else {}
-    threads = before.get("environment", {}).get("threads") or job.settings.threads
+    ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
+    alike = ranks_before == job.settings.launch.ranks
+    threads = (alike and before.get("environment", {}).get("threads")) or job.settings.threads
     threads = prepare(threads, job.settings.deterministic, device)
     size = models.measure(network, data.channels, data.size)
     record = {
@@ -145,45 +192,65 @@ def opened(
     return record
 
 
+def build(settings: Settings, data: images.Images, ranks: Ranks) -> nn.Module:
+    """The network at its start, on the CPU."""
+    network = models.build(settings, data.channels, len(data.classes), data.size)
+    if settings.bn_sync and ranks.size > 1:
+        synchronise(network)
+    return network
+
+
 def train(
-    job: Job, claim: Claim, data: images.Images, watch: Watch
-) -> tuple[dict[str, Any], list[str]]:
-    """Train to the end, keeping the run directory up to date; returns its record and warnings."""
+    job: Job, claim: Claim, data: images.Images, watch: Watch, ranks: Ranks = ALONE
+) -> Generator[None, None, tuple[dict[str, Any], list[str]]]:
+    """Train to the end, keeping the run directory up to date; returns its record and warnings.
+
+    Pauses before the first step and after every other but the last.
+    """
     settings, directory = job.settings, job.directory
     device = data.train_images.device
-    network = models.build(settings, data.channels, len(data.classes), data.size)
+    network = build(settings, data, ranks)
     record = opened(job, claim, data, network, device)
-    state, rows, warnings = restored(job, record, data, network.to(device))
+    threads = record["environment"]["threads"]
+    state, rows, warnings = restored(job, record, data, network.to(device), ranks)
     for known in rows:
         update(record, known, device)
     watch(record, state.step, None)
-    loggers = open_loggers(settings.loggers, directory, record, warnings.append)
     saved = time.monotonic()
-    over = bool(rows) and not math.isfinite(rows[-1].train_loss)  # stopped right after diverging
+    over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
+    over = ranks.spread(state, over)
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_signals())
+        loggers = open_loggers(settings.loggers, directory, record, warnings.append)
         for logger in loggers:
             stack.callback(logger.close)  # after a stop or a failure too
-        for row in () if over else fit(state, settings, data):
-            if row is not None:
-                records.append_row(directory, row)
-                rows.append(row)
-                update(record, row, device)
-                for logger in loggers:
-                    logger.log(row.step, records.as_written(row))
-            watch(record, state.step, row)
-            if stop.signum is not None and state.step < settings.steps:
-                save(job, state, record)
-                interrupt(job, record, stop)
-            if time.monotonic() - saved >= settings.checkpoint_every:
-                save(job, state, record)
-                saved = time.monotonic()
+        try:
+            yield
+            prepare(threads, settings.deterministic, device)  # another run may have had a turn
+            for row in () if over else fit(state, settings, data, ranks):
+                if row is not None:
+                    records.append_row(directory, row)
+                    rows.append(row)
+                    update(record, row, device)
+                    for logger in loggers:
+                        logger.log(row.step, records.as_written(row))
+                watch(record, state.step, row)
+                if is_last(row, settings):
+                    break
+                yield
+                prepare(threads, settings.deterministic, device)
+                if time.monotonic() - saved >= settings.checkpoint_every:
+                    save(job, state, record)
+                    saved = time.monotonic()
+        except Interrupted:
+            record["status"] = "interrupted"
+            save(job, state, record)
+            raise
     finish(job, state, record, rows)
     return record, warnings
 
 
 def restored(
-    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module
+    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module, ranks: Ranks
 ) -> tuple[State, list[Row], list[str]]:
     """Where the run stands: its newest checkpoint and the rows up to it, or the very beginning.
 
@@ -199,8 +266,7 @@ def restored(
     checkpoint.remove(directory)
     records.keep_rows(directory, 0)
     device = data.train_images.device
-    fresh = models.build(settings, data.channels, len(data.classes), data.size)
-    return begin(fresh.to(device), settings), [], warnings
+    return begin(build(settings, data, ranks).to(device), settings), [], warnings
 
 
 def update(record: dict[str, Any], row: Row, device: torch.device) -> None:
@@ -217,14 +283,6 @@ def save(job: Job, state: State, record: dict[str, Any]) -> None:
     records.flush(job.directory)
     checkpoint.save(job.directory, state, record["digest"])
     records.write_record(job.directory, record)
-
-
-def interrupt(job: Job, record: dict[str, Any], stop: Stop) -> None:
-    """Record that a saved run was stopped, and stop everything."""
-    assert stop.signum is not None
-    record["status"] = "interrupted"
-    records.write_record(job.directory, record)
-    raise Interrupted(stop.signum)
 
 
 def finish(job: Job, state: State, record: dict[str, Any], rows: list[Row]) -> None:

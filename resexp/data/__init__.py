@@ -26,7 +26,7 @@ LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder")
 SMALLEST = 8  # pixels a side: three stages of the family halve it twice
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Images:
     """One set of labelled images, training and test, on one device."""
 

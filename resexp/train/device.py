@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -64,6 +65,15 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         )
 
 
+def check_gpus(ranks: int, device: torch.device) -> None:
+    """Raise UsageError if a run on GPUs has more ranks than there are: each rank takes one."""
+    if device.type == "cuda" and ranks > gpus():
+        there = "there is 1 GPU" if gpus() == 1 else f"there are {gpus()} GPUs"
+        raise UsageError(
+            f"launch.ranks={ranks}, but {there}. Use launch.ranks={gpus()} or device=cpu."
+        )
+
+
 def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
     """Set numerics for this process and its CPU threads (0: one a core); returns their number.
 
@@ -84,6 +94,7 @@ def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
     return threads
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of activations instead of returning it after every layer.
 

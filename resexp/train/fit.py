@@ -17,6 +17,7 @@ from resexp.models.merges import draw, drawn
 from resexp.records import Row
 from resexp.settings import Settings
 from resexp.train.evaluate import autocast, evaluate, evaluation_mode
+from resexp.train.ranks import ALONE, Ranks
 from resexp.train.schedule import learning_rate
 from resexp.train.sgd import Momentum
 
@@ -66,7 +67,9 @@ def begin(network: nn.Module, settings: Settings) -> State:
     )
 
 
-def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
+def fit(
+    state: State, settings: Settings, data: Images, ranks: Ranks = ALONE
+) -> Iterator[Row | None]:
     """Train from ``state`` to the last step, one optimizer step a turn.
 
     Yields the row of an evaluation after the steps that have one, else None, so that the caller
@@ -78,7 +81,7 @@ def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
         end = min(settings.steps, (first // settings.eval_every + 1) * settings.eval_every)
-        plan = batches.plan(
+        whole = batches.plan(
             seed=settings.seed,
             start=first,
             stop=end,
@@ -86,9 +89,10 @@ def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
             batch_size=settings.batch_size,
             crop_padding=settings.crop_padding,
             flip=settings.flip,
-        ).to(data.train_images.device)
+        )
+        plan = ranks.share(whole).to(data.train_images.device)
         for turn in range(end - first):
-            train_step(state, settings, data, statistics, plan, turn)
+            train_step(state, settings, data, statistics, plan, turn, ranks)
             state.seconds = time.perf_counter() - origin
             if state.step < end:
                 yield None
@@ -98,8 +102,13 @@ def fit(state: State, settings: Settings, data: Images) -> Iterator[Row | None]:
         state.seconds = row.seconds = time.perf_counter() - origin
         row.images_per_second = rate
         yield row
-        if not math.isfinite(row.train_loss):
+        if is_last(row, settings):
             return
+
+
+def is_last(row: Row | None, settings: Settings) -> bool:
+    """Whether a run ends with this row: all its steps are done, or its loss is not finite."""
+    return row is not None and (row.step == settings.steps or not math.isfinite(row.train_loss))
 
 
 def row_steps(settings: Settings, step: int) -> list[int]:
@@ -115,6 +124,7 @@ def train_step(
     statistics: batches.Statistics,
     plan: batches.Plan,
     turn: int,
+    ranks: Ranks,
 ) -> None:
     """One optimizer step on the ``turn``-th batch of ``plan``. Never waits for the device."""
     index = plan.index[turn]
@@ -124,11 +134,14 @@ def train_step(
     with autocast(settings.precision, images.device):
         logits = state.network(images)
     labels = data.train_labels[index]
-    loss = cross_entropy(logits.float(), labels)
+    share = len(labels) / settings.batch_size  # 1, or this rank's part of the whole mean
+    loss = cross_entropy(logits.float(), labels) * share
     loss.backward()  # type: ignore[no-untyped-call]
+    wrong = (logits.detach().argmax(1) != labels).sum()
+    loss, wrong = ranks.add_up(state.network, loss.detach(), wrong)
     state.optimizer.step(learning_rate(settings, state.step))
-    state.loss_sum += loss.detach()
-    state.wrong += (logits.detach().argmax(1) != labels).sum()
+    state.loss_sum += loss
+    state.wrong += wrong
     state.step += 1
 
 

@@ -1,4 +1,4 @@
-"""A launcher that hands the jobs of a sweep to the task's own pool of processes.
+"""A launcher that hands the jobs of a sweep to the task all at once.
 
 Hydra loads plugins in a way in which dataclasses cannot have postponed annotations: none here.
 """
@@ -15,20 +15,20 @@ from omegaconf import DictConfig
 
 
 @dataclass
-class ProcessesLauncherConf:
-    _target_: str = "hydra_plugins.resexp_launchers.processes_launcher.ProcessesLauncher"
+class TogetherLauncherConf:
+    _target_: str = "hydra_plugins.resexp_launchers.together_launcher.TogetherLauncher"
 
 
 ConfigStore.instance().store(
-    group="hydra/launcher", name="processes", node=ProcessesLauncherConf, provider="resexp"
+    group="hydra/launcher", name="together", node=TogetherLauncherConf, provider="resexp"
 )
 
 
-class ProcessesLauncher(BasicLauncher):
+class TogetherLauncher(BasicLauncher):
     """Several jobs at a time, if the task function can: if it has an attribute ``together``.
 
-    It is given the jobs' overrides and returns when all are over. A task without it runs as under
-    Hydra's own launcher, one job after another.
+    It is given the jobs' overrides and returns when all are over; how it carries them out is its
+    own affair. A task without it runs as under Hydra's own launcher, one job after another.
     """
 
     def setup(
