@@ -41,7 +41,7 @@ def test_options_left_out_are_at_their_defaults() -> None:
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
         {"growth": 12, "grwth": 1},
-        "arch.options.grwth is unknown. Did you mean arch.options.growth? "
+        "arch.options.grwth is unknown. Did you mean growth? "
         "Choose from growth, compression, stem, bias, title, stages.",
     ),
     ({}, "arch.options.growth is missing. Write arch.options.growth=..."),

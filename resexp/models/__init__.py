@@ -32,7 +32,8 @@ class Size:
 class Family(Protocol):
     """What a module of this package that stacks branches offers.
 
-    Beside these, ``Options``, a dataclass of its own settings, if it has any.
+    Beside these, ``Options``, a dataclass of its own settings, if it has any, and ``check``, which
+    raises UsageError for settings that contradict each other, if any can.
     """
 
     MERGES: Sequence[Merge]  # the rules it knows
@@ -66,6 +67,8 @@ def check(settings: Settings) -> None:
         if changed and not shared and field.name not in module.READS:
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
     read(getattr(module, "Options", NoOptions), arch.options)
+    if hasattr(module, "check"):
+        module.check(settings)
 
 
 def structure(

@@ -47,7 +47,7 @@ def read(kind: type[T], given: Mapping[str, Any]) -> T:
     known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            near = nearest(f"{PREFIX}{name}", [PREFIX + one for one in known])
+            near = nearest(name, known)
             have = f"Choose from {', '.join(known)}." if known else "This family has no options."
             raise UsageError(f"{PREFIX}{name} is unknown.{near} {have}")
     hints = get_type_hints(kind, include_extras=True)
