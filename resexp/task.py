@@ -71,6 +71,7 @@ def perform(job: Job, watch: Watch = unwatched) -> Outcome:
         return Outcome(job, Claim.done, records.read_record(job.directory), [])
     try:
         data = load(job.settings.data, choose_device(job.settings.device))
+        models.check(job.settings, data.size)
         with records.claim(job) as claim:
             if claim is Claim.busy:
                 return Outcome(job, claim, {}, [])

@@ -20,7 +20,7 @@ from families import (
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resexp import data, models
+from resexp import config, data, models
 from resexp.models import imagenet, vgg
 from resexp.models.blocks import Block
 from resexp.models.layers import Dropout
@@ -351,3 +351,14 @@ def test_a_wider_setting_is_the_papers_network() -> None:
     assert paper.parameters == 11_689_512
     assert Arch().family == "cifar"
     assert default.parameters < paper.parameters / 8
+
+
+def test_the_experiment_at_224_pixels_is_the_papers_network_and_recipe() -> None:
+    job = config.compose(["experiment=imagefolder_224", "data.root=flowers", "shortcut=A"])
+    of = job.settings
+    assert (job.arch, of.name, of.data.name, of.data.size) == (
+        *("resnet", "imagefolder_224", "flowers", 224),
+    )
+    assert (of.batch_size, of.lr, of.weight_decay, of.momentum) == (256, 0.1, 1e-4, 0.9)
+    assert size(of, 224, 1000).parameters == 11_515_688
+    assert size(replace(of, twin=Twin.plain), 224, 1000) == size(of, 224, 1000)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from resexp import config
 from resexp.models.options import NoOptions, Range, read
 from resexp.settings import UsageError
 
@@ -81,3 +82,12 @@ def test_a_family_without_options_takes_none() -> None:
     with pytest.raises(UsageError) as refusal:
         read(NoOptions, {"growth": 12})
     assert str(refusal.value) == "arch.options.growth is unknown. This family has no options."
+
+
+def test_an_option_of_another_arch_is_refused_with_the_archs_that_have_it() -> None:
+    with pytest.raises(UsageError) as refusal:
+        config.compose(["arch=plain", "growth=12"])
+    assert str(refusal.value) == "arch.options.growth is for arch=dense or dense_bc or densenet."
+    assert config.compose(["arch=dense", "depth=22", "growth=5"]).settings.arch.options == {
+        **{"growth": 5, "compression": 1.0, "stem_channels": 16}
+    }

@@ -32,8 +32,9 @@ class Size:
 class Family(Protocol):
     """What a module of this package that stacks branches offers.
 
-    Beside these, ``Options``, a dataclass of its own settings, if it has any, and ``check``, which
-    raises UsageError for settings that contradict each other, if any can.
+    Beside these, ``Options``, a dataclass of its own settings, if it has any, and ``check``, a
+    function of settings and size (None: not known yet) that raises UsageError for what it cannot
+    build, if there is any such thing.
     """
 
     MERGES: Sequence[Merge]  # the rules it knows
@@ -53,8 +54,11 @@ def family(name: str) -> Family:
     return cast(Family, module)
 
 
-def check(settings: Settings) -> None:
-    """Raise UsageError for settings of an arch that its family would not read."""
+def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
+    """Raise UsageError for settings of an arch that its family would not read or cannot build.
+
+    ``size`` is the images' height and width, once they are known.
+    """
     check_depth(settings.depth, settings.arch)
     arch, default = settings.arch, Arch()
     module = family(arch.family)
@@ -68,7 +72,7 @@ def check(settings: Settings) -> None:
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
     read(getattr(module, "Options", NoOptions), arch.options)
     if hasattr(module, "check"):
-        module.check(settings)
+        module.check(settings, size)
 
 
 def structure(
@@ -78,7 +82,7 @@ def structure(
 
     ``size`` is the images' height and width; families of convolutions take any.
     """
-    check(settings)
+    check(settings, size)
     return family(settings.arch.family).network(settings, channels, classes, size)
 
 

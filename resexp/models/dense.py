@@ -40,8 +40,8 @@ class Options:
     stem_channels: Annotated[int, Range(0, 4096)]  # 0: twice the growth
 
 
-def check(settings: Settings) -> None:
-    """Raise UsageError for a depth that the unit does not have."""
+def check(settings: Settings, size: tuple[int, int] | None) -> None:
+    """Raise UsageError for a depth that the unit does not have. Images may have any size."""
     if settings.arch.unit is Unit.bottleneck and (settings.depth - 4) % 6:
         below = settings.depth - (settings.depth - 4) % 6
         raise UsageError(

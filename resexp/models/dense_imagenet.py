@@ -16,7 +16,7 @@ from resexp.models.layers import Norm
 from resexp.models.options import Range, read
 from resexp.settings import Settings
 
-__all__ = ["MERGES", "READS", "Options", "network"]
+__all__ = ["MERGES", "READS", "Options", "check", "network"]
 
 READS = ("norm",)
 
@@ -39,10 +39,14 @@ class Options:
     stem: Stem = Stem.imagenet
 
 
+def check(settings: Settings, size: tuple[int, int] | None) -> None:
+    """Raise UsageError for images too small for the stem."""
+    check_size(read(Options, settings.arch.options).stem, size)
+
+
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> DenseNetwork:
-    """The network of ``settings``. Raises UsageError for images too small for its stem."""
+    """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
     options = read(Options, settings.arch.options)
-    check_size(options.stem, size)
     norm = Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
     width = 2 * options.growth
     stem = opening(options.stem, ["norm", "relu"], channels, width, norm)

@@ -49,10 +49,14 @@ class Options:
     stem: Stem = Stem.imagenet
 
 
+def check(settings: Settings, size: tuple[int, int] | None) -> None:
+    """Raise UsageError for images too small for the stem."""
+    check_size(read(Options, settings.arch.options).stem, size)
+
+
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> ImageNetwork:
-    """The network of ``settings``. Raises UsageError for images too small for its stem."""
+    """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
     options = read(Options, settings.arch.options)
-    check_size(options.stem, size)
     return ImageNetwork(
         replace(trained(settings), unit=Unit.basic if settings.depth < 50 else Unit.bottleneck),
         stages=STAGES[settings.depth],
@@ -100,9 +104,9 @@ def opening(stem: Stem, words: list[str], channels: int, width: int, norm: Norm)
     return layers
 
 
-def check_size(stem: Stem, size: tuple[int, int]) -> None:
+def check_size(stem: Stem, size: tuple[int, int] | None) -> None:
     """Raise UsageError for images of which nothing is left to halve before the last stage."""
-    if stem is Stem.imagenet and min(size) < LEAST:
+    if size is not None and stem is Stem.imagenet and min(size) < LEAST:
         height, width = size
         raise UsageError(
             f"arch.options.stem=imagenet halves images five times: {height}x{width} pixels are too "

@@ -27,17 +27,18 @@ LEAST = 32  # pixels a side that are halved five times
 DROPPED = 0.5
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Vgg:
-    """The network of ``settings``; it is its own plain twin.
-
-    Raises UsageError for images that cannot be halved five times.
-    """
-    if min(size) < LEAST:
+def check(settings: Settings, size: tuple[int, int] | None) -> None:
+    """Raise UsageError for images that cannot be halved five times."""
+    if size is not None and min(size) < LEAST:
         height, width = size
         raise UsageError(
             f"arch=vgg halves images five times: {height}x{width} pixels are too few, "
             f"{LEAST}x{LEAST} the least. Choose data=cifar10, or arch=plain for these images."
         )
+
+
+def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Vgg:
+    """The network of ``settings``, for images of at least 32 by 32; it is its own plain twin."""
     return Vgg(
         STAGES[settings.depth],
         width=settings.width,
