@@ -46,14 +46,15 @@ def facts(group: str, option: str) -> dict[str, str]:
     return said
 
 
-def own_options() -> list[str]:
-    """The settings that one family alone has, such as arch.options.growth."""
-    found: set[str] = set()
+def own_options() -> dict[str, list[str]]:
+    """The settings that some families alone have, such as arch.options.growth, and their archs."""
+    found: dict[str, list[str]] = {}
     for option in options("arch"):
         text = (config_folder() / "arch" / f"{option}.yaml").read_text()
         if inner := re.search(r"^options:\n((?: +.*\n?)+)", text, re.MULTILINE):
-            found |= set(re.findall(r"^ +(\w+):", inner[1], re.MULTILINE))
-    return sorted(f"arch.options.{name}" for name in found)
+            for name in re.findall(r"^ +(\w+):", inner[1], re.MULTILINE):
+                found.setdefault(f"arch.options.{name}", []).append(option)
+    return found
 
 
 def full_key(key: str) -> str:

@@ -18,7 +18,16 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resexp.catalogue import config_folder, full_key, groups, keys, nearest, options, values
+from resexp.catalogue import (
+    config_folder,
+    full_key,
+    groups,
+    keys,
+    nearest,
+    options,
+    own_options,
+    values,
+)
 from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
 from resexp.sweep import Session
 
@@ -136,7 +145,7 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
         leaf = str(error).rsplit("'", 2)[-2]
         typed = [override.lstrip("+").partition("=")[0] for override in overrides]
         key = next((key for key in typed if key.rpartition(".")[2] == leaf), leaf)
-        raise UsageError(f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}") from None
+        raise UsageError(unknown(key)) from None
     assert isinstance(settings, Settings)
     if "arch" not in hydra_config.runtime.choices:
         raise UsageError(f"a run needs an arch. Choose one of: {', '.join(options('arch'))}.")
@@ -257,13 +266,19 @@ def explain(error: Exception) -> str:
     if sweep := re.search(r"[Ss]weep parameters '(.+?)'", text):
         return f"{sweep[1]} has several values. Add -m to run each, or give one."
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key:
-        return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
-    if unknown := re.match(r"Could not override '(.+?)'", text):
-        key = unknown[1].partition("@")[0]
-        return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
+        return unknown(key)
+    if refused := re.match(r"Could not override '(.+?)'", text):
+        return unknown(refused[1].partition("@")[0])
     if key:
         return f"{key}: {str(cause).splitlines()[0].rstrip('.')}. See resexp list settings."
     return text
+
+
+def unknown(key: str) -> str:
+    """That there is no such setting, and the nearest that there is; or whose it is."""
+    if archs := own_options().get(key):
+        return f"{key} is for arch={' or '.join(archs)}."
+    return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
 
 
 __all__ = ["Job", "compose", "groups", "launch"]

@@ -14,6 +14,7 @@ from resexp.train.device import choose_device, prepare
 from resexp.train.fit import begin, fit
 
 TIMED_STEPS = 3  # after one to warm up
+TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch may take minutes
 
 
 @dataclass(slots=True)
@@ -68,9 +69,12 @@ def work(job: Job, size: models.Size) -> float:
 def seconds_per_flop(job: Job, size: models.Size) -> float:
     """Time a few steps of ``job`` and leave nothing behind."""
     steps = TIMED_STEPS + 1
-    settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps)
     data = images(job)
     device = data.train_images.device
+    batch = job.settings.batch_size
+    if device.type == "cpu":
+        batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
+    settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps, batch_size=batch)
     prepare(settings.threads, settings.deterministic, device)
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)

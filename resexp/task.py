@@ -104,6 +104,8 @@ def steps(job: Job, watch: Watch) -> Turns:
     several = job.settings.launch.ranks > 1  # then each rank loads the images
     try:
         data = None if several else load(job.settings.data, choose_device(job.settings.device))
+        if data is not None:
+            models.check(job.settings, data.size)
         with records.claim(job) as claim:
             if claim is Claim.busy:
                 return Outcome(job, claim, {}, [])

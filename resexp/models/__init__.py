@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resexp.models.initial import initialise
 from resexp.models.layers import NORMS
+from resexp.models.options import NoOptions, read
 from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
 
 #: Settings of an arch that concern every family.
@@ -29,7 +30,12 @@ class Size:
 
 
 class Family(Protocol):
-    """What a module of this package that stacks branches offers."""
+    """What a module of this package that stacks branches offers.
+
+    Beside these, ``Options``, a dataclass of its own settings, if it has any, and ``check``, a
+    function of settings and size (None: not known yet) that raises UsageError for what it cannot
+    build, if there is any such thing.
+    """
 
     MERGES: Sequence[Merge]  # the rules it knows
     READS: Sequence[str]  # the settings of an arch that it reads, beside the merge's and its own
@@ -48,8 +54,11 @@ def family(name: str) -> Family:
     return cast(Family, module)
 
 
-def check(settings: Settings) -> None:
-    """Raise UsageError for settings of an arch that its family would not read."""
+def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
+    """Raise UsageError for settings of an arch that its family would not read or cannot build.
+
+    ``size`` is the images' height and width, once they are known.
+    """
     check_depth(settings.depth, settings.arch)
     arch, default = settings.arch, Arch()
     module = family(arch.family)
@@ -61,6 +70,9 @@ def check(settings: Settings) -> None:
         changed = getattr(arch, field.name) != getattr(default, field.name)
         if changed and not shared and field.name not in module.READS:
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
+    read(getattr(module, "Options", NoOptions), arch.options)
+    if hasattr(module, "check"):
+        module.check(settings, size)
 
 
 def structure(
@@ -70,7 +82,7 @@ def structure(
 
     ``size`` is the images' height and width; families of convolutions take any.
     """
-    check(settings)
+    check(settings, size)
     return family(settings.arch.family).network(settings, channels, classes, size)
 
 

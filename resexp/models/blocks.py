@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -110,6 +111,31 @@ def block(
         return Block(*parts), channels_out
     survival = 1 - place.number / place.count * (1 - arch.survival)
     return RandomBlock(*parts, survival), channels_out
+
+
+def stack(
+    arch: Arch, channels: int, width: int, stages: Sequence[int], norm: Norm
+) -> tuple[nn.Sequential, int]:
+    """Stages of as many blocks as ``stages`` says, and their output channels.
+
+    Each stage but the first opens with stride 2 and is twice as wide as the one before.
+    """
+    blocks: list[nn.Module] = []
+    for stage, count in enumerate(stages):
+        for index in range(count):
+            stride = 2 if stage > 0 and index == 0 else 1
+            place = Place(len(blocks) + 1, sum(stages), stage + 1)
+            one, channels = block(arch, channels, width * 2**stage, stride, place, norm)
+            blocks.append(one)
+    return nn.Sequential(*blocks), channels
+
+
+def classifier(features: int, classes: int, order: Order) -> nn.Linear:
+    """The last layer, which starts at 0 under Fixup (Zhang et al. 2019, rule 1)."""
+    layer = nn.Linear(features, classes)
+    if order is Order.fixup:
+        layer.gain = 0.0  # type: ignore[assignment]  # read by initialise
+    return layer
 
 
 def fixup_start(convs: list[Convolution], blocks: int) -> list[Convolution]:

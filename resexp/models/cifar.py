@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from resexp.models.blocks import BLOCK_SETTINGS, Place, block, trained
+from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
 from resexp.models.layers import LAYOUTS, Convolution, Norm, sequence
 from resexp.models.merges import SUMS
-from resexp.settings import Arch, Order, Settings, convolutions_per_block
+from resexp.settings import Arch, Settings, convolutions_per_block
 
 MERGES = SUMS
 READS = BLOCK_SETTINGS
@@ -41,18 +41,9 @@ class CifarNetwork(nn.Module):
         stem = [Convolution(width, 3)]
         self.stem, features = sequence(["conv", *layout.stem.split()], channels, stem, norm)
         per_stage = (depth - 2) // (3 * convolutions_per_block(arch))
-        blocks: list[nn.Module] = []
-        for index in range(3 * per_stage):
-            stage, first = index // per_stage, index % per_stage == 0
-            stride = 2 if stage > 0 and first else 1
-            place = Place(index + 1, 3 * per_stage, stage + 1)
-            one, features = block(arch, features, width * 2**stage, stride, place, norm)
-            blocks.append(one)
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, features = stack(arch, features, width, [per_stage] * 3, norm)
         self.end, _ = sequence(layout.end.split(), features, [], norm)
-        self.classifier = nn.Linear(features, classes)
-        if arch.order is Order.fixup:
-            self.classifier.gain = 0.0  # type: ignore[assignment]  # Zhang et al. 2019, rule 1
+        self.classifier = classifier(features, classes, arch.order)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.end(self.blocks(self.stem(x)))

@@ -199,3 +199,26 @@ class ZeroPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         return nn.functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+def dropout(x: Tensor, dropped: float, word: int) -> Tensor:
+    """x with a share of its values zero and the rest scaled up, by a uniform 64-bit word."""
+    generator = torch.Generator(x.device).manual_seed(word >> 1)
+    noise = torch.rand(x.shape, generator=generator, device=x.device)
+    return x * (noise >= dropped) / (1 - dropped)
+
+
+class Dropout(nn.Module):
+    """:func:`dropout` in training, x itself at evaluation: Srivastava et al. 2014."""
+
+    def __init__(self, dropped: float) -> None:
+        super().__init__()
+        self.dropped = dropped
+        self.word = 0
+
+    def draw(self, word: int) -> None:
+        """Decide which values fall in the next step."""
+        self.word = word
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropped, self.word) if self.training else x

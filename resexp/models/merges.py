@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from resexp.models.layers import Bias, Convolution, Norm, ZeroPad, convolution, sequence
+from resexp.models.layers import (
+    Bias,
+    Convolution,
+    Norm,
+    ZeroPad,
+    convolution,
+    dropout,
+    sequence,
+)
 from resexp.randomness import words
 from resexp.settings import Arch, Merge, Order, Shortcut
 
@@ -42,6 +50,13 @@ class Add(nn.Module):
         return y
 
 
+class Concatenate(Add):
+    """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        return torch.cat((self.shortcut(x), branch(x)), 1)
+
+
 class WeightedAdd(Add):
     """y = a S(x) + b F(x), a and b constant: He et al. 2016, section 3.1."""
 
@@ -70,9 +85,7 @@ class DropoutAdd(Add):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
         if self.training:
-            generator = torch.Generator(carried.device).manual_seed(self.word >> 1)
-            noise = torch.rand(carried.shape, generator=generator, device=carried.device)
-            carried = carried * (noise >= self.dropped) / (1 - self.dropped)
+            carried = dropout(carried, self.dropped, self.word)
         return branch(x) + carried
 
 

@@ -1,0 +1,234 @@
+"""resexp.models.dense and dense_imagenet: counts, concatenation, twins, torchvision's network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from families import computed, same_logits, same_values, settings, size, uncounted
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from resexp import data, models
+from resexp.models.blocks import Block
+from resexp.models.dense import DenseNetwork
+from resexp.settings import Merge, Normalisation, Settings, Twin, Unit, UsageError
+from resexp.train.fit import begin, fit
+
+
+def dense(name: str, depth: int, growth: int, twin: Twin = Twin.none) -> Settings:
+    return settings(name, depth, twin=twin, options={"growth": growth})
+
+
+#: What the computed rows of published.csv call these networks: arch, growth and depths.
+NAMES = {
+    "DenseNet k12 stem16 theta1": ("dense", 12, (40, 100)),
+    "DenseNet k24 stem16 theta1": ("dense", 24, (100,)),
+    "DenseNet-BC k12": ("dense_bc", 12, (40, 100)),
+    "DenseNet-BC k24": ("dense_bc", 24, (250,)),
+    "DenseNet-BC k40": ("dense_bc", 40, (190,)),
+}
+NETWORKS = {
+    (name, depth): dense(arch, depth, growth)
+    for name, (arch, growth, depths) in NAMES.items()
+    for depth in depths
+}
+
+
+@pytest.mark.parametrize(("name", "depth"), NETWORKS)
+def test_parameters_and_multiply_adds_are_the_computed_ones(name: str, depth: int) -> None:
+    found = size(NETWORKS[name, depth], 32, 10)
+    assert found.parameters == computed("params_exact")[name, depth]
+    assert found.flops == 2 * computed("macs_exact_32x32")[name, depth]
+
+
+def test_the_oracle_names_no_other_dense_network() -> None:
+    named = {key for key in computed("params_exact") if "dense" in key[0].lower()}
+    assert named == {*NETWORKS, ("torchvision densenet121", 121)}
+
+
+def test_densenet_121_has_the_computed_counts() -> None:
+    found = size(settings("densenet", 121), 224, 1000)
+    assert found.parameters == computed("params_exact")["torchvision densenet121", 121]
+    assert found.flops == 2 * computed("macs_exact_224x224")["torchvision densenet121", 121]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "growth"), [(161, 48), (169, 32), (201, 32)])
+def test_depths_for_imagenet_have_torchvisions_layers(depth: int, growth: int) -> None:
+    with torch.device("meta"):
+        other = getattr(torchvision.models, f"densenet{depth}")()
+    found = size(settings("densenet", depth, options={"growth": growth}), 64, 1000)
+    assert found.parameters == models.count(other)
+
+
+def test_the_weights_of_torchvisions_densenet_give_its_logits() -> None:
+    with torch.device("meta"):
+        network = models.structure(settings("densenet", 121), 3, 1000, (64, 64))
+        other = uncounted(torchvision.models.densenet121())
+    pairs = list(zip(network.state_dict(), other.state_dict(), strict=True))  # in one order
+    for mine, theirs in pairs:  # stem.norm1.bias: features.norm0.bias
+        kind, value = mine.split(".")[-2:]
+        assert theirs.split(".")[-1] == value
+        assert theirs.split(".")[-2].rstrip("0123456789") == kind.rstrip("0123456789")
+    same_values(network, other, pairs)
+    same_logits(network, other)
+
+
+# Structure
+
+
+def layers(network: nn.Module) -> list[Block]:
+    assert isinstance(network, DenseNetwork)
+    return [block for block in network.blocks if isinstance(block, Block)]
+
+
+def convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [one for one in module.modules() if isinstance(one, nn.Conv2d)]
+
+
+def test_layer_l_reads_the_stem_and_all_layers_before_it() -> None:
+    network = models.structure(dense("dense", 22, 12), 3, 10)
+    read = [convolutions(layer)[0].in_channels for layer in layers(network)]
+    first = [16 + 12 * number for number in range(6)]
+    assert read[:6] == first
+    assert read[6:12] == [88 + 12 * number for number in range(6)]  # a transition keeps all
+
+
+def test_bottlenecks_widen_to_four_times_the_growth_and_transitions_halve() -> None:
+    network = models.structure(dense("dense_bc", 16, 12), 3, 10)
+    pairs = [[(c.in_channels, c.out_channels) for c in convolutions(x)] for x in layers(network)]
+    assert pairs[:2] == [[(24, 48), (48, 12)], [(36, 48), (48, 12)]]
+    assert pairs[2][0] == (24, 48)  # 48 channels, half of them
+
+
+def test_a_layer_hands_on_what_it_read_unchanged() -> None:
+    network = models.build(dense("dense", 10, 12), 1, 10)
+    x = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+    before = x.clone()
+    layer = layers(network)[0]
+    y = layer(x)
+    assert torch.equal(x, before)  # no activation in place reaches it
+    assert torch.equal(y[:, :16], x)
+    assert torch.equal(y[:, 16:], layer.branch(x))
+    assert y.shape[1] == 28
+
+
+@pytest.mark.parametrize("name", ["dense", "dense_bc"])
+def test_depth_counts_weighted_layers(name: str) -> None:
+    for twin in (Twin.none, Twin.plain):
+        network = models.structure(dense(name, 40, 4, twin), 1, 10)
+        weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(weighted) == 40
+
+
+# Twins
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "growth"),
+    [
+        *(("dense", depth, 12) for depth in (7, 10, 13, 22, 40, 100)),
+        ("dense", 40, 24),
+        ("dense", 100, 24),
+        *(("dense_bc", depth, 12) for depth in (16, 22, 40, 100)),
+        pytest.param("dense_bc", 190, 40, marks=pytest.mark.slow),
+        pytest.param("dense_bc", 250, 24, marks=pytest.mark.slow),
+        ("densenet", 121, 32),
+    ],
+)
+def test_a_twin_has_the_parameters_within_a_percent(name: str, depth: int, growth: int) -> None:
+    pixels = 224 if name == "densenet" else 32
+    found, twin = (
+        size(dense(name, depth, growth, twin), pixels, 10) for twin in (Twin.none, Twin.plain)
+    )
+    assert twin.parameters == pytest.approx(found.parameters, rel=0.01)
+    assert twin.flops == pytest.approx(found.flops, rel=0.25)
+
+
+def test_a_twin_of_one_bottleneck_a_block_is_as_near_as_whole_channels_are() -> None:
+    found, twin = (
+        size(dense("dense_bc", 10, 12, twin), 32, 10) for twin in (Twin.none, Twin.plain)
+    )
+    assert twin.parameters == pytest.approx(found.parameters, rel=0.03)
+
+
+@pytest.mark.parametrize("norm", [Normalisation.batch, Normalisation.none])
+def test_a_twin_is_matched_whatever_the_normalisation(norm: Normalisation) -> None:
+    sizes = [
+        size(settings("dense", 40, twin=twin, norm=norm), 32, 10)
+        for twin in (Twin.none, Twin.plain)
+    ]
+    assert sizes[1].parameters == pytest.approx(sizes[0].parameters, rel=0.01)
+
+
+def test_a_twins_layers_each_read_the_one_before_alone() -> None:
+    for twin in (Twin.plain, Twin.matched):
+        network = models.structure(dense("dense", 22, 12, twin), 3, 10)
+        convs = convolutions(network)
+        assert all(a.out_channels == b.in_channels for a, b in pairwise(convs))
+        x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+        first = layers(network)[0]
+        assert torch.equal(first(x), first.branch(x))
+
+
+# Refusals
+
+
+REFUSALS: list[tuple[str, int, dict[str, Any], str]] = [
+    ("dense", 41, {}, "depth=41 is not 3n+4. Nearest: 40, 43."),
+    ("dense_bc", 43, {}, "depth=43 is not 6n+4. Nearest: 40, 46."),
+    ("densenet", 100, {}, "depth=100 is none of 121, 161, 169, 201, 264. Nearest: 121."),
+    (
+        "dense",
+        43,
+        {"unit": Unit.bottleneck},
+        "depth=43 is not 6n+4, as arch.unit=bottleneck needs. Nearest: 40, 46.",
+    ),
+    ("dense", 40, {"merge": Merge.residual}, "arch.merge=residual is not for dense."),
+    ("dense", 40, {"se_ratio": 16}, "arch.se_ratio means nothing to the dense family."),
+    ("dense", 40, {"options": {"growth": 0}}, "arch.options.growth=0 is out of range."),
+    ("dense", 40, {"options": {"compression": 0}}, "arch.options.compression=0 is out of range."),
+    ("dense", 40, {"options": {"stem": "small"}}, "arch.options.stem is unknown."),
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "changes", "sentence"), REFUSALS, ids=str)
+def test_what_no_dense_network_is_is_refused(
+    name: str, depth: int, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        models.check(settings(name, depth, **changes))
+    assert str(refusal.value).startswith(sentence)
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", ["dense", "dense_bc"])
+@pytest.mark.parametrize("twin", [Twin.none, Twin.plain])
+def test_every_parameter_learns_and_starts_as_the_seed_says(name: str, twin: Twin) -> None:
+    one = dense(name, 16, 6, twin)
+    torch.manual_seed(1)
+    network = models.build(one, 1, 10)
+    torch.manual_seed(2)
+    again = models.build(one, 1, 10)
+    pairs = zip(network.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    loss = cross_entropy(network(x), torch.arange(8))
+    for value in torch.autograd.grad(loss, list(network.parameters())):
+        assert value.isfinite().all()
+        assert value.abs().max() > 1e-12
+
+
+def test_it_learns_the_digits(few_digits: data.Images) -> None:
+    one = replace(dense("dense", 10, 6), steps=40, batch_size=20, eval_every=40, lr=0.1)
+    network = models.build(one, 1, 10, few_digits.size)
+    row = [row for row in fit(begin(network, one), one, few_digits) if row is not None][-1]
+    assert row.clean_train_error is not None
+    assert row.clean_train_error < 50  # chance is 90
