@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resexp.models.initial import initialise
 from resexp.models.layers import NORMS
+from resexp.models.options import NoOptions, read
 from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
 
 #: Settings of an arch that concern every family.
@@ -29,7 +30,10 @@ class Size:
 
 
 class Family(Protocol):
-    """What a module of this package that stacks branches offers."""
+    """What a module of this package that stacks branches offers.
+
+    Beside these, ``Options``, a dataclass of its own settings, if it has any.
+    """
 
     MERGES: Sequence[Merge]  # the rules it knows
     READS: Sequence[str]  # the settings of an arch that it reads, beside the merge's and its own
@@ -61,6 +65,7 @@ def check(settings: Settings) -> None:
         changed = getattr(arch, field.name) != getattr(default, field.name)
         if changed and not shared and field.name not in module.READS:
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
+    read(getattr(module, "Options", NoOptions), arch.options)
 
 
 def structure(
