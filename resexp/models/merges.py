@@ -42,6 +42,13 @@ class Add(nn.Module):
         return y
 
 
+class Concatenate(Add):
+    """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        return torch.cat((self.shortcut(x), branch(x)), 1)
+
+
 class WeightedAdd(Add):
     """y = a S(x) + b F(x), a and b constant: He et al. 2016, section 3.1."""
 
