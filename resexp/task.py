@@ -26,6 +26,7 @@ from resexp.train.fit import State, begin, fit, row_steps
 from resexp.train.loggers import check_loggers, open_loggers
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
+AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class may be most of all
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ def check(job: Job) -> Claim:
     Returns what the run directory says.
     """
     models.check(job.settings)
+    check_task(job)
     check_precision(job.settings.precision, choose_device(job.settings.device))
     claim = records.look(job)
     if claim is not Claim.done:
@@ -59,6 +61,22 @@ def check(job: Job) -> Claim:
         records.check_writable(job)
         images.check_present(job.settings.data)
     return claim
+
+
+def check_task(job: Job) -> None:
+    """Raise UsageError for a network that cannot learn what the set's labels teach."""
+    learns, taught = models.task(job.settings.arch.family), images.task(job.settings.data.loader)
+    if learns == taught:
+        return
+    name = job.settings.data.name
+    if taught == "segmentation":
+        raise UsageError(
+            f"{name} has masks, and arch={job.arch} gives each image one class. Choose arch=unet."
+        )
+    raise UsageError(
+        f"arch={job.arch} learns masks, and {name} has none. Choose experiment=blobs, or "
+        "data=masks data.root=... for a folder of your own."
+    )
 
 
 def perform(job: Job, watch: Watch = unwatched) -> Outcome:
@@ -122,6 +140,7 @@ def opened(
         "command": job.command,
         "data": {
             "name": data.name,
+            "task": data.task,
             "train": len(data.train_labels),
             "test": len(data.test_labels),
             "shape": list(data.train_images.shape[1:]),
@@ -243,13 +262,14 @@ def finish(job: Job, state: State, record: dict[str, Any], rows: list[Row]) -> N
 def status(rows: list[Row], settings: Settings, chance_error: float) -> str:
     """``diverged``: the loss stopped being finite. ``collapsed``: at chance to the end.
 
-    At chance means a training error within ``AT_CHANCE`` points of always answering the commonest
-    class, in every row after ``collapse_after`` of the steps.
+    At chance means a training error within ``AT_CHANCE`` points (and ``AT_CHANCE_SHARE``) of always
+    answering the commonest class, in every row after ``collapse_after`` of the steps.
     """
     if not math.isfinite(rows[-1].train_loss):
         return "diverged"
     late = [row for row in rows if row.step > settings.collapse_after * settings.steps]
-    at_chance = all(row.train_error >= chance_error - AT_CHANCE for row in late)
+    close = min(AT_CHANCE, AT_CHANCE_SHARE * chance_error)
+    at_chance = all(row.train_error >= chance_error - close for row in late)
     return "collapsed" if late and at_chance else "ok"
 
 

@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +171,7 @@ def lost(below: int) -> int:
 
     Twice the four of the bottom; with a level around it twice its eight and its branch's.
     """
-    return 24 * 2**below - 16
+    return (24 << below) - 16
 
 
 def mirrored(side: int, before: int, after: int, device: torch.device) -> Tensor:
@@ -189,7 +190,7 @@ def widths(settings: Settings, channels: int, classes: int) -> list[int]:
     """
     arch = settings.arch
     levels = (settings.depth - 3) // 5
-    doubled = [settings.width * 2**index for index in range(levels + 1)]
+    doubled = [settings.width << index for index in range(levels + 1)]
     if settings.twin is not Twin.matched or arch.merge is not Merge.concatenate:
         return doubled
 
@@ -220,7 +221,7 @@ def parameters(
     for index, width in enumerate(widths):
         below = channels if index == 0 else widths[index - 1]
         total += 9 * width * (below + width) + 2 * beside * width
-    for width, width_below in zip(widths, widths[1:], strict=False):
+    for width, width_below in pairwise(widths):
         merged = 2 * width if merge is Merge.concatenate else width
         total += 4 * width_below * width + width  # the up-convolution
         total += 9 * width * (merged + width) + 2 * beside * width
