@@ -15,7 +15,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -184,9 +184,9 @@ def mirrored(side: int, before: int, after: int, device: torch.device) -> Tensor
 def widths(settings: Settings, channels: int, classes: int) -> list[int]:
     """Channels of every level from the top, and of the bottom.
 
-    Doubled from level to level. A matched twin of concatenation is wider by the root of what its
-    parameters would lack, then channel by channel from the bottom up, while they are not too many.
-    Raises UsageError where that leaves more than 1 %.
+    Doubled from level to level. A matched twin of concatenation is wider throughout, by the root of
+    what its parameters would lack; as that is no whole number, the first levels are chosen from
+    those near it: closest to it of all that match. Raises UsageError if none matches within 1 %.
     """
     arch = settings.arch
     levels = (settings.depth - 3) // 5
@@ -199,17 +199,22 @@ def widths(settings: Settings, channels: int, classes: int) -> list[int]:
 
     wanted = count(doubled, Merge.concatenate)
     factor = math.sqrt(wanted / count(doubled, Merge.plain))
-    chosen = [int(width * factor) for width in doubled]
-    for index in reversed(range(levels + 1)):
-        while count(chosen, Merge.plain) <= wanted:
-            chosen[index] += 1
-        chosen[index] -= 1
-    if count(chosen, Merge.plain) < (1 - MATCHED) * wanted:
+    wider = [width * factor for width in doubled]
+    near = [range(int(width) - 1, int(width) + 3) for width in wider[:3]]
+    rest = [round(width) for width in wider[3:]]
+    candidates = [[*first, *rest] for first in product(*near) if min(first) > 0]
+    matching = [one for one in candidates if abs(count(one, Merge.plain) / wanted - 1) <= MATCHED]
+    if not matching:
         raise UsageError(
-            f"width={settings.width} is too small for twin=matched: no network without skips has "
-            f"parameters within 1 % of {wanted:,}. Choose a greater width, or twin=plain."
+            f"width={settings.width} has no matched twin: no network without skips has parameters "
+            f"within 1 % of {wanted:,}. Choose another width, or twin=plain."
         )
-    return chosen
+    return min(
+        matching,
+        key=lambda one: sum(
+            (width / ideal - 1) ** 2 for width, ideal in zip(one, wider, strict=True)
+        ),
+    )
 
 
 def parameters(
