@@ -157,10 +157,10 @@ def test_a_level_merges_its_input_with_all_that_lies_below(padding: str) -> None
             margin = (skip.shape[2] - below.shape[2]) // 2
             skip = skip[:, :, margin : margin + below.shape[2], margin : margin + below.shape[3]]
             joined = {
-                Merge.concatenate: lambda: torch.cat((skip, below), 1),
-                Merge.residual: lambda: skip + below,
-                Merge.plain: lambda: below,
-            }[merge]()
+                Merge.concatenate: torch.cat((skip, below), 1),
+                Merge.residual: skip + below,
+                Merge.plain: below,
+            }[merge]
             assert torch.equal(top(x), top.up(joined))
 
 

@@ -75,9 +75,7 @@ def draw(number: int, size: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         contrast.append(between(*CONTRAST))
     outside = distances(np.array(circles), size)
     nearest = np.argmin(outside, axis=0)
-    first, second = np.partition(outside, 1, axis=0)[:2]
-    # Distance from the boundary, negative in a blob: its own, or the middle of a gap.
-    edge = np.maximum(first, (GAP - (second - first)) / 2)
+    edge = boundary(outside)
     x = (np.arange(size) + 0.5) / size
     y = x[:, None]
     light = sum(
@@ -111,6 +109,16 @@ def distances(circles: NDArray[Any], size: int) -> NDArray[Any]:
         near = np.maximum(MELT - np.abs(whole - each[:, lobe]), 0)
         whole = np.minimum(whole, each[:, lobe]) - near * near / (4 * MELT)
     return whole
+
+
+def boundary(outside: NDArray[Any]) -> NDArray[Any]:
+    """Distance from the boundary of the mask, negative in a blob: [blobs, H, W] -> [H, W].
+
+    It is that of the nearest blob, or runs beside the middle of the gap to the second nearest.
+    """
+    first, second = np.partition(outside, 1, axis=0)[:2]
+    edge: NDArray[Any] = np.maximum(first, (GAP - (second - first)) / 2)
+    return edge
 
 
 def noise(random: NDArray[np.uint64], size: int) -> NDArray[Any]:

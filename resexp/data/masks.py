@@ -8,8 +8,8 @@ but 0 and 255, which are two classes.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,16 @@ TASK = "segmentation"
 FOLDERS = ("train/images", "train/masks", "test/images", "test/masks")
 VOID = 255  # in a file
 MODES = ("1", "L", "P")  # of Pillow: one number of at most 8 bits a pixel
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image and its mask, resized if they are to be."""
+
+    path: Path  # of the image
+    pixels: NDArray[np.uint8]  # [H, W, C]
+    mask: NDArray[np.int16]  # [H, W], as in the file
+    values: set[int]  # of the mask in the file: resizing may lose the rare
 
 
 def check_present(settings: Data) -> None:
@@ -45,15 +55,15 @@ def load(settings: Data) -> Images:
         [decode(image, mask, settings.size) for image, mask in pairs(root / split)]
         for split in ("train", "test")
     ]
-    train, test = decoded
-    check_sizes([*train, *test])
-    colour = max(one[1].shape[2] for one in [*train, *test])
-    masks = [np.stack([mask for *_, mask in part]) for part in decoded]
+    whole = [*decoded[0], *decoded[1]]
+    check_sizes(whole)
+    colour = max(one.pixels.shape[2] for one in whole)
     pixels = [
-        np.stack([image.repeat(colour // image.shape[2], axis=2) for _, image, _ in part])
+        np.stack([one.pixels.repeat(colour // one.pixels.shape[2], axis=2) for one in part])
         for part in decoded
     ]
-    classes = label(settings, masks)
+    masks = [np.stack([one.mask for one in part]) for part in decoded]
+    classes = label(settings, masks, set().union(*(one.values for one in whole)))
     return from_arrays(settings.name, (pixels[0], masks[0]), (pixels[1], masks[1]), classes)
 
 
@@ -83,10 +93,8 @@ def named(folder: Path) -> dict[str, Path]:
     return found
 
 
-def decode(
-    image: Path, mask: Path, size: int | None
-) -> tuple[Path, NDArray[np.uint8], NDArray[np.int16]]:
-    """An image's path, its pixels [H, W, C] and its mask [H, W] as in the file, both resized."""
+def decode(image: Path, mask: Path, size: int | None) -> Decoded:
+    """An image and its mask, of size x size pixels if that is given. Raises UsageError."""
     content = read(image)
     [(_, pixels)] = decode_chunk([(str(image), content)], size)
     labels = read_mask(mask)
@@ -96,9 +104,10 @@ def decode(
                 f"{mask} is {labels.width}x{labels.height} pixels, but {image} is "
                 f"{original.width}x{original.height}. Save both at one size."
             )
+    values = set(np.unique(np.asarray(labels)).tolist())
     if size is not None:
         labels = labels.resize((size, size), Image.Resampling.NEAREST)
-    return image, pixels, np.asarray(labels).astype(np.int16)
+    return Decoded(image, pixels, np.asarray(labels).astype(np.int16), values)
 
 
 def read(path: Path) -> bytes:
@@ -126,22 +135,22 @@ def read_mask(path: Path) -> Image.Image:
     return mask
 
 
-def check_sizes(decoded: list[tuple[Path, NDArray[np.uint8], NDArray[np.int16]]]) -> None:
+def check_sizes(decoded: list[Decoded]) -> None:
     """Raise UsageError where images differ in size."""
-    first, reference = decoded[0][:2]
-    rows, columns = reference.shape[:2]
-    for path, pixels, _ in decoded:
-        height, width = pixels.shape[:2]
+    first = decoded[0]
+    rows, columns = first.mask.shape
+    for one in decoded:
+        height, width = one.mask.shape
         if (height, width) != (rows, columns):
             raise UsageError(
-                f"{path} is {width}x{height} pixels, but {first} is {columns}x{rows}. Set "
+                f"{one.path} is {width}x{height} pixels, but {first.path} is {columns}x{rows}. Set "
                 "data.size, such as data.size=128, to resize every image and mask."
             )
 
 
-def label(settings: Data, masks: list[NDArray[Any]]) -> list[str]:
+def label(settings: Data, masks: list[NDArray[np.int16]], found: set[int]) -> list[str]:
     """Turn the values of the files' pixels into classes in place; returns the classes' names."""
-    values = np.unique(np.concatenate([np.unique(part) for part in masks])).tolist()
+    values = sorted(int(value) for value in found)
     names = [str(value) for value in values]
     if values == [0, VOID]:
         for part in masks:
