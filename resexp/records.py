@@ -32,7 +32,10 @@ UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
 
 @dataclass(kw_only=True, slots=True)
 class Row:
-    """One evaluation. Errors in percent, losses in nats, None where not measured."""
+    """One evaluation. Errors in percent, losses in nats, None where not measured.
+
+    Errors are of images, or where masks are learnt of their labelled pixels.
+    """
 
     step: int  # optimizer steps done
     epoch: float  # passes over the training set done
@@ -45,9 +48,13 @@ class Row:
     test_error: float
     images_per_second: float  # while training, evaluation left out
     seconds: float  # since the run began, pauses between resumed parts left out
+    clean_train_iou: float | None = None  # of masks: mean intersection over union, percent
+    test_iou: float | None = None
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+IOU_COLUMNS = ("clean_train_iou", "test_iou")
+COLUMNS = tuple(field.name for field in fields(Row) if field.name not in IOU_COLUMNS)
+HEADERS = (COLUMNS, (*COLUMNS, *IOU_COLUMNS))  # of images with a class each, and with masks
 TIME_COLUMNS = ("images_per_second", "seconds")
 
 
@@ -181,9 +188,10 @@ def write_atomically(path: Path, text: str) -> None:
 def append_row(directory: Path, row: Row) -> None:
     """Add a row to metrics.csv in one write, the header before the first."""
     path = directory / METRICS
-    text = ",".join(spell(value) for value in asdict(row).values()) + "\n"
+    columns = HEADERS[row.test_iou is not None]
+    text = ",".join(spell(getattr(row, key)) for key in columns) + "\n"
     if not path.exists():
-        text = ",".join(COLUMNS) + "\n" + text
+        text = ",".join(columns) + "\n" + text
     with path.open("a") as file:
         file.write(text)
 
@@ -194,22 +202,24 @@ def keep_rows(directory: Path, step: int) -> list[Row]:
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines[1:] if line.endswith("\n")]  # the last may be torn
+    columns = tuple(lines[0].rstrip("\n").split(",")) if lines else ()
+    rest = lines[1:] if columns in HEADERS else []
+    whole = [line for line in rest if line.endswith("\n")]  # the last may be torn
     kept = [line for line in whole if int(line.split(",", 1)[0]) <= step]
     if kept:
         write_atomically(path, "".join([lines[0], *kept]))
     else:
         path.unlink()
-    return [parse_row(line) for line in kept]
+    return [parse_row(line, columns) for line in kept]
 
 
-def parse_row(line: str) -> Row:
+def parse_row(line: str, columns: tuple[str, ...] = COLUMNS) -> Row:
     """The row that a line of metrics.csv spells. Raises ValueError if it spells none."""
     cells = line.rstrip("\n").split(",")
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"{len(cells)} cells, not {len(COLUMNS)}")
-    values = {key: float(cell) if cell else None for key, cell in zip(COLUMNS, cells, strict=True)}
-    missing = [key for key in COLUMNS if values[key] is None and not key.startswith("clean_")]
+    if len(cells) != len(columns):
+        raise ValueError(f"{len(cells)} cells, not {len(columns)}")
+    values = {key: float(cell) if cell else None for key, cell in zip(columns, cells, strict=True)}
+    missing = [key for key in columns if values[key] is None and not key.startswith("clean_")]
     if missing:
         raise ValueError(f"no {missing[0]}")
     return Row(**values | {"step": int(cells[0])})  # type: ignore[arg-type]

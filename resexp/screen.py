@@ -33,8 +33,9 @@ def percent(value: float | None) -> str:
 
 
 def errors(last: dict[str, Any]) -> str:
-    """The newest errors of a record."""
+    """The newest errors of a record, and the overlap with test masks if it has one."""
     named = {"train": "train_error", "clean": "clean_train_error", "test": "test_error"}
+    named |= {"IoU": "test_iou"} if "test_iou" in last else {}
     return "  ".join(f"{name} {percent(last.get(key)):>6}" for name, key in named.items())
 
 
@@ -42,12 +43,13 @@ def headline(record: dict[str, Any]) -> str:
     """What a run is, in one line."""
     data, settings, place = record["data"], record["settings"], record["environment"]
     height, width, _ = data["shape"]
+    pixels = ", errors of pixels" if data.get("task") == "segmentation" else ""
     where = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device_name"]
     ranks = settings["launch"]["ranks"]
     where = f"{ranks} ranks, each on {where}" if ranks > 1 else where
     return (
         f"{record['run']}  {data['name']} {data['train']:,} + {data['test']:,} images of "
-        f"{height}x{width}  {record['parameters']:,} parameters  "
+        f"{height}x{width}{pixels}  {record['parameters']:,} parameters  "
         f"{settings['steps']:,} steps of {settings['batch_size']}  {where}, {place['precision']}"
     )
 

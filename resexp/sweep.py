@@ -160,10 +160,11 @@ def brief(outcome: Outcome) -> str:
     if outcome.claim is Claim.busy:
         return "left to another process"
     record, last = outcome.record, outcome.record["last"]
+    iou = f"IoU {percent(last['test_iou']):>6}  " if "test_iou" in last else ""
     status = "done before" if outcome.claim is Claim.done else record["status"]
     return (
         f"{status:<11} clean {percent(last.get('clean_train_error')):>6}  "
-        f"test {percent(last.get('test_error')):>6}  {clock(record['seconds'])}"
+        f"test {percent(last.get('test_error')):>6}  {iou}{clock(record['seconds'])}"
     )
 
 

@@ -28,6 +28,7 @@ from resexp.train.loggers import check_loggers, open_loggers
 from resexp.train.ranks import ALONE, Ranks, synchronise
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
+AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class may be most of all
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ def check(job: Job) -> Claim:
     Returns what the run directory says.
     """
     models.check(job.settings)
+    check_task(job)
     device = choose_device(job.settings.device)
     check_precision(job.settings.precision, device)
     check_gpus(job.settings.launch.ranks, device)
@@ -63,6 +65,28 @@ def check(job: Job) -> Claim:
         records.check_writable(job)
         images.check_present(job.settings.data)
     return claim
+
+
+def check_task(job: Job) -> None:
+    """Raise UsageError for a network that cannot learn what the set's labels teach."""
+    settings = job.settings
+    learns, taught = models.task(settings.arch.family), images.task(settings.data.loader)
+    if taught == "segmentation" and settings.launch.ranks > 1 and settings.crop_padding:
+        raise UsageError(
+            "launch.ranks shares batches by images, and cropped masks have unequal counts of "
+            "pixels. Use launch.ranks=1 or crop_padding=0."
+        )
+    if learns == taught:
+        return
+    name = settings.data.name
+    if taught == "segmentation":
+        raise UsageError(
+            f"{name} has masks, and arch={job.arch} gives each image one class. Choose arch=unet."
+        )
+    raise UsageError(
+        f"arch={job.arch} learns masks, and {name} has none. Choose experiment=blobs, or "
+        "data=masks data.root=... for a folder of your own."
+    )
 
 
 #: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
@@ -171,6 +195,7 @@ def opened(
         "command": job.command,
         "data": {
             "name": data.name,
+            "task": data.task,
             "train": len(data.train_labels),
             "test": len(data.test_labels),
             "shape": list(data.train_images.shape[1:]),
@@ -303,13 +328,14 @@ def finish(job: Job, state: State, record: dict[str, Any], rows: list[Row]) -> N
 def status(rows: list[Row], settings: Settings, chance_error: float) -> str:
     """``diverged``: the loss stopped being finite. ``collapsed``: at chance to the end.
 
-    At chance means a training error within ``AT_CHANCE`` points of always answering the commonest
-    class, in every row after ``collapse_after`` of the steps.
+    At chance means a training error within ``AT_CHANCE`` points (and ``AT_CHANCE_SHARE``) of always
+    answering the commonest class, in every row after ``collapse_after`` of the steps.
     """
     if not math.isfinite(rows[-1].train_loss):
         return "diverged"
     late = [row for row in rows if row.step > settings.collapse_after * settings.steps]
-    at_chance = all(row.train_error >= chance_error - AT_CHANCE for row in late)
+    close = min(AT_CHANCE, AT_CHANCE_SHARE * chance_error)
+    at_chance = all(row.train_error >= chance_error - close for row in late)
     return "collapsed" if late and at_chance else "ok"
 
 

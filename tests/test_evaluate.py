@@ -57,7 +57,8 @@ def everything(network: nn.Module) -> dict[str, Any]:
 def on_test(
     network: nn.Module, images: Images, statistics: batches.Statistics
 ) -> tuple[float, float]:
-    return evaluate(network, images.test_images, images.test_labels, statistics, Precision.fp32)
+    score = evaluate(network, images.test_images, images.test_labels, statistics, Precision.fp32)
+    return score.loss, score.error
 
 
 # Loss and error
@@ -251,13 +252,13 @@ def test_test_images_are_normalised_with_training_statistics(
     labels = torch.zeros(24, dtype=torch.int64)
     for normalise in Normalise:
         statistics = batches.statistics(few_digits.train_images, normalise)
-        loss, _ = evaluate(Brightness(), few_digits.test_images, labels, statistics, Precision.fp32)
+        score = evaluate(Brightness(), few_digits.test_images, labels, statistics, Precision.fp32)
         train = few_digits.train_images.double() / 255
         subtracted = 0.0 if normalise is Normalise.none else train.mean().item()
         divided = train.std(correction=0).item() if normalise is Normalise.channel_std else 1.0
         brightness = (few_digits.test_images.double() / 255 - subtracted) / divided
         expected = torch.log1p(torch.exp(-brightness.mean((1, 2, 3)))).mean()
-        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert score.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_preactivation_networks_are_recalibrated_to_their_last_norm(few_digits: Images) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from resexp import models
 from resexp.data import Images, batches
 from resexp.models.merges import SUMS
-from resexp.records import COLUMNS, TIME_COLUMNS, Row, spell
+from resexp.records import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row, spell
 from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
 from resexp.train import device
 from resexp.train.evaluate import autocast
@@ -128,7 +128,8 @@ def test_rows_agree_with_a_slow_loop_in_double_precision(few_digits: Images, mer
 
 def test_a_row_says_where_it_stands(few_digits: Images) -> None:
     first, last = rows(start(SMALL, few_digits), SMALL, few_digits)
-    assert tuple(asdict(first)) == COLUMNS
+    assert tuple(asdict(first)) == (*COLUMNS, *IOU_COLUMNS)
+    assert first.test_iou is None
     assert (first.step, last.step) == (4, 7)
     assert (first.epoch, last.epoch) == (4 * 8 / 40, 7 * 8 / 40)
     # The rate of the last step done, not of the next: it drops at steps 4 and 5.

@@ -141,7 +141,7 @@ def test_a_row_reads_back_to_seven_digits(
     names = [key for key in records.COLUMNS if key != "step" and not key.startswith("clean_")]
     cells = dict(zip(names, values, strict=True))
     row = Row(step=step, clean_train_loss=clean[0], clean_train_error=clean[1], **cells)
-    line = ",".join(records.spell(value) for value in asdict(row).values()) + "\n"
+    line = ",".join(records.spell(getattr(row, key)) for key in records.COLUMNS) + "\n"
     again = asdict(records.parse_row(line))
     assert again.pop("step") == step
     for key, value in asdict(row).items():

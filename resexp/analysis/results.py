@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resexp.records import COLUMNS as METRIC_COLUMNS
-from resexp.records import FINISHED, METRICS, RECORD, UNFINISHED, Row, parse_row
+from resexp.records import FINISHED, HEADERS, METRICS, RECORD, UNFINISHED, Row, parse_row
 from resexp.settings import Settings, UsageError, as_dict, flatten
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ class Run:
         return ",".join([self.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
 
     @property
+    def segments(self) -> bool:
+        """Whether it learns masks, so that its errors are of pixels."""
+        return bool(self.record["data"].get("task") == "segmentation")
+
+    @property
     def finished(self) -> bool:
         return self.status in FINISHED
 
@@ -113,10 +118,10 @@ class Run:
         return None if value is None else float(value)
 
     def endpoint(self, column: str) -> float | None:
-        """The last step's value of a loss or error column; None for a run that is not finished.
+        """The last step's value of a loss, error or overlap; None for a run that is not finished.
 
         A diverged run counts at chance: its loss is log(classes), its error that of always giving
-        the commonest class.
+        the commonest class, whose overlap is its share of the pixels and that of all others 0.
         """
         if not self.finished:
             return None
@@ -125,7 +130,10 @@ class Run:
         classes = int(self.record["data"]["classes"])
         if column.endswith("_loss"):
             return math.log(classes)
-        return float(self.record["data"].get("chance_error") or 100 * (1 - 1 / classes))
+        error = float(self.record["data"].get("chance_error") or 100 * (1 - 1 / classes))
+        if column.endswith("_iou"):
+            return (100 - error) / classes if self.segments else None
+        return error
 
     def rows(self) -> list[Row]:
         """The rows of its metrics.csv; [] if it ended, or still is, before the first.
@@ -146,17 +154,18 @@ class Run:
             lines.pop()
         if not lines and not self.finished:
             return []
-        if not lines or lines[0].rstrip("\n") != ",".join(METRIC_COLUMNS):
+        columns = tuple(lines[0].rstrip("\n").split(",")) if lines else ()
+        if columns not in HEADERS:
             raise UsageError(f"{path}, line 1 is not {','.join(METRIC_COLUMNS)}.")
-        return _parse(path, lines[1:])
+        return _parse(path, lines[1:], columns)
 
 
-def _parse(path: Path, lines: list[str]) -> list[Row]:
+def _parse(path: Path, lines: list[str], columns: tuple[str, ...]) -> list[Row]:
     """Rows from the lines below the header, each at a later step than the one before."""
     rows: list[Row] = []
     for number, line in enumerate(lines, start=2):
         try:
-            row = parse_row(line)
+            row = parse_row(line, columns)
         except ValueError as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}.") from error
         if rows and row.step <= rows[-1].step:
@@ -233,7 +242,8 @@ def plain_twin(runs: Sequence[Run], other: str) -> str | None:
 def load_results(root: str | Path = "results", filters: Sequence[str] = ()) -> pd.DataFrame:
     """Every evaluation of every run under ``root``, one a row: LABELS, then metrics.csv's columns.
 
-    Errors in percent, losses in nats, NaN where not measured. Raises UsageError if there is no run.
+    Errors in percent, losses in nats, NaN where not measured; the columns of overlaps only if a run
+    has them. Raises UsageError if there is no run.
     """
     import pandas as pd
 
@@ -243,8 +253,9 @@ def load_results(root: str | Path = "results", filters: Sequence[str] = ()) -> p
         for run in runs
         for row in run.rows()
     ]
-    frame = pd.DataFrame(table, columns=[*LABELS, *METRIC_COLUMNS])
-    return frame.astype({key: float for key in METRIC_COLUMNS if key != "step"})
+    columns = HEADERS[any(row["test_iou"] is not None for row in table)]
+    frame = pd.DataFrame(table, columns=[*LABELS, *columns])
+    return frame.astype({key: float for key in columns if key != "step"})
 
 
 def spell(value: Any) -> str:

@@ -52,6 +52,8 @@ class Line:
     train_error: float | None  # of the last batches, augmented, as the paper's dashed curves
     test_error: float | None
     test_error_sd: float | None
+    test_iou: float | None  # percent, of networks that segment; their errors are of pixels
+    test_iou_sd: float | None
     clean_train_loss: float | None  # geometric mean
     collapsed: int
     diverged: int
@@ -90,9 +92,12 @@ def _beside(group: Sequence[Run]) -> list[dict[str, Any]]:
 def line(group: Sequence[Run]) -> Line:
     """The line of runs that differ in their seed only."""
     first = group[0]
-    clean, train, test, loss = (
+    clean, train, test, iou, loss = (
         _finals(group, column)
-        for column in ("clean_train_error", "train_error", "test_error", "clean_train_loss")
+        for column in (
+            *("clean_train_error", "train_error", "test_error"),
+            *("test_iou", "clean_train_loss"),
+        )
     )
     count = {
         status: sum(run.status == status for run in group)
@@ -110,6 +115,8 @@ def line(group: Sequence[Run]) -> Line:
         train_error=_mean(train),
         test_error=_mean(test),
         test_error_sd=_sd(test),
+        test_iou=_mean(iou),
+        test_iou_sd=_sd(iou),
         clean_train_loss=_geometric_mean(loss),
         collapsed=count["collapsed"],
         diverged=count["diverged"],
@@ -238,6 +245,7 @@ HEADINGS = (
     "clean training|error % (sd)",
     "training|error %",
     "test|error % (sd)",
+    "test|IoU % (sd)",
     "clean|loss",
     "|failures",
     "published|test error %",
@@ -265,6 +273,10 @@ Z_NOTE = (
     "z: ours minus theirs over the root of the summed squared standard errors, sd^2 / n of each "
     "side, n our seeds and the runs that the source names; empty where a spread is not known."
 )
+IOU_NOTE = (
+    "IoU: mean intersection over union of the classes; errors of networks that have one are of "
+    "pixels."
+)
 BOUND_NOTE = "> : given only as a failure, an error above this."
 
 
@@ -277,12 +289,14 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], 
     footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     if any(row["diverged"] for row in rows):
         footnotes.append("A diverged run counts at chance.")
+    if not beside and any(row["test_iou"] is not None for row in rows):
+        footnotes.append(IOU_NOTE)
     if beside and any(row["z"] is not None for row in rows):
         footnotes.append(Z_NOTE)
     if beside and any(row["published_bound"] for row in rows):
         footnotes.append(BOUND_NOTE)
     needless = {0} if len({row["name"] for row in rows}) < 2 else set()
-    optional = ("published|", "|z", "test|difference")
+    optional = ("published|", "|z", "test|difference", "test|IoU")
     for column, word in enumerate(headings):
         if word.startswith(optional) and not any(cells[column] for cells in body):
             needless.add(column)
@@ -308,6 +322,7 @@ def _body(row: dict[str, Any], notes: list[str]) -> list[str]:
         spread(row["clean_train_error"], row["clean_train_error_sd"]),
         spread(row["train_error"], None),
         spread(row["test_error"], row["test_error_sd"]),
+        spread(row["test_iou"], row["test_iou_sd"]),
         "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}",
         _failures(row),
         published_cell(row, notes),

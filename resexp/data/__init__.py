@@ -22,19 +22,23 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder")
+LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder", "blobs", "masks")
 SMALLEST = 8  # pixels a side: three stages of the family halve it twice
+UNLABELLED = -1  # in a mask: a pixel that no loss, error or overlap counts
 
 
 @dataclass(slots=True, weakref_slot=True)
 class Images:
-    """One set of labelled images, training and test, on one device."""
+    """One set of labelled images, training and test, on one device.
+
+    The labels are a class for each image, or masks: a class, or UNLABELLED, for each pixel.
+    """
 
     name: str
     train_images: torch.Tensor  # uint8 [N, H, W, C]
-    train_labels: torch.Tensor  # int64 [N]
+    train_labels: torch.Tensor  # int64 [N], or masks int16 [N, H, W]
     test_images: torch.Tensor  # uint8 [M, H, W, C]
-    test_labels: torch.Tensor  # int64 [M]
+    test_labels: torch.Tensor  # int64 [M], or int16 [M, H, W]
     classes: list[str]
 
     @property
@@ -47,10 +51,15 @@ class Images:
         return int(self.train_images.shape[1]), int(self.train_images.shape[2])
 
     @property
+    def task(self) -> str:
+        """What these labels teach: classification or segmentation."""
+        return "classification" if self.train_labels.dim() == 1 else "segmentation"
+
+    @property
     def chance_error(self) -> float:
-        """Percent error, on the training images, of always answering the commonest class."""
-        commonest = int(self.train_labels.bincount().max())
-        return 100 * (1 - commonest / len(self.train_labels))
+        """Percent error, on the training labels, of always answering the commonest class."""
+        counts = class_counts(self.train_labels, len(self.classes))
+        return 100 * (1 - max(counts) / sum(counts))
 
     def to(self, device: torch.device | str) -> Images:
         return replace(
@@ -63,7 +72,10 @@ class Images:
 
 
 class Loader(Protocol):
-    """What a module of this package that reads one kind of set offers."""
+    """What a module of this package that reads one kind of set offers.
+
+    Beside these, ``TASK`` if it is not classification.
+    """
 
     def check_present(self, settings: Data) -> None: ...
 
@@ -95,7 +107,10 @@ def from_arrays(
     test: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
     classes: list[str],
 ) -> Images:
-    """Images from (images, labels) arrays; [N, H, W] becomes [N, H, W, 1]. Not checked."""
+    """Images from (images, labels) arrays; [N, H, W] becomes [N, H, W, 1]. Not checked.
+
+    Labels of more than one dimension are masks.
+    """
     import numpy as np
     import torch
 
@@ -104,7 +119,7 @@ def from_arrays(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         pixels = pixels.unsqueeze(-1) if pixels.dim() == 3 else pixels
-        return pixels, torch.from_numpy(labels.astype(np.int64))
+        return pixels, torch.from_numpy(labels.astype(np.int64 if labels.ndim == 1 else np.int16))
 
     return Images(name, *tensors(*train), *tensors(*test), classes)
 
@@ -117,6 +132,18 @@ def alone(root: Path) -> AbstractContextManager[object]:
     with suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
     return FileLock(root / ".resexp.lock") if os.access(root, os.W_OK) else nullcontext()
+
+
+def task(loader: str) -> str:
+    """What the sets of a loader teach: classification or segmentation."""
+    return str(getattr(_loader(loader), "TASK", "classification"))
+
+
+def class_counts(labels: torch.Tensor, classes: int) -> list[int]:
+    """How many images, or labelled pixels of masks, are of each class."""
+    flat = labels.flatten()
+    counts: list[int] = flat[flat != UNLABELLED].bincount(minlength=classes).tolist()
+    return counts
 
 
 def check_images(images: Images) -> None:
@@ -137,6 +164,8 @@ def keep_45k(images: Images) -> Images:
     import torch
 
     labels = images.train_labels
+    if images.task == "segmentation":
+        raise UsageError(f"data.split=45k is for CIFAR-10; {images.name} has masks. Leave it away.")
     rows = [(labels == label).nonzero().flatten() for label in range(len(images.classes))]
     kept = torch.cat([row[: len(row) * 9 // 10] for row in rows]).sort().values
     if len(labels) != 50_000 or len(kept) != 45_000:
@@ -161,7 +190,10 @@ def _shape_fault(images: Images) -> str | None:
     for split, pixels, labels in _splits(images):
         if pixels.dtype != torch.uint8 or pixels.dim() != 4:
             return f"its {split} images are no uint8 array of [N, H, W, C]"
-        if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+        if images.task == "segmentation":
+            if labels.dtype != torch.int16 or labels.shape != pixels.shape[:3]:
+                return f"its {split} masks are no int16 array of its {split} images' [N, H, W]"
+        elif labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
             return f"it has {len(pixels):,} {split} images but {len(labels):,} {split} labels"
         if len(pixels) == 0:
             return f"it has no {split} images"
@@ -179,13 +211,17 @@ def _label_fault(images: Images) -> str | None:
     classes = len(images.classes)
     if classes < 2:
         return "it has fewer than two classes"
+    masks = images.task == "segmentation"
     for split, _, labels in _splits(images):
         least, most = int(labels.min()), int(labels.max())
-        if least < 0 or most >= classes:
+        if least < (UNLABELLED if masks else 0) or most >= classes:
             return f"its {split} labels run from {least} to {most}, but it has {classes} classes"
-    counts = images.train_labels.bincount(minlength=classes).tolist()
+        if masks and (blank := (labels == UNLABELLED).all(2).all(1)).any():
+            return f"mask {int(blank.int().argmax()):,} of its {split} images labels no pixel"
+    counts = class_counts(images.train_labels, classes)
     if 0 in counts:
-        return f"no training image is of class {images.classes[counts.index(0)]}"
+        what = "pixel" if masks else "image"
+        return f"no training {what} is of class {images.classes[counts.index(0)]}"
     return None
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from resexp.data import UNLABELLED
 from resexp.randomness import words
 from resexp.settings import Normalise, UsageError
 
@@ -126,20 +127,50 @@ def batch(
     the border is an average pixel, not a black one. Nothing here waits for a GPU.
     """
     pixels = _normalised(images[index], stats)
+    return _cropped(pixels, dy, dx, mirror, crop_padding, 0).permute(0, 3, 1, 2)
+
+
+def answers(
+    labels: torch.Tensor,
+    index: torch.Tensor,
+    dy: torch.Tensor,
+    dx: torch.Tensor,
+    mirror: torch.Tensor,
+    crop_padding: int,
+) -> torch.Tensor:
+    """One step's labels: int64 [B], or [B, H, W] of masks cropped and mirrored as ``batch`` does.
+
+    What a crop takes from beyond a mask is UNLABELLED.
+    """
+    chosen = labels[index]
+    if chosen.dim() == 1:
+        return chosen
+    masks = _cropped(chosen.unsqueeze(3), dy, dx, mirror, crop_padding, UNLABELLED)
+    return masks.squeeze(3).long()
+
+
+def _cropped(
+    pixels: torch.Tensor,
+    dy: torch.Tensor,
+    dx: torch.Tensor,
+    mirror: torch.Tensor,
+    crop_padding: int,
+    beyond: int,
+) -> torch.Tensor:
+    """[B, H, W, C] padded with ``beyond``, cropped to its size at (dy, dx), then mirrored."""
     if crop_padding == 0:
-        pixels = torch.where(mirror[:, None, None, None], pixels.flip(2), pixels)
-        return pixels.permute(0, 3, 1, 2)
+        return torch.where(mirror[:, None, None, None], pixels.flip(2), pixels)
     size, height, width, channels = pixels.shape
     p = crop_padding
-    pixels = F.pad(pixels, (0, 0, p, p, p, p))
-    ahead = torch.arange(width, device=images.device)
+    pixels = F.pad(pixels, (0, 0, p, p, p, p), value=beyond)
+    ahead = torch.arange(width, device=pixels.device)
     columns = dx[:, None] + torch.where(mirror[:, None], ahead.flip(0), ahead)  # [B, W]
-    rows = dy[:, None] + torch.arange(height, device=images.device)  # [B, H]
-    rows += torch.arange(size, device=images.device)[:, None] * (height + 2 * p)
+    rows = dy[:, None] + torch.arange(height, device=pixels.device)  # [B, H]
+    rows += torch.arange(size, device=pixels.device)[:, None] * (height + 2 * p)
     # Position of every pixel wanted among all pixels of the padded batch: [B, H, W].
     wanted = rows[:, :, None] * (width + 2 * p) + columns[:, None, :]
     chosen = pixels.reshape(-1, channels).index_select(0, wanted.flatten())
-    return chosen.view(size, height, width, channels).permute(0, 3, 1, 2)
+    return chosen.view(size, height, width, channels)
 
 
 def _normalised(images: torch.Tensor, stats: Statistics) -> torch.Tensor:

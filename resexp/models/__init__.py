@@ -16,6 +16,9 @@ from resexp.models.layers import NORMS
 from resexp.models.options import NoOptions, read
 from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
 
+#: The layers whose multiply-adds count.
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
 #: Settings of an arch that concern every family.
 EVERY_FAMILY = ("family", "depths", "merge", "options")
 
@@ -32,9 +35,9 @@ class Size:
 class Family(Protocol):
     """What a module of this package that stacks branches offers.
 
-    Beside these, ``Options``, a dataclass of its own settings, if it has any, and ``check``, a
-    function of settings and size (None: not known yet) that raises UsageError for what it cannot
-    build, if there is any such thing.
+    Beside these, ``Options``, a dataclass of its own settings, if it has any; ``TASK``, if it is
+    not classification; and ``check``, a function of settings and size (None: not known yet) that
+    raises UsageError for what it cannot build, if there is any such thing.
     """
 
     MERGES: Sequence[Merge]  # the rules it knows
@@ -52,6 +55,11 @@ def family(name: str) -> Family:
     if not hasattr(module, "network"):
         raise UsageError(f"arch.family={name} is unknown. Choose an arch: resexp list archs.")
     return cast(Family, module)
+
+
+def task(name: str) -> str:
+    """What a family's networks learn: classification or segmentation."""
+    return str(getattr(family(name), "TASK", "classification"))
 
 
 def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
@@ -98,17 +106,19 @@ def build(
 def measure(network: nn.Module, channels: int, size: tuple[int, int]) -> Size:
     """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image on the CPU.
 
-    FLOPs are counted as published ones are, two for each multiply-add of a weight. (torch's
-    FlopCounterMode and the meta device agree, but take 1.5 s to import.)
+    FLOPs are counted as published ones are, two for each multiply-add of a weight: it meets every
+    pixel of a convolution's output, or of a transposed one's input. (torch's FlopCounterMode and
+    the meta device agree, but take 1.5 s to import.)
     """
     flops = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal flops
         weight = layer.get_parameter("weight")
-        flops += 2 * output[0].numel() // weight.shape[0] * weight.numel()
+        met = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        flops += 2 * met[0].numel() // weight.shape[0] * weight.numel()
 
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in network.modules() if isinstance(layer, WEIGHTED)]
     handles = [layer.register_forward_hook(add) for layer in layers]
     training = network.training
     with torch.no_grad():

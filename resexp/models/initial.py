@@ -37,7 +37,10 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             gain = getattr(module, "gain", 1.0)
-            std = gain * convolution_std(module.weight, init)
+            weight = module.weight
+            if isinstance(module, nn.ConvTranspose2d):
+                weight = weight.transpose(0, 1)  # its inputs come first
+            std = gain * convolution_std(weight, init)
             fill(module.weight, std, seed, f"{name}.weight")
         elif isinstance(module, nn.Linear):
             bound = getattr(module, "gain", 1.0) / math.sqrt(module.in_features)

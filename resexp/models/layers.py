@@ -67,6 +67,7 @@ class Convolution:
     kernel: int
     stride: int = 1
     gain: float = 1.0  # factor on the standard deviation of its initial weights
+    padded: bool = True  # with zeros, so that stride 1 keeps the size
 
 
 def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
@@ -135,9 +136,10 @@ def sequence(
 
 
 def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
-    """The layer on ``channels`` input channels, zero-padded so that stride 1 keeps the size."""
+    """The layer on ``channels`` input channels."""
     kind = Pointwise if conv.kernel == 1 else nn.Conv2d
-    layer = kind(channels, conv.channels, conv.kernel, conv.stride, conv.kernel // 2, bias=False)
+    padding = conv.kernel // 2 if conv.padded else 0
+    layer = kind(channels, conv.channels, conv.kernel, conv.stride, padding, bias=False)
     layer.gain = conv.gain  # type: ignore[assignment]  # read by initialise
     return layer
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from resexp.data import Images, batches
+from resexp.data import UNLABELLED, Images, batches
 from resexp.settings import BnEval, Precision, Settings
 
 EVALUATION_BATCH = 1000  # images; decides memory and, in the last bits, sums
+EVALUATION_LABELS = 2**20  # pixels of masks at most
+
+
+class Score(NamedTuple):
+    """How a network does on a whole set."""
+
+    loss: float  # mean cross-entropy in nats
+    error: float  # percent of the images, or of the labelled pixels of masks
+    iou: float | None = None  # of masks: mean intersection over union, percent
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -29,18 +38,59 @@ def evaluate(
     labels: Tensor,
     statistics: batches.Statistics,
     precision: Precision,
-) -> tuple[float, float]:
-    """Mean cross-entropy in nats and error in percent on uint8 images [N, H, W, C]."""
+) -> Score:
+    """The score on uint8 images [N, H, W, C] with labels [N], or masks [N, H, W]."""
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     wrong = torch.zeros((), dtype=torch.int64, device=images.device)
-    for first in range(0, len(labels), EVALUATION_BATCH):
-        some = slice(first, first + EVALUATION_BATCH)
-        answers = labels[some]
+    matrix: Tensor | None = None
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_LABELS // labels[0].numel()))
+    for first in range(0, len(labels), size):
+        some = slice(first, first + size)
         with autocast(precision, images.device):
             logits = network(batches.prepare(images[some], statistics))
-        loss += cross_entropy(logits.float(), answers, reduction="sum")
-        wrong += (logits.argmax(1) != answers).sum()
-    return loss.item() / len(labels), 100 * wrong.item() / len(labels)
+        logits, answers = one_a_label(logits, labels[some].long())
+        loss += cross_entropy(logits, answers, ignore_index=UNLABELLED, reduction="sum")
+        wrong += misses(logits, answers)
+        if labels.dim() > 1:
+            counted = confusion(logits, answers)
+            matrix = counted if matrix is None else matrix + counted
+    count = int((labels != UNLABELLED).sum())
+    iou = None if matrix is None else mean_iou(matrix)
+    return Score(loss.item() / count, 100 * wrong.item() / count, iou)
+
+
+def one_a_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] or [N, K, H, W] and their labels as float32 [L, K] and int64 [L].
+
+    Losses of [L, K] are deterministic on a GPU; those of [N, K, H, W] are not.
+    """
+    return logits.float().movedim(1, -1).flatten(0, -2), labels.flatten()
+
+
+def misses(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the labels that count are not the greatest logit's: int64, on the device."""
+    return ((logits.argmax(1) != labels) & (labels != UNLABELLED)).sum()
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Labels that count, by class (rows) and answer (columns): int64 [K, K], on the device."""
+    classes = logits.shape[1]
+    counts = labels != UNLABELLED
+    cell = torch.where(counts, labels, 0) * classes + logits.argmax(1)
+    matrix = torch.zeros(classes**2, dtype=torch.int64, device=labels.device)
+    return matrix.index_add_(0, cell, counts.long()).view(classes, classes)
+
+
+def mean_iou(matrix: Tensor) -> float:
+    """Mean intersection over union, percent, of a whole set's confusion matrix [K, K].
+
+    A class's is the pixels that are of it and are answered so, over those that are either, as in
+    PASCAL VOC; a class that is neither labelled nor answered anywhere is left out.
+    """
+    both = matrix.diagonal()
+    either = matrix.sum(0) + matrix.sum(1) - both
+    there = either > 0
+    return 100 * (both[there].double() / either[there]).mean().item()
 
 
 @contextmanager

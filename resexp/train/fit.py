@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from resexp.data import Images, batches
+from resexp.data import UNLABELLED, Images, batches
 from resexp.models.merges import draw, drawn
 from resexp.records import Row
 from resexp.settings import Settings
-from resexp.train.evaluate import autocast, evaluate, evaluation_mode
+from resexp.train.evaluate import (
+    Score,
+    autocast,
+    evaluate,
+    evaluation_mode,
+    misses,
+    one_a_label,
+)
 from resexp.train.ranks import ALONE, Ranks
 from resexp.train.schedule import learning_rate
 from resexp.train.sgd import Momentum
@@ -29,7 +36,8 @@ class State:
     network: nn.Module
     optimizer: Momentum
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
-    wrong: Tensor  # int64, on the device: training images answered wrongly since the last row
+    wrong: Tensor  # int64, on the device: training labels answered wrongly since the last row
+    counted: Tensor  # int64, on the device: training labels since the last row
     random: list[nn.Module]  # modules whose training is random
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # of the whole run
@@ -41,6 +49,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "loss_sum": self.loss_sum,
             "wrong": self.wrong,
+            "counted": self.counted,
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -51,6 +60,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.loss_sum.copy_(saved["loss_sum"])
         self.wrong.copy_(saved["wrong"])
+        self.counted.copy_(saved["counted"])
         self.step = saved["step"]
         self.seconds = saved["seconds"]
 
@@ -63,6 +73,7 @@ def begin(network: nn.Module, settings: Settings) -> State:
         optimizer=Momentum(network, settings),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         wrong=torch.zeros((), dtype=torch.int64, device=device),
+        counted=torch.zeros((), dtype=torch.int64, device=device),
         random=drawn(network),
     )
 
@@ -133,15 +144,17 @@ def train_step(
     draw(state.random, settings.seed, state.step)
     with autocast(settings.precision, images.device):
         logits = state.network(images)
-    labels = data.train_labels[index]
+    labels = batches.answers(data.train_labels, index, *crop)
     share = len(labels) / settings.batch_size  # 1, or this rank's part of the whole mean
-    loss = cross_entropy(logits.float(), labels) * share
+    logits, labels = one_a_label(logits, labels)
+    loss = cross_entropy(logits, labels, ignore_index=UNLABELLED) * share
     loss.backward()  # type: ignore[no-untyped-call]
-    wrong = (logits.detach().argmax(1) != labels).sum()
-    loss, wrong = ranks.add_up(state.network, loss.detach(), wrong)
+    counts = torch.stack([misses(logits.detach(), labels), (labels != UNLABELLED).sum()])
+    loss, counts = ranks.add_up(state.network, loss.detach(), counts)
     state.optimizer.step(learning_rate(settings, state.step))
     state.loss_sum += loss
-    state.wrong += wrong
+    state.wrong += counts[0]
+    state.counted += counts[1]
     state.step += 1
 
 
@@ -151,13 +164,13 @@ def evaluation(
     """The row after ``state.step`` steps, its two columns of time still 0; starts new sums."""
     since = (state.step - 1) % settings.eval_every + 1
     train_loss = state.loss_sum.item() / since
-    train_error = 100 * state.wrong.item() / (since * settings.batch_size)
-    state.loss_sum.zero_()
-    state.wrong.zero_()
+    train_error = 100 * state.wrong.item() / state.counted.item()
+    for total in (state.loss_sum, state.wrong, state.counted):
+        total.zero_()
 
     rows = math.ceil(state.step / settings.eval_every)
     last = state.step == settings.steps or not math.isfinite(train_loss)
-    clean: tuple[float | None, float | None] = (None, None)
+    clean: Score | None = None
     with evaluation_mode(state.network, settings, data, statistics):
         test = evaluate(
             state.network, data.test_images, data.test_labels, statistics, settings.precision
@@ -172,10 +185,12 @@ def evaluation(
         lr=learning_rate(settings, state.step - 1),
         train_loss=train_loss,
         train_error=train_error,
-        clean_train_loss=clean[0],
-        clean_train_error=clean[1],
-        test_loss=test[0],
-        test_error=test[1],
+        clean_train_loss=clean and clean.loss,
+        clean_train_error=clean and clean.error,
+        test_loss=test.loss,
+        test_error=test.error,
         images_per_second=0.0,
         seconds=0.0,
+        clean_train_iou=clean and clean.iou,
+        test_iou=test.iou,
     )

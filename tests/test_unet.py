@@ -1,0 +1,285 @@
+"""resexp.models.unet: U-Nets with long skips that concatenate, add, or are not there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resexp import models
+from resexp.config import compose
+from resexp.models import unet
+from resexp.models.unet import UNet
+from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
+
+PAPER = {"norm": Normalisation.none, "options": {"padding": "valid"}}
+MERGES = [Merge.concatenate, Merge.residual, Merge.plain]
+
+
+def settings(merge: Merge = Merge.concatenate, depth: int = 13, **changes: Any) -> Settings:
+    arch = {key: changes.pop(key) for key in ("norm", "options") if key in changes}
+    family = Arch(family="unet", depths="5n+3", merge=merge, **arch)
+    return Settings(**{"arch": family, "depth": depth, "width": 4} | changes)
+
+
+def structure(one: Settings, classes: int = 2) -> UNet:
+    network = models.structure(one, 1, classes)
+    assert isinstance(network, UNet)
+    return network
+
+
+def pictures(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    ("merge", "parameters"),
+    [
+        (Merge.concatenate, 31_030_658),
+        (Merge.residual, 27_897_218),
+        (Merge.plain, 27_897_218),
+    ],
+)
+def test_the_papers_network_has_as_many_parameters_as_published(
+    merge: Merge, parameters: int
+) -> None:
+    paper = settings(merge, 23, width=64, **PAPER)
+    network = structure(paper)
+    assert models.count(network) == parameters
+    assert unet.parameters([64, 128, 256, 512, 1024], merge, 1, 2, Normalisation.none) == parameters
+
+
+def test_the_papers_network_has_23_convolutions_of_three_kinds() -> None:
+    network = structure(settings(depth=23, **PAPER))
+    kernels = [layer.kernel_size for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    rises = [layer for layer in network.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert (kernels.count((3, 3)), len(rises), kernels.count((1, 1))) == (18, 4, 1)
+    assert all(rise.kernel_size == rise.stride == (2, 2) for rise in rises)
+
+
+def test_the_papers_tile_of_572_pixels_gives_388() -> None:
+    network = structure(settings(depth=23, width=1, **PAPER))
+    with torch.no_grad():
+        assert network.top(torch.zeros(1, 1, 572, 572)).shape == (1, 1, 388, 388)
+    assert network.tile(388) == (92, 92)
+
+
+@pytest.mark.parametrize("depth", [8, 13, 18, 23])
+def test_depth_counts_the_weighted_layers(depth: int) -> None:
+    for merge in MERGES:
+        network = structure(settings(merge, depth))
+        layers = [one for one in network.modules() if isinstance(one, models.WEIGHTED)]
+        assert len(layers) == depth
+
+
+def test_other_depths_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"depth=20 is not 5n\+3\. Nearest: 18, 23\."):
+        compose(["arch=unet", "depth=20"])
+
+
+@pytest.mark.parametrize("norm", list(Normalisation))
+def test_parameters_are_counted_without_building(norm: Normalisation) -> None:
+    for merge in MERGES:
+        network = structure(settings(merge, 18, norm=norm), classes=3)
+        assert unet.parameters([4, 8, 16, 32], merge, 1, 3, norm) == models.count(network)
+
+
+def test_flops_of_an_up_convolution_are_counted() -> None:
+    # Levels of 4 and 8 channels at 8x8 and 4x4; 3x3 layers, the 2x2 one, the 1x1 one.
+    network = structure(settings(depth=8))
+    convolutions = 64 * 9 * (1 * 4 + 4 * 4 + 8 * 4 + 4 * 4) + 16 * 9 * (4 * 8 + 8 * 8)
+    up, classifier = 16 * 4 * (8 * 4), 64 * (4 * 2)
+    assert models.measure(network, 1, (8, 8)).flops == 2 * (convolutions + up + classifier)
+
+
+# What is computed
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [(32, 32), (9, 21), (8, 8)])
+def test_logits_are_of_the_images_size(padding: str, size: tuple[int, int]) -> None:
+    for merge in MERGES:
+        network = structure(settings(merge, 13, options={"padding": padding}), classes=3)
+        assert network(pictures(2, 1, *size)).shape == (2, 3, *size)
+
+
+def test_unpadded_convolutions_see_the_image_mirrored_at_its_border() -> None:
+    network = models.build(settings(options={"padding": "valid"}), 1, 2).eval()
+    assert isinstance(network, UNet)
+    x = pictures(1, 1, 36, 36)
+    before, after = network.tile(36)
+    assert before == after == 20
+    with torch.no_grad():
+        mirrored = network.top(F.pad(x, (20, 20, 20, 20), mode="reflect"))
+        assert torch.equal(network(x), network.classifier(mirrored))
+
+
+def test_mirroring_goes_back_and_forth_as_often_as_it_takes() -> None:
+    positions = unet.mirrored(3, 5, 4, torch.device("cpu"))
+    assert positions.tolist() == [*(1, 0, 1, 2, 1), *(0, 1, 2), *(1, 0, 1, 2)]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_logits_lie_where_their_pixels_do(padding: str) -> None:
+    # Far from the border, an image shifted by what the poolings take gives shifted logits.
+    network = models.build(settings(options={"padding": padding}), 1, 2).eval()
+    x = pictures(1, 1, 96, 96)
+    with torch.no_grad():
+        whole, part = network(x), network(x[:, :, 4:, 8:])
+    inside = slice(28, 60)
+    torch.testing.assert_close(part[:, :, inside, inside], whole[:, :, 32:64, 36:68])
+
+
+def test_an_even_size_is_not_mirrored() -> None:
+    network = models.build(settings(), 1, 2).eval()
+    assert isinstance(network, UNet)
+    x = pictures(1, 1, 12, 20)
+    with torch.no_grad():
+        assert torch.equal(network(x), network.classifier(network.top(x)))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_level_merges_its_input_with_all_that_lies_below(padding: str) -> None:
+    x = pictures(1, 1, 40, 40)
+    for merge in MERGES:
+        top = structure(settings(merge, 8, options={"padding": padding})).top.eval()
+        assert isinstance(top, unet.Level)
+        with torch.no_grad():
+            skip = top.down(x)
+            below = top.branch(skip)
+            margin = (skip.shape[2] - below.shape[2]) // 2
+            skip = skip[:, :, margin : margin + below.shape[2], margin : margin + below.shape[3]]
+            joined = {
+                Merge.concatenate: torch.cat((skip, below), 1),
+                Merge.residual: skip + below,
+                Merge.plain: below,
+            }[merge]
+            assert torch.equal(top(x), top.up(joined))
+
+
+def test_without_skips_every_path_leads_through_the_bottom() -> None:
+    # A bottom that answers the same to everything makes a plain U-Net blind, the others not.
+    for merge, blind in zip(MERGES, (False, False, True), strict=True):
+        network = models.build(settings(merge, 8), 1, 2).eval()
+        bottom = network.get_submodule("top.branch.inner")
+        bottom.register_forward_hook(lambda layer, inputs, output: torch.zeros_like(output))
+        with torch.no_grad():
+            assert torch.equal(network(pictures(1, 1, 8, 8)), network(torch.ones(1, 1, 8, 8))) is (
+                blind
+            )
+
+
+# Initial values and gradients
+
+
+def test_initial_values_come_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one = models.build(settings(depth=18), 1, 2).state_dict()
+    torch.manual_seed(2)
+    other = models.build(settings(depth=18), 1, 2).state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(("init", "fan"), [(Init.he_fan_out, 32), (Init.he_fan_in, 64)])
+def test_an_up_convolution_starts_by_its_own_fans(init: Init, fan: int) -> None:
+    network = models.build(settings(depth=8, width=64, init=init), 1, 2)
+    weight = network.get_parameter("top.branch.rise.weight")
+    assert weight.shape == (128, 64, 2, 2)
+    assert weight.std().item() == pytest.approx((2 / (4 * 2 * fan)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": "valid"}])
+@pytest.mark.parametrize("norm", list(Normalisation))
+def test_gradients_reach_every_parameter(norm: Normalisation, options: dict[str, str]) -> None:
+    for merge in MERGES:
+        network = models.build(settings(merge, 8, norm=norm, options=options), 1, 2)
+        network(pictures(4, 1, 8, 8)).square().mean().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+# Twins
+
+
+def test_addition_and_its_plain_twin_are_exact_twins() -> None:
+    added = models.build(settings(Merge.residual), 1, 2)
+    plain = models.build(settings(Merge.residual, twin=Twin.plain), 1, 2)
+    mine, theirs = added.state_dict(), plain.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert not torch.equal(added(pictures(2, 1, 8, 8)), plain(pictures(2, 1, 8, 8)))
+
+
+def test_the_plain_twin_of_concatenation_lacks_the_concatenated_channels_alone() -> None:
+    concatenated = dict(structure(settings(depth=23, width=64, **PAPER)).named_parameters())
+    plain = dict(
+        structure(settings(depth=23, width=64, twin=Twin.plain, **PAPER)).named_parameters()
+    )
+    assert concatenated.keys() == plain.keys()
+    differ = [key for key in plain if plain[key].shape != concatenated[key].shape]
+    assert differ == [f"top.{'branch.inner.' * level}up.conv1.weight" for level in (3, 2, 1, 0)]
+
+
+@pytest.mark.parametrize("depth", [8, 13, 18, 23])
+@pytest.mark.parametrize("width", [6, 16, 64])
+def test_a_matched_twin_has_parameters_within_one_percent(depth: int, width: int) -> None:
+    one = settings(depth=depth, width=width)
+    matched = replace(one, twin=Twin.matched)
+    wanted = unet.parameters(unet.widths(one, 1, 2), Merge.concatenate, 1, 2, Normalisation.batch)
+    widths = unet.widths(matched, 1, 2)
+    got = unet.parameters(widths, Merge.plain, 1, 2, Normalisation.batch)
+    assert got == pytest.approx(wanted, rel=0.01)
+    # About as much wider at every level.
+    factors = [mine / width for mine, width in zip(widths, unet.widths(one, 1, 2), strict=True)]
+    assert all(1 <= factor < 1.2 for factor in factors)
+
+
+def test_the_matched_twin_is_built_as_wide_as_it_says() -> None:
+    matched = settings(width=16, twin=Twin.matched)
+    widths = unet.widths(matched, 1, 2)
+    count = models.count(structure(matched))
+    assert count == unet.parameters(widths, Merge.plain, 1, 2, Normalisation.batch)
+    assert count == pytest.approx(models.count(structure(settings(width=16))), rel=0.01)
+
+
+def test_a_network_too_narrow_to_match_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"width=2 has no matched twin"):
+        structure(settings(depth=8, width=2, twin=Twin.matched))
+
+
+def test_addition_matches_its_plain_twin_as_it_is() -> None:
+    added = settings(Merge.residual, twin=Twin.matched)
+    assert unet.widths(added, 1, 2) == unet.widths(settings(), 1, 2)
+
+
+# Choosing it
+
+
+def test_the_configurations_are_the_papers_network_and_its_sum() -> None:
+    one = compose(["experiment=blobs", "depth=23", "width=64", "norm=none", "padding=valid"])
+    network = models.structure(one.settings, 1, 2)
+    assert models.count(network) == 31_030_658
+    added = compose(["experiment=blobs", "arch=unet_add"]).settings
+    assert added.arch == replace(compose(["experiment=blobs"]).settings.arch, merge=Merge.residual)
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["padding=vald"], "arch.options.padding=vald is none of same, valid."),
+        (["shortcut=B"], "arch.shortcut means nothing to the unet family."),
+        (["arch.merge=highway"], "arch.merge=highway is not for unet. Choose from concatenate"),
+    ],
+)
+def test_what_it_would_not_read_is_refused(words: list[str], fault: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        models.check(compose(["experiment=blobs", *words]).settings)
+    assert fault in str(refusal.value)
