@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resexp.models.initial import initialise
 from resexp.models.layers import NORMS
+from resexp.models.options import NoOptions, read
 from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
 
 #: Settings of an arch that concern every family.
@@ -29,7 +30,10 @@ class Size:
 
 
 class Family(Protocol):
-    """What a module of this package that stacks branches offers."""
+    """What a module of this package that stacks branches offers.
+
+    Beside these, ``Options``, a dataclass of its own settings, if it has any.
+    """
 
     MERGES: Sequence[Merge]  # the rules it knows
     READS: Sequence[str]  # the settings of an arch that it reads, beside the merge's and its own
@@ -61,6 +65,7 @@ def check(settings: Settings) -> None:
         changed = getattr(arch, field.name) != getattr(default, field.name)
         if changed and not shared and field.name not in module.READS:
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
+    read(getattr(module, "Options", NoOptions), arch.options)
 
 
 def structure(
@@ -86,26 +91,40 @@ def build(
 def measure(network: nn.Module, channels: int, size: tuple[int, int]) -> Size:
     """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image on the CPU.
 
-    FLOPs are counted as published ones are, two for each multiply-add of a weight. (torch's
-    FlopCounterMode and the meta device agree, but take 1.5 s to import.)
+    FLOPs are counted as published ones are, two for each multiply-add of a weight and of attention.
+    (torch's FlopCounterMode and the meta device agree, but take 1.5 s to import.)
     """
     flops = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal flops
-        weight = layer.get_parameter("weight")
-        flops += 2 * output[0].numel() // weight.shape[0] * weight.numel()
+        flops += 2 * multiply_adds(layer, output)
 
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    training = network.training
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, channels, *size))
-    network.train(training)
+    handles = [layer.register_forward_hook(add) for layer in network.modules()]
+    one_pass(network, channels, size)
     for handle in handles:
         handle.remove()
     norms = (module for module in network.modules() if isinstance(module, NORMS))
     return Size(parameters := count(network), parameters - sum(map(count, norms)), flops)
+
+
+def one_pass(network: nn.Module, channels: int, size: tuple[int, int]) -> None:
+    """Send one empty image through ``network`` in evaluation mode; its mode stays as it was."""
+    training = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, channels, *size))
+    network.train(training)
+
+
+def multiply_adds(layer: nn.Module, output: Tensor) -> int:
+    """Products of one layer itself on one image, 0 where there are none.
+
+    A layer that multiplies other things than its weight says so by a method of this name.
+    """
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return output[0].numel() // layer.weight.shape[0] * layer.weight.numel()
+    own = getattr(layer, "multiply_adds", None)
+    return own(output) if own else 0
 
 
 def count(module: nn.Module) -> int:
