@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -376,6 +377,34 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     else:
         print(text(job, checks))
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Examples:  resexp explain   |   resexp explain arch=preact depth=20   |   "
+    "resexp explain arch=residual depth=110 data=cifar10",
+)
+def explain(
+    overrides: Overrides = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every layer and every kind of block.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What a residual block computes, by an example; with settings, any network layer by layer."""
+    from resexp import explain as explaining
+    from resexp.config import compose
+
+    if not overrides:
+        example = explaining.example()
+        found, words = asdict(example), explaining.example_text(example)
+    else:
+        explanation = explaining.explain(compose(overrides))
+        found, words = explanation.as_dict(), explaining.text(explanation, full)
+    if as_json:
+        emit(found)
+    else:
+        print(words)
 
 
 @app.command(epilog="Example:  resexp doctor --json")

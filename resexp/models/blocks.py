@@ -37,6 +37,11 @@ class Block(nn.Module):
         self.merge = merge
         self.after = after
 
+    @property
+    def formula(self) -> str:
+        """What the merge rule makes of the shortcut S(x) and the branch F(x)."""
+        return str(self.merge.formula)
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.after(self.merge(self.before(x), self.branch))
         return y
@@ -60,6 +65,11 @@ class RandomBlock(Block):
         super().__init__(before, branch, merge, after)
         self.survival = survival
         self.survives = True
+
+    @property
+    def formula(self) -> str:
+        """The merge's, with a factor that is 1 with probability ``survival``, else 0."""
+        return super().formula.replace("F(x)", "b F(x)")
 
     def draw(self, word: int) -> None:
         """Decide about the next step, by a uniform 64-bit word."""

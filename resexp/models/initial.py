@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resexp.models.layers import NORMS, Bias
+from resexp.models.layers import NORMS, Bias, Table
 from resexp.models.merges import ScaledAdd
 from resexp.settings import Init
 
@@ -50,6 +50,8 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
             module.weight.fill_(1)
         elif isinstance(module, Bias):
             module.bias.fill_(module.start)
+        elif isinstance(module, Table):
+            fill(module.weight, module.std, seed, f"{name}.weight")
         elif isinstance(module, ScaledAdd):
             module.scale.fill_(module.start)
         if isinstance(module, LAYERS) and module.bias is not None:

@@ -168,6 +168,21 @@ class Bias(nn.Module):
         return x + self.bias.view(-1, 1, 1)
 
 
+class Table(nn.Module):
+    """x + a learned vector for each place, [N, places, d] -> the same.
+
+    The vectors start normal, with mean 0 and standard deviation ``std``.
+    """
+
+    def __init__(self, places: int, dimension: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(places, dimension))
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
 class SqueezeExcitation(nn.Module):
     """s(x) x, one s in 0..1 a channel from the channel means: Hu et al. 2018, section 3.
 

@@ -1,7 +1,8 @@
 """Merge rules: what becomes of the input x beside a branch F.
 
 A rule holds the shortcut S and is called with x and the branch, so that a branch that is left out
-need not be computed. The rules of the literature differ in the factors before S(x) and F(x).
+need not be computed. The rules of the literature differ in the factors before S(x) and F(x); each
+says its own as ``formula``, which ``resexp explain`` prints.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ DEPTH = b"depth"  # the purpose of the random words of blocks and shortcuts
 class Drop(nn.Module):
     """y = F(x): the plain network."""
 
+    formula = "F(x)"
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return branch(x)
 
 
 class Add(nn.Module):
     """y = S(x) + F(x): He et al. 2015, equation 2."""
+
+    formula = "S(x) + F(x)"
 
     def __init__(self, shortcut: nn.Module) -> None:
         super().__init__()
@@ -64,6 +69,7 @@ class WeightedAdd(Add):
         super().__init__(shortcut)
         self.shortcut_scale = shortcut_scale
         self.branch_scale = branch_scale
+        self.formula = f"{shortcut_scale:g} S(x) + {branch_scale:g} F(x)"
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         y: Tensor = self.branch_scale * branch(x) + self.shortcut_scale * self.shortcut(x)
@@ -72,6 +78,8 @@ class WeightedAdd(Add):
 
 class DropoutAdd(Add):
     """y = dropout(S(x)) + F(x): He et al. 2016, section 3.1; E[dropout(S)] = S."""
+
+    formula = "dropout(S(x)) + F(x)"
 
     def __init__(self, shortcut: nn.Module, dropped: float) -> None:
         super().__init__(shortcut)
@@ -112,6 +120,8 @@ class Highway(Add):
     that it has the shape of what it weighs where shapes change too.
     """
 
+    formula = "(1 - T) S(x) + T F(x)"
+
     def __init__(self, shortcut: nn.Module, channels: int, bias: float) -> None:
         super().__init__(shortcut)
         self.gate = Gate(channels, bias)
@@ -126,6 +136,8 @@ class Highway(Add):
 class ShortcutGate(Highway):
     """y = (1 - T) S(x) + F(x): "shortcut-only gating" of He et al. 2016, section 3.1."""
 
+    formula = "(1 - T) S(x) + F(x)"
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
         y: Tensor = (1 - self.gate(carried)) * carried + branch(x)
@@ -138,6 +150,8 @@ class ScaledAdd(Add):
     a starts at 0 in ReZero (Bachlechner et al. 2020) and SkipInit (De and Smith 2020), at 1 in
     Fixup (Zhang et al. 2019).
     """
+
+    formula = "S(x) + a F(x)"
 
     def __init__(self, shortcut: nn.Module, start: float) -> None:
         super().__init__(shortcut)

@@ -1,0 +1,185 @@
+"""A Transformer encoder of images: patches, blocks of attention and feed-forward, classifier.
+
+An image is cut into square patches, each mapped to a token (Dosovitskiy et al. 2021, section 3.1);
+a learned vector a place is added; the tokens of the last block are averaged for the classifier, as
+the CIFAR family averages pixels (no class token). Depth is the number of blocks, as Transformers
+are counted. A block is two sublayers, and each is a branch joined to its input by the merge rule:
+
+    pre-LN   x + Attention(LN(x)),  x + FFN(LN(x)),  one LN more behind the last block
+    post-LN  LN(x + Attention(x)),  LN(x + FFN(x))
+    ReZero   x + a Attention(x),    x + a FFN(x),    one a for both
+
+Vaswani et al. 2017 (post-LN), Xiong et al. 2020 (pre-LN), Bachlechner et al. 2020 (ReZero). The
+plain twin is the same without the additions: FFN(LN(Attention(LN(x)))) for pre-LN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from resexp.models.blocks import Block, trained
+from resexp.models.layers import Norm, Table
+from resexp.models.merges import merge
+from resexp.models.options import Range, read
+from resexp.settings import Arch, Merge, Settings, UsageError
+
+MERGES = (Merge.plain, Merge.residual, Merge.weighted, Merge.scaled)
+READS = ("scalar_lr",)
+
+FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
+#: Of the places' vectors at the start. Dosovitskiy et al. 2021 take 0.02, for training of another
+#: length; Vaswani et al. 2017 sinusoids, 0.71. With 0.02 few hundred steps hardly tell places apart.
+POSITION_STD = 0.5
+
+
+class LayerNorm(StrEnum):
+    """Where layer normalisation stands."""
+
+    before = "before"  # each sublayer, on its branch: pre-LN
+    after = "after"  # each addition, on the path of the input too: post-LN
+    none = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The embedding dimension is ``heads`` times the setting ``width``: 4 x 16 = 64."""
+
+    patch: Annotated[int, Range(1, 1024)]  # pixels a side
+    heads: Annotated[int, Range(1, 1024)]
+    layer_norm: LayerNorm
+
+
+def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Transformer:
+    """The network of ``settings``, for images of one ``size``.
+
+    Raises UsageError if patches do not cover the images.
+    """
+    options = read(Options, settings.arch.options)
+    if any(side % options.patch for side in size):
+        height, width = size
+        fits = [one for one in range(1, min(size) + 1) if math.gcd(*size) % one == 0]
+        raise UsageError(
+            f"arch.options.patch={options.patch} does not divide images of {height}x{width}. "
+            f"Choose from {', '.join(map(str, fits))}."
+        )
+    return Transformer(
+        trained(settings),
+        options,
+        depth=settings.depth,
+        dimension=options.heads * settings.width,
+        channels=channels,
+        classes=classes,
+        size=size,
+        norm=Norm(settings.bn_eps, settings.bn_momentum),
+    )
+
+
+class Transformer(nn.Module):
+    """[N, C, H, W] images of one size -> [N, classes] logits; T tokens of d values between."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        options: Options,
+        *,
+        depth: int,
+        dimension: int,
+        channels: int,
+        classes: int,
+        size: tuple[int, int],
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        tokens = math.prod(side // options.patch for side in size)
+        self.patch = options.patch
+        self.embedding = nn.Linear(channels * options.patch**2, dimension)
+        self.embedding.gain = math.sqrt(3)  # type: ignore[assignment]  # variance 1 / fan in
+        self.positions = Table(tokens, dimension, POSITION_STD)
+        blocks = [TransformerBlock(arch, options, dimension, norm) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
+        ends = options.layer_norm is LayerNorm.before
+        self.end = nn.LayerNorm(dimension, eps=norm.eps) if ends else nn.Identity()
+        self.classifier = nn.Linear(dimension, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
+        tokens = self.end(self.blocks(self.positions(self.embedding(patches))))
+        logits: Tensor = self.classifier(tokens.mean(dim=1))
+        return logits
+
+
+class TransformerBlock(nn.Module):
+    """[N, T, d] tokens -> the same: attention, then feed-forward, joined by one merge rule."""
+
+    def __init__(self, arch: Arch, options: Options, dimension: int, norm: Norm) -> None:
+        super().__init__()
+        rules = [merge(arch, dimension, dimension, 1, norm) for _ in range(2)]
+        if arch.merge is Merge.scaled:
+            rules[1] = rules[0]  # ReZero learns one number for both
+        attention = {
+            "inputs": linear(dimension, dimension, maps=3),  # queries, keys and values
+            "products": Attention(options.heads),
+            "output": linear(dimension, dimension),
+        }
+        feedforward = {
+            "first": linear(dimension, FEEDFORWARD * dimension),
+            "relu": nn.ReLU(),
+            "second": linear(FEEDFORWARD * dimension, dimension),
+        }
+        place = options.layer_norm
+        self.attention = sublayer(attention, rules[0], place, nn.LayerNorm(dimension, norm.eps))
+        self.feedforward = sublayer(feedforward, rules[1], place, nn.LayerNorm(dimension, norm.eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.feedforward(self.attention(x))
+        return y
+
+
+def linear(into: int, out: int, maps: int = 1) -> nn.Linear:
+    """``maps`` maps of ``into`` to ``out`` values side by side, as one layer with biases.
+
+    Weights start uniform with variance 2 / (into + out): Glorot and Bengio 2010, as Vaswani et al.
+    2017 and Xiong et al. 2020 start theirs. ``initialise`` multiplies 1/sqrt(into) by the gain.
+    """
+    layer = nn.Linear(into, maps * out)
+    layer.gain = math.sqrt(6 * into / (into + out))  # type: ignore[assignment]
+    return layer
+
+
+def sublayer(
+    layers: dict[str, nn.Module], rule: nn.Module, place: LayerNorm, norm: nn.Module
+) -> Block:
+    """A branch of ``layers``, the rule that joins it to its input, and ``norm`` in its place."""
+    if place is LayerNorm.before:
+        layers = {"norm": norm, **layers}
+    after = OrderedDict(norm=norm) if place is LayerNorm.after else OrderedDict()
+    return Block(nn.Sequential(), nn.Sequential(OrderedDict(layers)), rule, nn.Sequential(after))
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(e)) V in each head of e = d / heads values, without a mask.
+
+    [N, T, 3 d], the queries Q, keys K and values V of T tokens -> [N, T, d]: Vaswani et al. 2017,
+    equation 1.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, _ = x.shape
+        split = x.view(images, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(*split)
+        return y.transpose(1, 2).flatten(2)
+
+    def multiply_adds(self, output: Tensor) -> int:
+        """Of one image: each of T tokens with each, d values for Q K^T and d for the mean of V."""
+        _, tokens, dimension = output.shape
+        return 2 * tokens * tokens * dimension
