@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import Images, batches
+from resexp.data.stream import Streamed
 from resexp.settings import BnEval, Precision, Settings
 
-EVALUATION_BATCH = 1000  # images; decides memory and, in the last bits, sums
+# Both decide memory and, in the last bits, sums.
+EVALUATION_BATCH = 1000  # images at most
+EVALUATION_PIXELS = 1000 * 64 * 64  # of a batch at most: fewer images if they are larger than 64x64
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -25,7 +29,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    images: Tensor,
+    images: Tensor | Streamed,
     labels: Tensor,
     statistics: batches.Statistics,
     precision: Precision,
@@ -33,8 +37,9 @@ def evaluate(
     """Mean cross-entropy in nats and error in percent on uint8 images [N, H, W, C]."""
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     wrong = torch.zeros((), dtype=torch.int64, device=images.device)
-    for first in range(0, len(labels), EVALUATION_BATCH):
-        some = slice(first, first + EVALUATION_BATCH)
+    size = min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // math.prod(images.shape[1:3])))
+    for first in range(0, len(labels), size):
+        some = slice(first, first + size)
         answers = labels[some]
         with autocast(precision, images.device):
             logits = network(batches.prepare(images[some], statistics))
