@@ -456,13 +456,31 @@ def test_grey_images_have_one_channel_and_one_in_colour_gives_all_three(tmp_path
     assert mixed.test_images[1].tolist() == pixels_of(files["test/cat/5.png"])
 
 
-def test_images_of_many_sizes_are_resized(tmp_path: Path) -> None:
-    files = eight() | {"train/cat/1.png": png(9, size=(20, 12))}
-    images = load_files(files, tmp_path, size=16)
-    assert images.size == (16, 16)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_middle_square_of_an_image_is_resized(tmp_path: Path, turned: bool) -> None:
+    files = eight() | {"train/cat/1.png": png(9, size=(12, 24) if turned else (24, 12))}
     with Image.open(io.BytesIO(files["train/cat/1.png"])) as image:
-        expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
-    assert images.train_images[3].tolist() == expected.tolist()
+        larger = image.resize((16, 32) if turned else (32, 16), Image.Resampling.BILINEAR)
+        whole, larger = np.asarray(image, np.int64), np.asarray(larger, np.int64)
+    cut = load_files(files, tmp_path, size=12).train_images[3].numpy()
+    assert np.array_equal(cut, whole[6:18] if turned else whole[:, 6:18])
+    resized = load_files(files, tmp_path, size=16).train_images[3].numpy()
+    expected = larger[8:24] if turned else larger[:, 8:24]
+    assert np.abs(resized - expected).max() <= 1  # of 255: Pillow rounds its weights
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_photograph_is_decoded_small_to_nearly_the_same_pixels(mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    photograph = Image.fromarray(noise).resize((300, 400), Image.Resampling.BICUBIC).convert(mode)
+    file = io.BytesIO()
+    photograph.save(file, "JPEG", quality=95)
+    small = imagefolder.decode_image("x.jpg", file.getvalue(), 32)
+    assert small.shape == (32, 32, 1 if mode == "L" else 3)
+    with Image.open(file) as image:
+        whole = image.convert("L" if mode == "L" else "RGB").crop((0, 50, 300, 350))
+    slow = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR), np.float64)
+    assert np.abs(small.reshape(slow.shape) - slow).mean() < 2
 
 
 def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

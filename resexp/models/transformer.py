@@ -34,7 +34,7 @@ READS = ("scalar_lr",)
 
 FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
 #: Of the places' vectors at the start. Dosovitskiy et al. 2021 take 0.02, for training of another
-#: length; Vaswani et al. 2017 sinusoids, 0.71. With 0.02 few hundred steps hardly tell places apart.
+#: length; Vaswani et al. 2017 sinusoids, 0.71. At 0.02, hundreds of steps hardly tell places apart.
 POSITION_STD = 0.5
 
 

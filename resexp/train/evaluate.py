@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
+from resexp.data.stream import Streamed
 from resexp.settings import BnEval, Precision, Settings
 
-EVALUATION_BATCH = 1000  # images; decides memory and, in the last bits, sums
+# These decide memory and, in the last bits, sums.
+EVALUATION_BATCH = 1000  # images at most
+EVALUATION_PIXELS = 1000 * 64 * 64  # of a batch at most: fewer images if they are larger than 64x64
 EVALUATION_LABELS = 2**20  # pixels of masks at most
 
 
@@ -34,7 +38,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    images: Tensor,
+    images: Tensor | Streamed,
     labels: Tensor,
     statistics: batches.Statistics,
     precision: Precision,
@@ -43,7 +47,9 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     wrong = torch.zeros((), dtype=torch.int64, device=images.device)
     matrix: Tensor | None = None
-    size = max(1, min(EVALUATION_BATCH, EVALUATION_LABELS // labels[0].numel()))
+    pixels, answered = math.prod(images.shape[1:3]), labels[0].numel()
+    most = min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels, EVALUATION_LABELS // answered)
+    size = max(1, most)
     for first in range(0, len(labels), size):
         some = slice(first, first + size)
         with autocast(precision, images.device):
