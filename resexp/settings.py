@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
@@ -171,7 +171,12 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: str = "local"
-    jobs: int = 0  # runs at a time under launch=processes; 0: one a core, at most 8; two a GPU
+    jobs: int = 0  # runs at a time; 0: processes one a core, at most 8; 2 a GPU; joblib one a core
+    gpus: float = 0.0  # of a run: under ray 0.5 (two runs share one), under slurm 1
+    cores: int = 1  # of a run under ray and slurm, and its threads
+    address: str | None = None  # of a Ray cluster that is up: auto, or host:port
+    partition: str | None = None  # of Slurm
+    minutes: int = 240  # Slurm's limit for a run; one that reaches it is queued again and goes on
 
 
 @dataclass(kw_only=True, slots=True)
@@ -249,7 +254,7 @@ CIRCUMSTANCES = frozenset(
         "overwrite",
         "loggers",
     ]
-) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
+) | {"data.root", "data.download", "data.cache", *(f"launch.{one.name}" for one in fields(Launch))}
 
 
 #: Settings of an arch that one kind of merge alone reads.
@@ -283,6 +288,10 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "threshold": (0, False, 100),
     "threads": (0, True, 4096),
     "checkpoint_every": (0, True, 10**9),
+    "launch.jobs": (0, True, 1024),
+    "launch.gpus": (0, True, 64),
+    "launch.cores": (1, True, 1024),
+    "launch.minutes": (1, True, 10**6),
     "arch.skip_span": (1, True, 3),
     "arch.survival": (0, False, 1),
     "arch.se_ratio": (0, True, 4096),
@@ -304,8 +313,6 @@ def check(settings: Settings) -> None:
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
     if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
         raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
-    if not 0 <= settings.launch.jobs <= 1024:
-        raise UsageError(f"launch.jobs={settings.launch.jobs} is out of range. Choose 0 to 1,024.")
     if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(
         settings.milestones
     ):
@@ -315,9 +322,18 @@ def check(settings: Settings) -> None:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
+    check_launch(settings.launch)
     check_name(settings.name)
     check_arch(settings.arch)
     check_depth(settings.depth, settings.arch)
+
+
+def check_launch(launch: Launch) -> None:
+    """Raise UsageError for shares of GPUs that the launcher cannot hand out."""
+    if launch.gpus % 1 and (launch.gpus > 1 or launch.name == "slurm"):
+        kind = "Slurm hands out" if launch.name == "slurm" else "above one, Ray hands out"
+        whole = round(launch.gpus) or 1
+        raise UsageError(f"launch.gpus={launch.gpus}: {kind} whole GPUs. Use launch.gpus={whole}.")
 
 
 def check_arch(arch: Arch) -> None:

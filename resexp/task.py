@@ -46,13 +46,15 @@ def unwatched(record: dict[str, Any], step: int, row: Row | None) -> None:
     """Show nothing."""
 
 
-def check(job: Job) -> Claim:
+def check(job: Job, *, here: bool = True) -> Claim:
     """Refuse, with a UsageError and before anything is written, what ``perform`` could not do.
 
-    Returns what the run directory says.
+    Returns what the run directory says. Without ``here`` another machine trains, whose devices are
+    not known.
     """
     models.check(job.settings)
-    check_precision(job.settings.precision, choose_device(job.settings.device))
+    if here:
+        check_precision(job.settings.precision, choose_device(job.settings.device))
     claim = records.look(job)
     if claim is not Claim.done:
         check_loggers(job.settings.loggers)
