@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,13 +93,18 @@ def plan(configs: list[DictConfig]) -> list[int]:
     """What the sweeper calls once, before the first job."""
     assert _session is not None
     kind = configs[0].hydra.launcher._target_
+    if kind.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
+        raise UsageError(
+            "launch=slurm, but there is no sbatch here. Type it where the cluster takes jobs."
+        )
     here = kind.startswith(("hydra._internal.", "hydra_plugins.resexp_"))
     if not here and PLUGINS.is_dir():  # the launcher's processes unpickle our plugins
         paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     chosen = _session.plan([to_job(config, config.hydra) for config in configs], here=here)
     if chosen and "ray" in configs[0].hydra.launcher:
-        start_ray(**OmegaConf.to_container(configs[0].hydra.launcher.ray, resolve=True))
+        ray = configs[0].hydra.launcher.ray
+        start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
     return chosen
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,22 +72,25 @@ def carried_out(job: Job, screen: Screen | None) -> bool:
     return bool(end[0] != "stopped")
 
 
-def start_ray(init: dict[str, Any], remote: dict[str, Any]) -> None:
+def start_ray(init: Any, remote: Any) -> None:
     """Start Ray, or join the cluster that ``init`` names, before the launcher does.
 
+    ``init`` and ``remote`` are the arguments of ray.init and ray.remote.
     Raises UsageError if a run needs more than any machine has: Ray would wait for it for ever. A
     cluster may grow, so there it is a warning.
     """
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to its makers
+    address = init["address"] or ""
     try:
+        if found := re.fullmatch(r"(.+):(\d+)", address):  # Ray itself would try for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
         ray.init(**init)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"launch.address={init['address']}: no Ray cluster answers there "
-            f"({last_line(str(error))}). Start one with ray start --head, or leave launch.address "
-            "away for one of this machine."
+            f"launch.address={address}: no Ray cluster answers there. Start one with "
+            "ray start --head, or leave launch.address away."
         ) from error
     for key, kind in {"gpus": "GPU", "cores": "CPU"}.items():
         wanted = remote["num_gpus" if key == "gpus" else "num_cpus"]
@@ -94,7 +98,7 @@ def start_ray(init: dict[str, Any], remote: dict[str, Any]) -> None:
         if wanted <= most:
             continue
         lack = f"launch.{key}={wanted}, but no machine of the Ray cluster has more than {most:g}"
-        if init["address"] is None:
+        if not address:
             raise UsageError(f"{lack}. Use launch.{key}={most:g}.")
         talk.print(f"warning: {lack}: runs wait until one joins")
 
