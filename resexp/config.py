@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from resexp.catalogue import (
     own_options,
     values,
 )
+from resexp.elsewhere import start_ray, work
 from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
 from resexp.sweep import Session
 
@@ -62,31 +64,57 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 
 SETTINGS_HINT = "All of them: resexp list settings."
 
+#: Hydra's launchers that come with an extra of ours.
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+
+# A setting of ours as a launcher wants it: whole numbers as such, and another value for none or 0.
+OmegaConf.register_new_resolver(
+    "otherwise",
+    lambda value, instead: (int(value) if value == int(value) else value) if value else instead,
+    replace=True,
+)
+OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)
+
 #: Overrides that are no part of a run's name, or a part of their own, beside its circumstances.
 UNNAMED = {"arch", "depth", "seed", "experiment", "launch"}
 
-#: The session of this command; a worker process of some launcher has none and makes its own.
+#: The session of this command; a process that some launcher started has none.
 _session: Session | None = None
 
 
 def task(config: DictConfig) -> None:
     """What Hydra calls once per job, in whatever process the launcher chose.
 
-    In the process of the command nothing is raised: Hydra would print lines of its own about it.
+    Nothing is raised: Hydra would print lines of its own about it.
     """
-    session = _session or Session()
-    try:
-        session.perform(to_job(config, cast(DictConfig, HydraConfig.get())))
-    except UsageError as error:
-        session.refusal = error
+    hydra_config = cast(DictConfig, HydraConfig.get())
+    job = to_job(config, hydra_config)
     if _session is None:
-        session.raise_refusal()
+        work(job, hydra_config.runtime.cwd, hydra_config.job.num)
+        return
+    try:
+        _session.perform(job)
+    except UsageError as error:
+        _session.refusal = error
 
 
 def plan(configs: list[DictConfig]) -> list[int]:
     """What the sweeper calls once, before the first job."""
     assert _session is not None
-    return _session.plan([to_job(config, config.hydra) for config in configs])
+    kind = configs[0].hydra.launcher._target_
+    if kind.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
+        raise UsageError(
+            "launch=slurm, but there is no sbatch here. Type it where the cluster takes jobs."
+        )
+    here = kind.startswith(("hydra._internal.", "hydra_plugins.resexp_"))
+    if not here and PLUGINS.is_dir():  # the launcher's processes unpickle our plugins
+        paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    chosen = _session.plan([to_job(config, config.hydra) for config in configs], here=here)
+    if chosen and "ray" in configs[0].hydra.launcher:
+        ray = configs[0].hydra.launcher.ray
+        start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
+    return chosen
 
 
 def together(overrides: Sequence[Sequence[str]]) -> None:
@@ -106,18 +134,34 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
     """
     global _session
     flags, overrides = split(arguments)
-    if dry_run and not {"-m", "--multirun"} & set(flags):
+    if not {"-m", "--multirun"} & set(flags) and (dry_run or (not flags and goes_away(overrides))):
         flags.append("-m")
     _session = Session(dry_run=dry_run)
     run = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
-        with command_line([*flags, *overrides]), one_line_errors():
+        with _session.looking(), command_line([*flags, *overrides]), one_line_errors():
             run(task)()
+        _session.settle(None)
         _session.raise_refusal()
+        return _session
+    except UsageError:
+        raise
+    except Exception as error:  # of a launcher: its workers may be at work still
+        if not _session.planned:
+            raise
+        _session.settle(error)
         return _session
     finally:
         _session.close()
         _session = None
+
+
+def goes_away(overrides: Sequence[str]) -> bool:
+    """Whether a launcher was chosen for a job on its own: to Hydra it then is a sweep of one."""
+    away = ("launch=", "hydra/launcher=")
+    return any(
+        word.startswith(away) and not word.endswith(("=local", "=basic")) for word in overrides
+    )
 
 
 def compose(overrides: Sequence[str]) -> Job:
@@ -157,7 +201,7 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
         extras=extras(overrides, settings, choices),
         overrides=overrides,
         flags=[word for path in own for word in ("--config-dir", path)],
-        config=OmegaConf.to_yaml(config),
+        config=OmegaConf.to_yaml(config, resolve=True),
     )
 
 
@@ -258,6 +302,9 @@ def explain(error: Exception) -> str:
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and option in EXTRAS:
+            extra = EXTRAS[option]
+            return f"launch={extra} needs more packages: pip install 'resexp[{extra}]'"
         known = list(error.options or options(group))
         what = f"{group} has no option {option}." if group else f"there is no config {option}."
         return f"{what}{nearest(option, known)} Choose one of: {', '.join(known)}."

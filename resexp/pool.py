@@ -20,8 +20,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from resexp.records import Row
-from resexp.settings import Job
-from resexp.signals import Interrupted, stop_signals
+from resexp.settings import Job, UsageError
+from resexp.signals import STOPPING, Interrupted, stop_signals
 
 SHOW_EVERY = 0.2  # seconds between two messages about the steps of one run
 LOOK_EVERY = 0.5  # seconds between two looks at whether a signal came
@@ -135,7 +135,9 @@ def work(pipe: Connection) -> None:
     """A worker's life: jobs come through the pipe until it is closed."""
     from resexp.task import perform
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command says when to stop
+    for one in STOPPING:
+        if one != signal.SIGTERM:  # with which the command says when to stop
+            signal.signal(one, signal.SIG_IGN)
     said = 0.0
 
     def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
@@ -157,7 +159,8 @@ def work(pipe: Connection) -> None:
             except Interrupted:
                 message = ("stopped",)
             except Exception as error:
-                message = ("failed", RuntimeError(f"{error}"))
+                kind = UsageError if isinstance(error, UsageError) else RuntimeError
+                message = ("failed", kind(f"{error}"))
             pipe.send(message)
 
 

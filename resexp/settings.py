@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
@@ -181,9 +181,14 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: str = "local"
-    jobs: int = 0  # runs at a time; 0: under processes one a core, at most 8, or two a GPU;
-    # under lockstep all, at most 64
+    # runs at a time; 0: processes and joblib one a core, at most 8, or 2 a GPU; lockstep all to 64
+    jobs: int = 0
     ranks: int = 1  # processes that train one network together, each on its share of the batches
+    gpus: float = 0.0  # of a run: under ray 0.5 (two runs share one), under slurm 1
+    cores: int = 1  # of a run under ray and slurm, and its threads
+    address: str | None = None  # of a Ray cluster that is up: auto, or host:port
+    partition: str | None = None  # of Slurm
+    minutes: int = 240  # Slurm's limit for a run; one that reaches it is queued again and goes on
 
 
 @dataclass(kw_only=True, slots=True)
@@ -268,8 +273,7 @@ CIRCUMSTANCES = frozenset(
     "data.cache",
     "data.stream",
     "data.workers",
-    "launch.name",
-    "launch.jobs",
+    *(f"launch.{one.name}" for one in fields(Launch)),
 }
 
 
@@ -313,6 +317,11 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "threshold": (0, False, 100),
     "threads": (0, True, 4096),
     "checkpoint_every": (0, True, 10**9),
+    "data.workers": (0, True, 1024),
+    "launch.jobs": (0, True, 1024),
+    "launch.gpus": (0, True, 64),
+    "launch.cores": (1, True, 1024),
+    "launch.minutes": (1, True, 10**6),
     "arch.skip_span": (1, True, 3),
     "arch.survival": (0, False, 1),
     "arch.se_ratio": (0, True, 4096),
@@ -334,14 +343,8 @@ def check(settings: Settings) -> None:
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
     if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
         raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
-    if not 0 <= settings.data.workers <= 1024:
-        raise UsageError(
-            f"data.workers={settings.data.workers} is out of range. Choose 0 to 1,024."
-        )
     if settings.data.stream is Stream.always and settings.data.loader != "imagefolder":
         raise UsageError("data.stream=always is for image folders. Choose data=imagefolder.")
-    if not 0 <= settings.launch.jobs <= 1024:
-        raise UsageError(f"launch.jobs={settings.launch.jobs} is out of range. Choose 0 to 1,024.")
     if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(
         settings.milestones
     ):
@@ -352,6 +355,7 @@ def check(settings: Settings) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
     check_ranks(settings)
+    check_launch(settings.launch)
     check_name(settings.name)
     check_arch(settings.arch)
     check_depth(settings.depth, settings.arch)
@@ -381,6 +385,14 @@ def check_ranks(settings: Settings) -> None:
         raise UsageError(
             f"arch.merge=dropout draws its noise for whole batches. Leave launch.ranks={ranks} out."
         )
+
+
+def check_launch(launch: Launch) -> None:
+    """Raise UsageError for shares of GPUs that the launcher cannot hand out."""
+    if launch.gpus % 1 and (launch.gpus > 1 or launch.name == "slurm"):
+        kind = "Slurm hands out" if launch.name == "slurm" else "above one, Ray hands out"
+        whole = round(launch.gpus) or 1
+        raise UsageError(f"launch.gpus={launch.gpus}: {kind} whole GPUs. Use launch.gpus={whole}.")
 
 
 def check_arch(arch: Arch) -> None:

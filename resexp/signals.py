@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Ctrl-C, a polite end, and what Slurm sends before a time limit or a preemption, by custom one of
+#: two (sbatch --signal; submitit asks for USR2).
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+
 
 class Interrupted(KeyboardInterrupt):
     """A run was stopped and its state saved. Not an Exception: it ends a sweep, not only a job."""
@@ -18,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 75 (run again to go on) after SIGTERM."""
+        """130 after Ctrl-C, 75 (run again to go on) after any other signal."""
         return 130 if self.signum == signal.SIGINT else 75
 
 
@@ -27,17 +35,24 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.later: list[int] = []  # what came after it
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; a second Ctrl-C quits at once."""
-        if self.signum is not None and signum == signal.SIGINT:
+        if self.signum is None:
+            self.signum = signum
+        elif signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signum = signum
+        else:
+            self.later.append(signum)
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
     """Listen inside; the handlers before are put back on leaving.
+
+    One that somebody wrote is then given the signals that came after the first: Slurm announces a
+    preemption with SIGTERM, and submitit waits for the signal behind it.
 
     Only a process's main thread may listen: elsewhere nothing changes and no stop is ever asked.
     """
@@ -45,9 +60,18 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {one: signal.signal(one, stop.note) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.signal(one, stop.note) for one in STOPPING}
     try:
         yield stop
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+        for one in stop.later:
+            if callable(before[one]):
+                signal.raise_signal(one)
+
+
+def submitit_listens() -> bool:
+    """Whether this process is a job of submitit's: it minds the signals that come."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return str(getattr(handler, "__module__", "")).startswith("submitit.")

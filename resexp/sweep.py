@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from resexp import elsewhere
 from resexp.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
-from resexp.screen import Screen, clock, percent, show_plan, talk
+from resexp.screen import Screen, clock, key, percent, show_plan, talk
 from resexp.settings import Job, UsageError
 
 if TYPE_CHECKING:
@@ -24,15 +26,17 @@ class Session:
         self.refusal: UsageError | None = None  # why the only job could not start
         self.screen: Screen | None = None
         self.jobs: list[Job] = []  # of a sweep, checked
+        self.planned: list[elsewhere.Planned] = []  # of them, those left to other processes
 
-    def plan(self, jobs: list[Job]) -> list[int]:
+    def plan(self, jobs: list[Job], *, here: bool = True) -> list[int]:
         """Check every job; the indices of those to run, each run directory once.
 
+        ``here`` is false for jobs that a launcher takes to processes or machines of its own.
         Raises UsageError for the first that cannot be run, before any has.
         """
         from resexp.task import check
 
-        claims = [check(job) for job in jobs]
+        claims = [check(job, here=here) for job in jobs]
         if self.dry_run:
             from resexp.forecast import forecast
 
@@ -41,8 +45,42 @@ class Session:
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         chosen = sorted(first.values())
         self.jobs = [jobs[index] for index in chosen]
+        if not here:
+            self.planned = [elsewhere.plan(jobs[index], claims[index]) for index in chosen]
         self.screen = Screen(self.jobs)
         return chosen
+
+    def looking(self) -> AbstractContextManager[None]:
+        """Show, while the body runs, what other processes do."""
+        return elsewhere.looking(self.look)
+
+    def look(self) -> None:
+        """Account for the jobs elsewhere that are over, and show where the others are."""
+        for one in self.under_way():
+            end, record = elsewhere.ending(one), elsewhere.begun(one)
+            if end is not None:
+                self.account(one.job, end)
+            elif record is not None and self.screen is not None:
+                known = key(record["name"], record["run"]) in self.screen.rows
+                self.screen.watch(record, record["last"].get("step", 0) if known else 0, None)
+
+    def settle(self, error: Exception | None) -> None:
+        """Account for every job elsewhere: the launcher is through, perhaps with an ``error``."""
+        for one in self.under_way():
+            self.account(one.job, elsewhere.last_word(one, error))
+
+    def under_way(self) -> list[elsewhere.Planned]:
+        """The jobs elsewhere that are not accounted for."""
+        over = {one.job.directory for one in self.outcomes}
+        over |= {job.directory for job, _ in self.failures}
+        return [one for one in self.planned if one.job.directory not in over]
+
+    def account(self, job: Job, end: Outcome | Exception) -> None:
+        """Remember and show how a job ended."""
+        if isinstance(end, Exception):
+            self.failed(job, end)
+        else:
+            self.ended(end)
 
     def perform(self, job: Job) -> None:
         """Carry out one job and remember how it went, be it a failure.

@@ -50,16 +50,18 @@ def unwatched(record: dict[str, Any], step: int, row: Row | None) -> None:
     """Show nothing."""
 
 
-def check(job: Job) -> Claim:
+def check(job: Job, *, here: bool = True) -> Claim:
     """Refuse, with a UsageError and before anything is written, what ``perform`` could not do.
 
-    Returns what the run directory says.
+    Returns what the run directory says. Without ``here`` another machine trains, whose devices are
+    not known.
     """
     models.check(job.settings)
     check_task(job)
-    device = choose_device(job.settings.device)
-    check_precision(job.settings.precision, device)
-    check_gpus(job.settings.launch.ranks, device)
+    if here:
+        device = choose_device(job.settings.device)
+        check_precision(job.settings.precision, device)
+        check_gpus(job.settings.launch.ranks, device)
     claim = records.look(job)
     if claim is not Claim.done:
         check_loggers(job.settings.loggers)
