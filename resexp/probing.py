@@ -104,7 +104,7 @@ def perform_all(tasks: Sequence[Task], command: str) -> Iterator[dict[str, Any]]
 
     Raises UsageError, as ``perform`` does, if none can.
     """
-    refusals = []
+    refusals: list[str] = []
     for task in tasks:
         try:
             yield perform(task, command)
