@@ -176,7 +176,7 @@ def snapshots(
     state = begin(at_start(settings, data), settings)
     if 0 in steps:
         yield 0, copy.deepcopy(state.network)
-    for _ in fit(state, replace(settings, eval_every=settings.steps), data):
+    for _ in fit(state, replace(settings, eval_every=last + 1), data):
         if state.step in steps:
             yield state.step, copy.deepcopy(state.network)
         if state.step == last or not state.loss_sum.isfinite():

@@ -7,6 +7,8 @@ pre-activated network, share an activation or are no identity: left out), in flo
   computed apart from the network. Exact but for rounding (He et al. 2016, equation 5).
 - ``shortcut_share``: <dL/ds, dL/dx> / |dL/dx|^2, the part of dL/dx that came by the shortcut,
   measured along dL/dx; the branch has the rest, so it may lie outside 0..1. A plain block has 0.
+- ``direct_share``: <dL/dx_L, dL/dx> / |dL/dx|^2, x_L the end of the block's stage: the part that
+  came by shortcuts alone all the way, where nothing but additions is between (pre-activation).
 - ``gain``: |dL/dx| / |dL/dy|, y the block's output: what one block does to the gradient.
 - ``branch_over_input`` |F(x)| / |x|, ``cosine`` of x and y, ``clipped``, the share of s below 0,
   which the ReLU after the addition stops (0 in a pre-activated block, which has none).
@@ -105,8 +107,7 @@ def rows_of(arm: str, settings: Settings, when: str, network: nn.Module) -> list
     images, labels = some_images(settings, data, IMAGES)
     place = {"arm": arm, "depth": settings.depth, "seed": settings.seed, "when": when}
     return [
-        place | numbers
-        for numbers in blocks(network.double().train(), images.double(), labels)
+        place | numbers for numbers in blocks(network.double().train(), images.double(), labels)
     ]
 
 
@@ -116,10 +117,15 @@ def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str,
     seen = [(number, one) for number, one in enumerate(passages, start=1) if keeps_shape(one)]
     wanted = [tensor for _, one in seen for tensor in (one.x, one.f, one.y)]
     gradients = torch.autograd.grad(cross_entropy(logits, labels), wanted, retain_graph=True)
-    return [
-        {"block": number} | numbers(one, *gradients[3 * at : 3 * at + 3])
-        for at, (number, one) in enumerate(seen)
-    ]
+    found: list[dict[str, Cell]] = []
+    ends: dict[torch.Size, Tensor] = {}  # the gradient at the end of a stage, by its shape
+    for at in reversed(range(len(seen))):
+        number, one = seen[at]
+        at_x, at_f, at_y = gradients[3 * at : 3 * at + 3]
+        end = ends.setdefault(one.y.shape, at_y)
+        direct = ((end * at_x).sum() / at_x.square().sum()).item() if only_adds(one) else None
+        found.append({"block": number, "direct_share": direct} | numbers(one, at_x, at_f, at_y))
+    return found[::-1]
 
 
 def passed(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Passage]]:
@@ -149,6 +155,11 @@ def keeps_shape(one: Passage) -> bool:
     return one.x.shape == one.f.shape and not list(one.block.before.children())
 
 
+def only_adds(one: Passage) -> bool:
+    """Whether the output is x + F(x) and nothing stands behind the addition."""
+    return not isinstance(one.block.merge, Drop) and not list(one.block.after.children())
+
+
 def numbers(one: Passage, at_x: Tensor, at_f: Tensor, at_y: Tensor) -> dict[str, Cell]:
     """What the module's docstring defines, of one block; ``at_`` are gradients of the loss."""
     (branch,) = torch.autograd.grad(one.f, one.x, at_f, retain_graph=True)
@@ -170,15 +181,23 @@ def medians(rows: Sequence[dict[str, Cell]], column: str) -> dict[tuple[Cell, ..
     """The median over the blocks of each network, by (arm, depth, when, seed)."""
     groups: dict[tuple[Cell, ...], list[float]] = {}
     for row in rows:
-        place = row["arm"], row["depth"], row["when"], row["seed"]
-        groups.setdefault(place, []).append(float(row[column] or 0))
+        if (value := row[column]) is not None:
+            place = row["arm"], row["depth"], row["when"], row["seed"]
+            groups.setdefault(place, []).append(float(value))
     return {place: median(values) for place, values in groups.items()}
 
 
 def concluded(rows: list[dict[str, Cell]]) -> Finding:
     """The finding from all rows."""
     figures: dict[str, float] = {}
-    for column in ("shortcut_share", "gain", "branch_over_input", "cosine", "clipped"):
+    for column in (
+        "shortcut_share",
+        "direct_share",
+        "gain",
+        "branch_over_input",
+        "cosine",
+        "clipped",
+    ):
         seeds: dict[str, list[float]] = {}
         for (arm, depth, when, _), value in medians(rows, column).items():
             seeds.setdefault(f"median {column}, {arm} {depth}, {when}", []).append(value)

@@ -97,7 +97,7 @@ def gradients(arm: Arm, seed: int, depths: Sequence[int] = DEPTHS) -> dict[int, 
 
 
 def next_layer(arm: Arm, value: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """W relu(norm(h)), or h plus a multiple of it, and its derivative by x; both [POINTS, WIDTH]."""
+    """W relu(norm(h)), or h plus a multiple of it, and its derivative: both [POINTS, WIDTH]."""
     normed, tangent = value, slope
     if arm.norm != "none":
         normed = value - value.mean(0)

@@ -26,20 +26,24 @@ ENDS = 3
 
 
 def draw(rows: Rows) -> Figure:
-    """Left: norms at step 0 by layer, the deepest networks. Right: first over last, by step."""
+    """At step 0 by layer, the deepest networks: weights, activations. Then the tilt by step."""
     deep = max(row["depth"] for row in rows)
-    watched = max((row["depth"] for row in rows if str(row["step"]) != "0"), default=deep)
-    figure = blank(PAGE, 74 * MM)
-    left, right = figure.subplots(1, 2)
-    by_layer(left, where(rows, depth=deep, step=0))
-    left.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
-    by_step(right, where(rows, depth=watched))
-    right.set_title(f"depth {watched}, while training", loc="left", fontweight="bold")
+    watched = max((row["depth"] for row in rows if row["step"] != 0), default=deep)
+    figure = blank(PAGE, 72 * MM)
+    weights, activations, steps = figure.subplots(1, 3)
+    by_layer(weights, where(rows, depth=deep, step=0), "g")
+    weights.set_ylabel("gradient of the weights (norm)")
+    by_layer(activations, where(rows, depth=deep, step=0), "a")
+    activations.set_ylabel("gradient of an image's activations (norm)")
+    for axis in (weights, activations):
+        axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
+    by_step(steps, where(rows, depth=watched))
+    steps.set_title(f"depth {watched}, training", loc="left", fontweight="bold")
     seeds = len({row["seed"] for row in rows})
     head(
         figure,
-        f"Gradients by layer: means of {seeds} seeds, geometric; above the line they grow "
-        "towards the input",
+        f"Loss gradients by layer, {seeds} seeds; batch normalisation but for no norm; right: "
+        "above 0 they are larger near the input",
     )
     arms = [arm for arm in ARMS if where(rows, arm=arm)]
     handles = [Line2D([], [], color=ARMS[arm][0], linestyle=ARMS[arm][1]) for arm in arms]
@@ -47,16 +51,15 @@ def draw(rows: Rows) -> Figure:
     return figure
 
 
-def by_layer(axis: Axes, rows: Rows) -> None:
-    """|dL/dW| of every convolution, a line an arm."""
+def by_layer(axis: Axes, rows: Rows, column: str) -> None:
+    """A norm at every convolution, a line an arm: geometric means over seeds."""
     for arm, (colour, stroke) in ARMS.items():
-        some = [row for row in where(rows, arm=arm) if row["g"]]
+        some = [row for row in where(rows, arm=arm) if row[column]]
         layers = sorted({row["layer"] for row in some})
-        norms = [10 ** mean(math.log10(row["g"]) for row in where(some, layer=at)) for at in layers]
-        axis.plot(layers, norms, color=colour, linestyle=stroke, linewidth=1.3)
+        logs = [mean(math.log10(row[column]) for row in where(some, layer=at)) for at in layers]
+        axis.plot(layers, [10**log for log in logs], color=colour, linestyle=stroke, linewidth=1.3)
     axis.set_yscale("log")
     axis.set_xlabel("convolution, from the input")
-    axis.set_ylabel("gradient of the weights, norm")
 
 
 def by_step(axis: Axes, rows: Rows) -> None:
@@ -71,7 +74,7 @@ def by_step(axis: Axes, rows: Rows) -> None:
         axis.plot(steps, values, color=colour, linestyle=stroke, linewidth=1.3, marker="o", ms=3)
     axis.axhline(0, color=GREY, linewidth=0.6)
     axis.set_xlabel("step")
-    axis.set_ylabel(f"first {ENDS} over last {ENDS} layers, log10\n(gradient over weights)")
+    axis.set_ylabel(f"log10 of gradient over weights,\nfirst {ENDS} over last {ENDS} layers")
 
 
 def tilt(rows: Rows) -> float | None:
