@@ -4,8 +4,8 @@ Networks of random weights at their start, float64: 32 tokens of width 64, 4 hea
 width 256; normal weights of variance 1 / fan in (2 / fan in before a ReLU).
 
 (i) Rank: rel(X) = |X - 1 m| / |X|, norms of Frobenius, m the mean token: 1 where tokens have
-nothing in common, 0 where all are one. After each of 12 layers of: attention alone; pre-LN layers without
-skips; with skips and pre-LN (x + F(LN(x))); with skips and post-LN (LN(x + F(x))).
+nothing in common, 0 where all are one. After each of 12 layers of: attention alone; pre-LN layers
+without skips; with skips and pre-LN (x + F(LN(x))); with skips and post-LN (LN(x + F(x))).
 
 (ii) Gradients: the norm of the loss gradient at the last layer's second ReLU matrix, post-LN over
 pre-LN (which has a last LN, as in the papers), for 2 to 32 layers; the loss is the cross-entropy of
