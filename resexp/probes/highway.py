@@ -105,7 +105,12 @@ def rows_of(arm: str, settings: Settings, when: str, network: nn.Module) -> list
     """A row a block that keeps its input's shape."""
     data = load(settings)
     images, labels = some_images(settings, data, IMAGES)
-    place = {"arm": arm, "depth": settings.depth, "seed": settings.seed, "when": when}
+    place: dict[str, Cell] = {
+        "arm": arm,
+        "depth": settings.depth,
+        "seed": settings.seed,
+        "when": when,
+    }
     return [
         place | numbers for numbers in blocks(network.double().train(), images.double(), labels)
     ]
@@ -124,7 +129,8 @@ def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str,
         at_x, at_f, at_y = gradients[3 * at : 3 * at + 3]
         end = ends.setdefault(one.y.shape, at_y)
         direct = ((end * at_x).sum() / at_x.square().sum()).item() if only_adds(one) else None
-        found.append({"block": number, "direct_share": direct} | numbers(one, at_x, at_f, at_y))
+        shares: dict[str, Cell] = {"block": number, "direct_share": direct}
+        found.append(shares | numbers(one, at_x, at_f, at_y))
     return found[::-1]
 
 

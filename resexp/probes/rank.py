@@ -100,9 +100,14 @@ def normal(generator: torch.Generator, *shape: int, gain: float = 1.0) -> Tensor
 
 def weights(generator: torch.Generator) -> Weights:
     """One layer's."""
-    square = [normal(generator, WIDTH, WIDTH) for _ in range(4)]
-    first = normal(generator, WIDTH, HIDDEN, gain=2.0)
-    return Weights(*square, first, normal(generator, HIDDEN, WIDTH))
+    return Weights(
+        query=normal(generator, WIDTH, WIDTH),
+        key=normal(generator, WIDTH, WIDTH),
+        value=normal(generator, WIDTH, WIDTH),
+        out=normal(generator, WIDTH, WIDTH),
+        first=normal(generator, WIDTH, HIDDEN, gain=2.0),
+        second=normal(generator, HIDDEN, WIDTH),
+    )
 
 
 def tokens(generator: torch.Generator, sequences: int) -> Tensor:
@@ -124,7 +129,7 @@ def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
 
 def apart(x: Tensor) -> float:
     """rel(X): how much of the tokens [..., TOKENS, WIDTH] is not their mean; Frobenius."""
-    return ((x - x.mean(-2, keepdim=True)).norm() / x.norm()).item()
+    return float((x - x.mean(-2, keepdim=True)).norm() / x.norm())
 
 
 def last_gradient(arm: Arm, seed: int, layers: int) -> float:
@@ -141,7 +146,7 @@ def last_gradient(arm: Arm, seed: int, layers: int) -> float:
     x = normalised(x) if arm.norm == "pre" else x
     loss = cross_entropy(x.mean(1) @ readout, labels)
     (gradient,) = torch.autograd.grad(loss, last.second)
-    return gradient.norm().item()
+    return float(gradient.norm())
 
 
 def layer(arm: Arm, x: Tensor, w: Weights) -> Tensor:
@@ -159,11 +164,11 @@ def layer(arm: Arm, x: Tensor, w: Weights) -> Tensor:
 def attention(x: Tensor, w: Weights) -> Tensor:
     """Vaswani et al. 2017, section 3.2.2, without biases."""
     query, key, value = (
-        (x @ matrix).unflatten(-1, (HEADS, -1)).transpose(-3, -2)
+        (x @ matrix).view(*x.shape[:-1], HEADS, -1).transpose(-3, -2)
         for matrix in (w.query, w.key, w.value)
     )
     scores = query @ key.mT / math.sqrt(WIDTH // HEADS)
-    mixed = softmax(scores, dim=-1) @ value
+    mixed: Tensor = softmax(scores, dim=-1) @ value
     return mixed.transpose(-3, -2).flatten(-2) @ w.out
 
 
