@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -405,6 +406,54 @@ def explain(
         emit(found)
     else:
         print(words)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""[bold]Examples[/]
+
+resexp probe   (all probes, and the claim that each puts to the test)
+
+resexp probe gradients depth=20,56
+
+resexp run -m depth=8,20,32 arch=plain,residual seed=0,1,2 keep_checkpoint=true
+
+resexp probe all results/digits""",
+)
+def probe(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|all]", help="A probe, or all of them.", show_default=False),
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUNS] [KEY=VALUE]...",
+            help="A folder of trained runs and filters; or settings, for networks at their start.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a mechanism that is said to explain why skips work; see what it supports."""
+    from resexp import listing, probing
+    from resexp.config import compose
+
+    if name is None:
+        claims = probing.claims()
+        emit(claims) if as_json else print(listing.text(claims))
+        return
+    words = words or []
+    places = [word for word in words if "=" not in word]
+    found = (
+        probing.of_runs(name, *select(words)) if places else probing.of_words(name, words, compose)
+    )
+    results = probing.perform_all(found, shlex.join(["resexp", "probe", name, *words]))
+    if as_json:
+        emit(list(results))
+    else:
+        for result in results:
+            print(probing.text(result), flush=True)
 
 
 @app.command(epilog="Example:  resexp doctor --json")

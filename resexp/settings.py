@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import Enum, StrEnum
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 from urllib.parse import quote
 
 
@@ -458,6 +458,29 @@ def as_dict(settings: Settings) -> dict[str, Any]:
     """Nested plain values, enums as their strings: what config.yaml and run.json hold."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return plain
+
+
+T = TypeVar("T")
+
+
+def from_dict(nested: dict[str, Any], kind: type[T] = Settings) -> T:  # type: ignore[assignment]
+    """What ``as_dict`` wrote, as settings again; those absent are at their default.
+
+    Raises UsageError for a setting that this version does not know, or a value that it refuses.
+    """
+    hints, values = get_type_hints(kind), {}
+    for key, value in nested.items():
+        if key not in hints:
+            raise UsageError(f"this version of resexp knows no setting {key}. Update resexp.")
+        hint = hints[key]
+        if is_dataclass(hint):
+            value = from_dict(value, hint)  # type: ignore[arg-type]
+        elif isinstance(hint, type) and issubclass(hint, Enum):
+            if value not in [member.value for member in hint]:
+                raise UsageError(f"this version of resexp knows no {key}={value}. Update resexp.")
+            value = hint(value)
+        values[key] = value
+    return kind(**values)
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -589,3 +589,26 @@ def test_in_chromium_legends_work_and_no_request_leaves(results: Path) -> None:
 def test_the_page_needs_no_file_beside_it(results: Path) -> None:
     runs: list[Run] = find_runs(results)
     assert str(results) not in page(runs)
+
+
+def test_what_probes_found_is_told_with_its_figure(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "plain", 20, 0).parent
+    (folder / "probe-damaged.json").write_text("{")
+    assert "Mechanisms" not in write_report(tmp_path).read_text()
+    found = {
+        "probe": "gradients",
+        "claim": "Gradients <vanish>.",
+        "source": "common",
+        "verdict": "not supported",
+        "sentence": "they explode.",
+        "recipe": "data digits",
+        "command": "resexp probe gradients",
+        "conventions": ["seeds 0, 1, 2"],
+    }
+    (folder / "probe-gradients.json").write_text(json.dumps(found))
+    (folder / "probe-gradients.png").write_bytes(b"pixels")
+    page = write_report(tmp_path).read_text()
+    assert "Gradients &lt;vanish&gt;." in page
+    assert "<strong>Not supported under this recipe</strong>: they explode." in page
+    assert f"data:image/png;base64,{base64.b64encode(b'pixels').decode()}" in page
+    assert "seeds 0, 1, 2" in page

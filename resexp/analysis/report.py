@@ -12,6 +12,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import math
 import os
 import shlex
@@ -116,6 +117,7 @@ def experiment(runs: Sequence[Run], filters: Sequence[str], key: str, several: b
         figures or nothing,
         head("Results"),
         results_table(runs),
+        mechanisms(runs[0].experiment, head, below),
         head("How to reproduce it"),
         facts_about(runs, filters),
         commands(runs, filters),
@@ -341,6 +343,48 @@ def as_csv(lines: Sequence[dict[str, Any]]) -> bytes:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue().encode()
+
+
+# --- mechanisms
+
+
+def mechanisms(folder: Path, head: Callable[[str], str], below: Callable[[str], str]) -> str:
+    """What ``resexp probe`` found beside the runs: claim, verdict, figure, conventions."""
+    found = [one for path in sorted(folder.glob("probe-*.json")) if (one := read_finding(path))]
+    if not found:
+        return ""
+    return head("Mechanisms") + "".join(mechanism(folder, one, below) for one in found)
+
+
+def mechanism(folder: Path, found: dict[str, Any], below: Callable[[str], str]) -> str:
+    """One finding. The figure is inlined, so that the page needs nothing beside it."""
+    name, claim, sentence = (str(found[key]) for key in ("probe", "claim", "sentence"))
+    decided = f"{found['verdict']} under this recipe"
+    figure = folder / f"probe-{name}.png"
+    drawn = ""
+    if figure.exists():
+        data = base64.b64encode(figure.read_bytes()).decode()
+        said = escape(f"Probe {name}. {claim} {decided.capitalize()}: {sentence}")
+        drawn = f'<figure><img src="data:image/png;base64,{data}" alt="{said}"></figure>'
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in found["conventions"])
+    return (
+        below(f"{name}: {claim}")
+        + f"<p><strong>{escape(decided.capitalize())}</strong>: {escape(sentence)}</p>"
+        + drawn
+        + f'<p class="note">The claim: {escape(str(found["source"]))}. Measured on '
+        + f"{escape(str(found['recipe']))}, with <code>{escape(str(found['command']))}</code>.</p>"
+        + f'<ul class="note">{notes}</ul>'
+    )
+
+
+def read_finding(path: Path) -> dict[str, Any] | None:
+    """A probe-<name>.json, or None where it is not one: anything may lie in a folder."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    needed = {"probe", "claim", "source", "verdict", "sentence", "recipe", "command", "conventions"}
+    return found if isinstance(found, dict) and needed <= set(found) else None
 
 
 # --- where it comes from

@@ -1,0 +1,56 @@
+"""Autocorrelation of the input gradient: by lag for deep networks, by depth for neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+
+#: Colour for the merge, stroke for the normalisation and scale.
+ARMS: dict[str, tuple[str, Any]] = {
+    "plain": (PLAIN, (0, (1, 1.4))),
+    "plain centred": (PLAIN, "-"),
+    "plain batch norm": (PLAIN, (0, (4, 2))),
+    "residual": (RESIDUAL, (0, (1, 1.4))),
+    "residual batch norm": (RESIDUAL, (0, (4, 2))),
+    "residual batch norm 0.1": (RESIDUAL, "-"),
+}
+
+
+def draw(rows: Rows) -> Figure:
+    """Left: neighbours (lag 1) by depth. Right: by lag at 24 layers."""
+    figure = blank(PAGE, 74 * MM)
+    by_depth, by_lag = figure.subplots(1, 2, sharey=True)
+    depths, lags = sorted({row["depth"] for row in rows}), sorted({row["lag"] for row in rows})
+    shown = depths[-2]
+    for arm, (colour, stroke) in ARMS.items():
+        own = where(rows, arm=arm)
+        style = {"color": colour, "linestyle": stroke, "linewidth": 1.3, "marker": "o", "ms": 3}
+        values = [autocorrelation(where(own, depth=at, lag=1)) for at in depths]
+        by_depth.plot(depths, values, **style)
+        values = [autocorrelation(where(own, depth=shown, lag=at)) for at in lags]
+        by_lag.plot(lags, values, **style)
+    for axis in (by_depth, by_lag):
+        axis.axhline(0, color=GREY, linewidth=0.6)
+    by_depth.set_title("neighbouring points", loc="left", fontweight="bold")
+    by_depth.set_xlabel("layers")
+    by_depth.set_ylabel("autocorrelation of the input gradient")
+    by_lag.set_title(f"{shown} layers", loc="left", fontweight="bold")
+    by_lag.set_xlabel("lag (points)")
+    by_lag.set_xscale("log", base=2)
+    by_lag.set_xticks(lags, [str(lag) for lag in lags])
+    seeds = len({row["seed"] for row in rows})
+    head(
+        figure, f"Input gradients at the start: 1 is smooth, 0 white noise; means of {seeds} seeds"
+    )
+    handles = [Line2D([], [], color=colour, linestyle=stroke) for colour, stroke in ARMS.values()]
+    legend(figure, handles, [*ARMS])
+    return figure
+
+
+def autocorrelation(rows: Rows) -> float:
+    return mean(row["autocorrelation"] for row in rows)

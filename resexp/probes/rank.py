@@ -1,0 +1,237 @@
+"""Transformers without skips: do all tokens become the same? And where skips meet LayerNorm.
+
+Networks of random weights at their start, float64: 32 tokens of width 64, 4 heads, ReLU layers of
+width 256; normal weights of variance 1 / fan in (2 / fan in before a ReLU).
+
+(i) Rank: rel(X) = |X - 1 m| / |X|, norms of Frobenius, m the mean token: 1 where tokens have
+nothing in common, 0 where all are one. After each of 12 layers of: attention alone; pre-LN layers
+without skips; with skips and pre-LN (x + F(LN(x))); with skips and post-LN (LN(x + F(x))).
+
+(ii) Gradients: the norm of the loss gradient at the last layer's second ReLU matrix, post-LN over
+pre-LN (which has a last LN, as in the papers), for 2 to 32 layers; the loss is the cross-entropy of
+a random readout of the mean token, random labels of 10 classes, 8 sequences.
+
+The rule, on means over seeds: both networks without skips below 1e-3 by layer 4, and skips with
+pre-LN above 0.3 at layer 12: supported. Skips below 1e-3 too, or no collapse without them: not
+supported. Else inconclusive. Part (ii) is reported, not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, layer_norm, relu, softmax
+
+from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict
+
+CLAIM = "Without skips attention makes all tokens alike within a few layers; skips prevent it."
+SOURCE = "Dong et al. 2021, theorem 2.2; Xiong et al. 2020, theorem 1 (gradients)"
+NEEDS = Needs.nothing
+USUAL: list[str] = []
+
+TOKENS, WIDTH, HEADS, HIDDEN, CLASSES, SEQUENCES = 32, 64, 4, 256, 10, 8
+LAYERS = 12
+GRADIENT_LAYERS = (2, 4, 8, 16, 32)
+SEEDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What stands around attention and the ReLU layer."""
+
+    relu_layer: bool
+    skip: bool
+    norm: str  # "none", "pre" or "post"
+
+
+ARMS = {
+    "attention alone": Arm(relu_layer=False, skip=False, norm="none"),
+    "no skip pre-LN": Arm(relu_layer=True, skip=False, norm="pre"),
+    "skip pre-LN": Arm(relu_layer=True, skip=True, norm="pre"),
+    "skip post-LN": Arm(relu_layer=True, skip=True, norm="post"),
+}
+
+
+@dataclass(slots=True)
+class Weights:
+    """Matrices of one layer, [in, out]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
+    """Both parts for each seed; ``cases`` are not looked at."""
+    rows: list[dict[str, Cell]] = []
+    for seed in range(seeds):
+        for done, (name, arm) in enumerate(ARMS.items()):
+            tell(seed * len(ARMS) + done, seeds * len(ARMS), f"{name}, seed {seed}")
+            for layer, value in enumerate(ranks(arm, seed, LAYERS)):
+                rows.append(row("rank", name, seed, layer, value))
+            if arm.skip:
+                rows += [
+                    row("gradient", name, seed, layers, last_gradient(arm, seed, layers))
+                    for layers in GRADIENT_LAYERS
+                ]
+    return concluded(rows, seeds)
+
+
+def row(measured: str, name: str, seed: int, layers: int, value: float) -> dict[str, Cell]:
+    return {"measured": measured, "arm": name, "seed": seed, "layers": layers, "value": value}
+
+
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(generator: torch.Generator, *shape: int, gain: float = 1.0) -> Tensor:
+    """A matrix [..., in, out] of variance gain / in."""
+    weight = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return weight * math.sqrt(gain / shape[-2])
+
+
+def weights(generator: torch.Generator) -> Weights:
+    """One layer's."""
+    return Weights(
+        query=normal(generator, WIDTH, WIDTH),
+        key=normal(generator, WIDTH, WIDTH),
+        value=normal(generator, WIDTH, WIDTH),
+        out=normal(generator, WIDTH, WIDTH),
+        first=normal(generator, WIDTH, HIDDEN, gain=2.0),
+        second=normal(generator, HIDDEN, WIDTH),
+    )
+
+
+def tokens(generator: torch.Generator, sequences: int) -> Tensor:
+    """[sequences, TOKENS, WIDTH], standard normal."""
+    shape = sequences, TOKENS, WIDTH
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
+    """rel(X) before the first layer and after each."""
+    generator = draws(seed)
+    x = tokens(generator, 1)
+    found = [apart(x)]
+    for _ in range(layers):
+        x = layer(arm, x, weights(generator))
+        found.append(apart(x))
+    return found
+
+
+def apart(x: Tensor) -> float:
+    """rel(X): how much of the tokens [..., TOKENS, WIDTH] is not their mean; Frobenius."""
+    return float((x - x.mean(-2, keepdim=True)).norm() / x.norm())
+
+
+def last_gradient(arm: Arm, seed: int, layers: int) -> float:
+    """|dL/dW| of the last layer's second ReLU matrix."""
+    generator = draws(seed)
+    x = tokens(generator, SEQUENCES)
+    labels = torch.randint(CLASSES, (SEQUENCES,), generator=generator)
+    readout = normal(generator, WIDTH, CLASSES)
+    for _ in range(layers - 1):
+        x = layer(arm, x, weights(generator))
+    last = weights(generator)
+    last.second.requires_grad_()
+    x = layer(arm, x, last)
+    x = normalised(x) if arm.norm == "pre" else x
+    loss = cross_entropy(x.mean(1) @ readout, labels)
+    (gradient,) = torch.autograd.grad(loss, last.second)
+    return float(gradient.norm())
+
+
+def layer(arm: Arm, x: Tensor, w: Weights) -> Tensor:
+    """Attention and, where the arm has one, the ReLU layer; [n, TOKENS, WIDTH] -> the same."""
+    before = normalised(x) if arm.norm == "pre" else x
+    x = attention(before, w) + (x if arm.skip else 0)
+    x = normalised(x) if arm.norm == "post" else x
+    if not arm.relu_layer:
+        return x
+    before = normalised(x) if arm.norm == "pre" else x
+    x = relu(before @ w.first) @ w.second + (x if arm.skip else 0)
+    return normalised(x) if arm.norm == "post" else x
+
+
+def attention(x: Tensor, w: Weights) -> Tensor:
+    """Vaswani et al. 2017, section 3.2.2, without biases."""
+    query, key, value = (
+        (x @ matrix).view(*x.shape[:-1], HEADS, -1).transpose(-3, -2)
+        for matrix in (w.query, w.key, w.value)
+    )
+    scores = query @ key.mT / math.sqrt(WIDTH // HEADS)
+    mixed: Tensor = softmax(scores, dim=-1) @ value
+    return mixed.transpose(-3, -2).flatten(-2) @ w.out
+
+
+def normalised(x: Tensor) -> Tensor:
+    """LayerNorm at its start."""
+    return layer_norm(x, (WIDTH,))
+
+
+def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
+    """The finding from all rows."""
+
+    def mean(measured: str, name: str, layers: int) -> float:
+        wanted = measured, name, layers
+        return (
+            sum(
+                float(one["value"] or 0)
+                for one in rows
+                if (one["measured"], one["arm"], one["layers"]) == wanted
+            )
+            / seeds
+        )
+
+    numbers = {
+        f"rel(X), {name}, {at} layers": mean("rank", name, at)
+        for name in ARMS
+        for at in (1, 2, 3, 4, LAYERS)
+    }
+    ratios = {
+        at: mean("gradient", "skip post-LN", at) / mean("gradient", "skip pre-LN", at)
+        for at in GRADIENT_LAYERS
+    }
+    numbers |= {
+        f"last gradient, {name}, {at} layers": mean("gradient", name, at)
+        for name in ("skip pre-LN", "skip post-LN")
+        for at in GRADIENT_LAYERS
+    }
+    numbers |= {f"post-LN over pre-LN, {at} layers": ratio for at, ratio in ratios.items()}
+    without = [mean("rank", name, 4) for name in ("attention alone", "no skip pre-LN")]
+    kept = mean("rank", "skip pre-LN", LAYERS)
+    first, last = GRADIENT_LAYERS[0], GRADIENT_LAYERS[-1]
+    return Finding(
+        judge(without, kept),
+        f"after 4 layers without skips tokens differ by {without[0]:.0e} (attention alone) and "
+        f"{without[1]:.0e} (with ReLU layers and LN), after {LAYERS} with skips by {kept:.2f} "
+        f"(pre-LN) and {mean('rank', 'skip post-LN', LAYERS):.2f} (post-LN); the last layer's "
+        f"gradient under post-LN is {ratios[first]:.1f} times pre-LN's at {first} layers, "
+        f"{ratios[last]:.1f} times at {last}.",
+        rows,
+        numbers,
+        [
+            "rel(X): norm of the tokens less their mean token, over the tokens' norm (Frobenius); "
+            "1 nothing in common, 0 all alike",
+            f"random weights at the start, {TOKENS} tokens, width {WIDTH}, {HEADS} heads, float64, "
+            f"no biases; seeds 0 to {seeds - 1}",
+            "the initial weights differ from those of Xiong et al. and of PyTorch's own layer",
+        ],
+    )
+
+
+def judge(without: Sequence[float], kept: float) -> Verdict:
+    """The rule in the module's docstring."""
+    if max(without) < 1e-3 and kept > 0.3:
+        return Verdict.supported
+    if kept < 1e-3 or min(without) > 0.3:
+        return Verdict.not_supported
+    return Verdict.inconclusive

@@ -1,0 +1,161 @@
+"""Shattered gradients: is the gradient of a deep network white noise along its input?
+
+Fully connected ReLU networks of width 200 on one number x, at 256 points from -2 to 2, at their
+start (He's weights, float64). The gradient g(x) = df/dx is followed forwards beside f; statistics
+over the points (means, deviations) are held fixed, so that f is a function of one x. The
+autocorrelation of g at a lag of k points is sum (g_i - m)(g_{i+k} - m) / sum (g_i - m)^2: 1 for a
+smooth gradient, 0 for white noise.
+
+Arms: plain with the mean of each unit subtracted, plain with batch normalisation, plain with
+neither (the control: without centring units are active together and nothing shatters), residual
+h + b W relu(h) without and with batch normalisation, at b = 1 and 0.1: the scale drives the answer.
+
+The rule, on means over seeds at lag 1: plain centred at 24 layers below 0.2 and residual with batch
+normalisation and b = 0.1 at 50 layers above 0.8: supported. Both on the other side: not supported.
+Else inconclusive. It says little about images: the input is a line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict
+
+CLAIM = "Gradients of deep plain networks shatter into white noise; skips keep them correlated."
+SOURCE = "Balduzzi et al. 2017, section 2"
+NEEDS = Needs.nothing
+USUAL: list[str] = []
+
+WIDTH, POINTS, REACH = 200, 256, 2.0
+LAGS = (1, 2, 4, 8, 16)
+SEEDS = 10
+EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How a layer is normalised ("none", "centred", "batch") and joined to its input."""
+
+    norm: str
+    scale: float | None  # of the branch beside the identity; None: no identity, plain
+
+
+ARMS = {
+    "plain": Arm("none", None),
+    "plain centred": Arm("centred", None),
+    "plain batch norm": Arm("batch", None),
+    "residual": Arm("none", 1.0),
+    "residual batch norm": Arm("batch", 1.0),
+    "residual batch norm 0.1": Arm("batch", 0.1),
+}
+DEPTHS = (2, 10, 24, 50)  # weighted layers before the readout
+
+#: The networks of the rule, and those of the control and the sentence.
+DECIDE = {"plain": ("plain centred", 24), "residual": ("residual batch norm 0.1", 50)}
+
+
+def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
+    """Every arm, depth and seed; ``cases`` are not looked at."""
+    rows: list[dict[str, Cell]] = []
+    for done, (name, arm) in enumerate(ARMS.items()):
+        for seed in range(seeds):
+            tell(done * seeds + seed, len(ARMS) * seeds, name)
+            for depth, gradient in gradients(arm, seed).items():
+                rows += [
+                    {
+                        "arm": name,
+                        "depth": depth,
+                        "seed": seed,
+                        "lag": lag,
+                        "autocorrelation": autocorrelation(gradient, lag),
+                    }
+                    for lag in LAGS
+                ]
+    return concluded(rows, seeds)
+
+
+def gradients(arm: Arm, seed: int, depths: Sequence[int] = DEPTHS) -> dict[int, Tensor]:
+    """df/dx at every point, [POINTS], of the networks of these depths; they share their layers."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = normal(generator)
+    x = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)[:, None]
+    weight = draw(1, WIDTH)
+    value, slope = x * weight + draw(WIDTH), weight.expand(POINTS, WIDTH)
+    readout = draw(WIDTH) / math.sqrt(WIDTH)
+    found = {}
+    for layer in range(2, max(depths) + 1):
+        weight = draw(WIDTH, WIDTH) * math.sqrt(2 / WIDTH)
+        value, slope = next_layer(arm, value, slope, weight)
+        if layer in depths:
+            found[layer] = ((value > 0) * slope if arm.scale is None else slope) @ readout
+    return found
+
+
+def next_layer(arm: Arm, value: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W relu(norm(h)), or h plus a multiple of it, and its derivative: both [POINTS, WIDTH]."""
+    normed, tangent = value, slope
+    if arm.norm != "none":
+        normed = value - value.mean(0)
+    if arm.norm == "batch":
+        deviation = (value.var(0, unbiased=False) + EPS).sqrt()
+        normed, tangent = normed / deviation, slope / deviation
+    branch, change = normed.clamp(min=0) @ weight, ((normed > 0) * tangent) @ weight
+    if arm.scale is None:
+        return branch, change
+    return value + arm.scale * branch, slope + arm.scale * change
+
+
+def normal(generator: torch.Generator) -> Callable[..., Tensor]:
+    """Standard normal float64 tensors of the shape asked for."""
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def autocorrelation(gradient: Tensor, lag: int) -> float:
+    """At a lag of this many points; nan for a constant gradient."""
+    centred = gradient - gradient.mean()
+    return ((centred[:-lag] * centred[lag:]).sum() / centred.square().sum()).item()
+
+
+def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
+    """The finding from all rows."""
+    means = {
+        (name, depth): sum(
+            float(row["autocorrelation"] or 0)
+            for row in rows
+            if (row["arm"], row["depth"], row["lag"]) == (name, depth, 1)
+        )
+        / seeds
+        for name in ARMS
+        for depth in DEPTHS
+    }
+    plain, residual = (means[place] for place in DECIDE.values())
+    return Finding(
+        judge(plain, residual),
+        f"neighbouring gradients correlate by {plain:.2f} in a centred plain network of 24 layers, "
+        f"by {residual:.2f} in a residual one of 50 with branches scaled by 0.1 "
+        f"({means['residual batch norm', 50]:.2f} by 1); control: a plain network that is not "
+        f"centred keeps {means['plain', 24]:.2f}.",
+        rows,
+        {f"lag 1, {name}, {depth} layers": mean for (name, depth), mean in means.items()},
+        [
+            "autocorrelation of df/dx along x, 1 smooth, 0 white noise; lags in points of "
+            f"{2 * REACH / (POINTS - 1):.4f}",
+            f"fully connected, width {WIDTH}, {POINTS} points from -{REACH:g} to {REACH:g}, at the "
+            f"start, float64, statistics held fixed; seeds 0 to {seeds - 1}",
+            "a line of inputs, not images; says nothing about trained networks",
+        ],
+    )
+
+
+def judge(plain: float, residual: float) -> Verdict:
+    """The rule in the module's docstring."""
+    if plain < 0.2 and residual > 0.8:
+        return Verdict.supported
+    if plain >= 0.2 and residual <= 0.8:
+        return Verdict.not_supported
+    return Verdict.inconclusive

@@ -1,0 +1,94 @@
+"""The highway probe: the identity at an addition, by finite differences and by dead branches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from resexp import models
+from resexp.data import Images
+from resexp.probes import Case, Verdict, highway, load, snapshots, some_images
+from resexp.probes.highway import ARMS, blocks, keeps_shape, medians, passed, rows_of
+from resexp.settings import Settings
+
+
+def batch(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = some_images(Settings(), data, 16)
+    return images.double(), labels
+
+
+@pytest.mark.parametrize("arm", ["residual", "preact"])
+def test_the_identity_is_exact(arm: str, few_digits: Images) -> None:
+    network = models.build(Settings(depth=20, arch=ARMS[arm]), 1, 10, (8, 8)).double()
+    rows = blocks(network, *batch(few_digits))
+    assert len(rows) == {"residual": 7, "preact": 6}[arm]
+    assert max(float(row["identity_error"] or 0) for row in rows) < 1e-12
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_branch_brings_the_rest_by_finite_differences(few_digits: Images) -> None:
+    """He et al. 2016, equation 5: <u, dL/dx - dL/dy> is the slope of <dL/dy, F> along u."""
+    network = models.build(Settings(depth=20, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
+    images, labels = batch(few_digits)
+    logits, passages = passed(network, images)
+    for one in filter(keeps_shape, passages):
+        loss = cross_entropy(logits, labels)
+        at_x, at_y = torch.autograd.grad(loss, [one.x, one.y], retain_graph=True)
+        direction = torch.randn(one.x.shape, generator=torch.Generator().manual_seed(1))
+        step = 1e-6 * direction.double()
+        with torch.no_grad():
+            ahead, behind = (one.block.branch(one.x + sign * step) for sign in (1, -1))
+        measured = (at_y * (ahead - behind)).sum() / 2e-6
+        expected = (direction * (at_x - at_y)).sum()
+        assert measured.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_dead_branches_leave_the_shortcut_everything(few_digits: Images) -> None:
+    network = models.build(Settings(depth=20, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
+    for name, parameter in network.named_parameters():
+        if name.endswith("branch.conv2.weight"):
+            parameter.data.zero_()
+    rows = blocks(network, *batch(few_digits))
+    for row in rows:
+        assert (row["shortcut_share"], row["gain"], row["direct_share"]) == pytest.approx((1, 1, 1))
+        assert (row["branch_over_input"], row["cosine"]) == pytest.approx((0, 1))
+
+
+def test_a_plain_block_has_no_shortcut(few_digits: Images) -> None:
+    network = models.build(Settings(depth=20), 1, 10, (8, 8)).double()
+    for row in blocks(network, *batch(few_digits)):
+        assert row["shortcut_share"] == 0
+        assert row["direct_share"] is None
+        assert float(row["identity_error"] or 0) < 1e-12
+
+
+def test_the_verdict_needs_the_identity_and_every_network() -> None:
+    assert highway.judge(1e-15, [0.6, 0.7]) is Verdict.supported
+    assert highway.judge(1e-15, [0.6, 0.4]) is Verdict.inconclusive
+    assert highway.judge(1e-15, [0.3, 0.4]) is Verdict.not_supported
+    assert highway.judge(1e-3, [0.6, 0.7]) is Verdict.inconclusive
+
+
+def test_every_arm_is_measured() -> None:
+    finding = highway.measure([Case("plain", Settings(depth=14))], lambda done, of, what: None)
+    assert {row["arm"] for row in finding.rows} == set(ARMS)
+    assert {row["when"] for row in finding.rows} == {"start"}
+    assert finding.numbers["median shortcut_share, plain 14, start"] == 0
+    assert "at the start" in finding.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_deep_trained_branches_add_less_than_shallow_ones() -> None:
+    for seed in (0, 1, 2):
+        shares = []
+        for depth in (8, 44):
+            settings = Settings(depth=depth, seed=seed, lr=0.1, arch=ARMS["residual"])
+            data = load(settings)
+            [(_, network)] = snapshots(replace(settings, steps=220), data, [220])
+            rows = rows_of("residual", settings, "end", network)
+            shares += medians(rows, "branch_over_input").values()
+        assert shares[1] < shares[0]

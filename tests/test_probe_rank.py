@@ -1,0 +1,102 @@
+"""The rank probe: its acceptance; attention, gradient and rel(X) by other ways."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from resexp.probes import Verdict, rank
+from resexp.probes.rank import ARMS, apart, attention, last_gradient, ranks
+
+SEEDS = (0, 1, 2)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_tokens_become_one_without_skips_and_stay_apart_with_them() -> None:
+    layers = {name: [ranks(ARMS[name], seed, 12) for seed in SEEDS] for name in ARMS}
+    without = [mean([one[4] for one in layers[name]]) for name in list(ARMS)[:2]]
+    kept = mean([one[12] for one in layers["skip pre-LN"]])
+    assert max(without) < 1e-3
+    assert kept > 0.3
+    assert rank.judge(without, kept) is Verdict.supported
+
+
+def test_the_last_gradient_grows_from_pre_to_post_with_depth() -> None:
+    ratios = []
+    for layers in (2, 8, 32):
+        post, pre = (
+            mean([last_gradient(ARMS[name], seed, layers) for seed in SEEDS])
+            for name in ("skip post-LN", "skip pre-LN")
+        )
+        ratios.append(post / pre)
+    assert ratios == sorted(ratios)
+    assert ratios[-1] >= 3
+
+
+def test_the_verdict_has_two_sides() -> None:
+    assert rank.judge([1e-9, 1e-9], 1e-5) is Verdict.not_supported
+    assert rank.judge([0.6, 0.9], 0.9) is Verdict.not_supported
+    assert rank.judge([1e-2, 1e-9], 0.9) is Verdict.inconclusive
+
+
+def test_attention_is_torchs_own() -> None:
+    generator = rank.draws(0)
+    x, weights = rank.tokens(generator, 2), rank.weights(generator)
+    heads = [
+        (x @ matrix).view(2, rank.TOKENS, rank.HEADS, -1).transpose(1, 2)
+        for matrix in (weights.query, weights.key, weights.value)
+    ]
+    mixed = scaled_dot_product_attention(*heads).transpose(1, 2).reshape(x.shape)
+    assert torch.allclose(attention(x, weights), mixed @ weights.out, atol=1e-12)
+
+
+def test_apart_is_what_a_mean_leaves() -> None:
+    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    assert apart(x) == pytest.approx(math.sqrt(0.5))
+    assert apart(torch.ones(1, 5, 3)) == 0
+
+
+def test_tokens_of_pure_attention_are_mixed_towards_one() -> None:
+    """Each head's output is an average of values: with equal tokens nothing is left apart."""
+    generator = rank.draws(0)
+    same = rank.tokens(generator, 1)[:, :1].expand(1, rank.TOKENS, rank.WIDTH)
+    assert apart(attention(same, rank.weights(generator))) < 1e-12
+
+
+def test_the_gradient_is_the_slope_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss moves by its norm along its direction: central differences in the last matrix."""
+    taken = []
+    original = torch.autograd.grad
+
+    def spy(loss: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = original(loss, weight)
+        taken.append((loss.item(), weight, found[0]))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    norm = last_gradient(ARMS["skip post-LN"], 0, 2)
+    [(_, _, direction)] = taken
+    nudged = []
+    made = rank.weights
+
+    for sign in (1, -1):
+        count = 0
+
+        def shifted(generator: torch.Generator, sign: int = sign) -> rank.Weights:
+            nonlocal count
+            count += 1
+            one = made(generator)
+            if count == 2:
+                one.second = one.second + sign * 1e-5 * direction / norm
+            return one
+
+        monkeypatch.setattr(rank, "weights", shifted)
+        last_gradient(ARMS["skip post-LN"], 0, 2)
+        nudged.append(taken[-1][0])
+    assert (nudged[0] - nudged[1]) / 2e-5 == pytest.approx(norm, rel=1e-5)

@@ -1,0 +1,67 @@
+"""The speed probe: its losses are training's own, its threshold and pairing are as stated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from resexp import models
+from resexp.analysis.statistics import paired_t
+from resexp.data import Images
+from resexp.probes import Case, Verdict, speed
+from resexp.probes.speed import losses, running
+from resexp.settings import Arch, Merge, Settings
+from resexp.train.fit import begin, fit
+
+TINY = Settings(depth=8, width=4, steps=12, batch_size=8)
+
+
+def test_the_losses_are_those_of_training(few_digits: Images) -> None:
+    settings = replace(TINY, eval_every=4, arch=Arch(merge=Merge.residual))
+    found = list(losses(settings, few_digits))
+    state = begin(models.build(settings, 1, 10, (8, 8)), settings)
+    rows = [row for row in fit(state, settings, few_digits) if row is not None]
+    assert len(found) >= 11  # the last step's loss went into its row
+    assert sum(found[:4]) / 4 == pytest.approx(rows[0].train_loss, rel=1e-6)
+    assert sum(found[4:8]) / 4 == pytest.approx(rows[1].train_loss, rel=1e-6)
+
+
+def test_means_are_over_ten_batches_and_end_below_the_threshold() -> None:
+    assert list(running(iter([1.0] * 9))) == []
+    falling = [1.0] * 10 + [0.0] * 10
+    assert list(running(iter(falling))) == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+
+
+def test_a_network_that_stays_above_counts_one_step_more() -> None:
+    cases = [Case("residual", replace(TINY, seed=seed)) for seed in (0, 1)]
+    finding = speed.measure(cases, lambda done, of, what: None)
+    assert {row["steps_to_threshold"] for row in finding.rows} == {13}
+    assert any("8 of 8 networks did not get there" in line for line in finding.conventions)
+    assert finding.verdict is Verdict.inconclusive
+    assert finding.numbers["log2 steps, rezero over residual"] == 0
+
+
+def test_the_first_depth_of_at_least_twenty_is_watched() -> None:
+    cases = [Case("plain", Settings(depth=depth)) for depth in (8, 32, 56)]
+    assert [case.settings.depth for case in speed.watched(cases)] == [32]
+
+
+def test_the_verdict_goes_by_the_bounds_of_both() -> None:
+    sooner, later, open_ = ([-1.0, -1.1, -0.9], [1.0, 1.1, 0.9], [1.0, -1.0, 0.0])
+    table = {
+        (tuple(sooner), tuple(sooner)): Verdict.supported,
+        (tuple(sooner), tuple(later)): Verdict.not_supported,
+        (tuple(sooner), tuple(open_)): Verdict.inconclusive,
+    }
+    for pair, verdict in table.items():
+        assert speed.judge([paired_t(one) for one in pair]) is verdict
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_residual_networks_are_sooner_than_plain_ones_in_every_seed() -> None:
+    cases = [Case("residual", Settings(depth=20, seed=seed)) for seed in range(3)]
+    finding = speed.measure(cases, lambda done, of, what: None)
+    steps = {(row["arm"], row["seed"]): row["steps_to_threshold"] for row in finding.rows}
+    assert all(steps["residual", seed] < steps["plain", seed] for seed in range(3))  # type: ignore[operator]

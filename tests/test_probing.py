@@ -1,0 +1,237 @@
+"""resexp probe: what is probed, from what, and what a finding leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_results import write_run
+
+import resexp
+from resexp import probes, probing
+from resexp.analysis import probe_figures
+from resexp.cli import main
+from resexp.config import compose
+from resexp.data import Images
+from resexp.probes import Case, Finding, Needs, Tell, Verdict, rank
+from resexp.settings import (
+    Arch,
+    Data,
+    Init,
+    Merge,
+    Precision,
+    Settings,
+    UsageError,
+    as_dict,
+    from_dict,
+)
+from resexp.task import perform
+
+TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1", "keep_checkpoint=true"]
+ROOT = Path(resexp.__file__).parent
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``resexp WORDS``."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["resexp", *words])
+        redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with redirected[0], redirected[1], pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def quiet(done: int, of: int, what: str) -> None:
+    """Tell nobody."""
+
+
+@pytest.fixture
+def small_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank probe with one seed and shallow networks: the quickest there is."""
+    original = rank.measure
+    monkeypatch.setattr(rank, "GRADIENT_LAYERS", (2, 4))
+    monkeypatch.setattr(rank, "measure", lambda cases, tell: original(cases, tell, seeds=1))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment folder with one finished run that kept its checkpoint."""
+    root = tmp_path_factory.mktemp("probing")
+    return perform(compose(["arch=residual", *TINY, f"results={root}"])).job.directory.parent
+
+
+# --- settings out of a record
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(
+            arch=Arch(merge=Merge.weighted, branch_scale=0.5, skip_stages=[1, 2]),
+            data=Data(size=16),
+            init=Init.xavier,
+            precision=Precision.bf16,
+            milestones=[0.25],
+        ),
+    ],
+)
+def test_settings_come_back_from_a_record(settings: Settings) -> None:
+    back = from_dict(json.loads(json.dumps(as_dict(settings))))
+    assert back == settings
+    assert type(back.arch.merge) is Merge
+
+
+def test_settings_that_came_later_are_at_their_default() -> None:
+    record = as_dict(Settings(depth=8))
+    del record["arch"]["norm"], record["nesterov"]
+    assert from_dict(record) == Settings(depth=8)
+
+
+@pytest.mark.parametrize("change", [{"speed": 1}, {"init": "magic"}, {"arch": {"merge": "magic"}}])
+def test_a_record_of_a_later_version_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="this version of resexp knows no"):
+        from_dict(as_dict(Settings()) | change)
+
+
+# --- networks
+
+
+def test_a_snapshot_is_the_network_that_the_run_left(swept: Path) -> None:
+    [task] = probing.of_runs("gradients", swept, [])
+    [case] = task.cases
+    data = probes.load(case.settings)
+    left = probes.trained(case, data).state_dict()
+    (start, first), (last, end) = probes.snapshots(case.settings, data, [0, 4])
+    assert (start, last) == (0, 4)
+    assert all(torch.equal(value, left[key]) for key, value in end.state_dict().items())
+    fresh = probes.at_start(case.settings, data).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in first.state_dict().items())
+    assert not torch.equal(left["classifier.weight"], fresh["classifier.weight"])
+
+
+def test_a_step_beyond_the_end_is_refused(few_digits: Images) -> None:
+    with pytest.raises(UsageError, match="steps=5"):
+        next(probes.snapshots(Settings(depth=8, steps=5), few_digits, [6]))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(swept: Path) -> None:
+    [case] = probing.of_runs("gradients", swept, [])[0].cases
+    assert case.run is not None
+    other = replace(case.run, record=case.run.record | {"digest": "0" * 12})
+    with pytest.raises(UsageError, match="keep_checkpoint=true"):
+        probes.trained(replace(case, run=other), probes.load(case.settings))
+
+
+def test_some_images_are_spread_over_the_set(few_digits: Images) -> None:
+    images, labels = probes.some_images(Settings(), few_digits, 14)
+    assert images.shape == (14, 1, 8, 8)
+    assert torch.equal(labels, few_digits.train_labels[::3])
+    everything, _ = probes.some_images(Settings(), few_digits, 1000)
+    assert len(everything) == 40
+    assert everything.mean(0).abs().max() < 1e-6  # of these 40 the mean was subtracted
+
+
+# --- what is probed
+
+
+def test_every_probe_has_all_that_the_contract_asks_for() -> None:
+    assert "gradients" in probes.names()
+    for name in probes.names():
+        one = probes.probe(name)
+        assert one.CLAIM.endswith(".")
+        assert one.SOURCE
+        assert isinstance(one.NEEDS, Needs)
+        assert all("=" in word for word in one.USUAL)
+        assert (ROOT / f"analysis/probe_figures/{name}.py").exists()
+        assert (Path(__file__).parent / f"test_probe_{name}.py").exists()
+
+
+def test_values_with_commas_are_cases_of_their_own() -> None:
+    assert probing.alternatives("depth=20,56") == ["depth=20", "depth=56"]
+    assert probing.alternatives("milestones=[0.5,0.75]") == ["milestones=[0.5,0.75]"]
+    [task] = probing.of_words("gradients", ["depth=8", "seed=1,4", "results=x"], compose)
+    places = [(case.arch, case.settings.depth, case.settings.seed) for case in task.cases]
+    assert places == [("plain", 8, 1), ("plain", 8, 4), ("residual", 8, 1), ("residual", 8, 4)]
+    assert task.folder == Path("x/digits")
+
+
+def test_trained_networks_are_asked_for_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rank, "NEEDS", Needs.trained)
+    with pytest.raises(UsageError, match="Give their folder"):
+        probing.of_words("rank", [], compose)
+    write_run(tmp_path, "plain", 8, 0)
+    [task] = probing.of_runs("rank", tmp_path, [])
+    with pytest.raises(UsageError, match=r"kept its checkpoint.*keep_checkpoint=true"):
+        probing.perform(task, "resexp probe rank")
+    assert not list(tmp_path.glob("*/probe-*"))
+
+
+def test_a_diverged_run_is_no_case(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 8, 0, status="diverged")
+    with pytest.raises(UsageError, match="finished and finite"):
+        probing.of_runs("rank", tmp_path, [])
+
+
+def test_two_experiments_are_one_too_many(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path, "plain", 8, 0, name=name)
+    with pytest.raises(UsageError, match="2 experiments"):
+        probing.of_runs("rank", tmp_path, [])
+
+
+# --- what is left behind
+
+
+def test_a_finding_is_a_table_a_figure_and_a_record(swept: Path, small_rank: None) -> None:
+    code, out, _ = call("probe", "rank", str(swept))
+    assert code == 0
+    assert "supported under this recipe: " in out
+    record = json.loads((swept / "probe-rank.json").read_text())
+    assert record["verdict"] in list(Verdict)
+    assert record["sentence"] in out
+    assert record["claim"] == rank.CLAIM
+    assert record["command"] == f"resexp probe rank {swept}"
+    rows = probe_figures.read(swept / "probe-rank.csv")
+    first = next(row for row in rows if row["layers"] == 4)
+    assert first["value"] == pytest.approx(record["numbers"]["rel(X), attention alone, 4 layers"])
+    assert (swept / "probe-rank.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_json_has_the_finding_alone_on_stdout(swept: Path, small_rank: None) -> None:
+    code, out, _ = call("probe", "rank", str(swept), "--json")
+    assert code == 0
+    assert [one["probe"] for one in json.loads(out)] == ["rank"]
+
+
+def test_among_several_one_that_cannot_be_done_is_left_out(
+    swept: Path, small_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [task for task in probing.of_runs("all", swept, []) if task.name in ("rank", "speed")]
+
+    def refuse(cases: Sequence[Case], tell: Tell) -> Finding:
+        raise UsageError("no such networks.")
+
+    monkeypatch.setattr("resexp.probes.speed.measure", refuse)
+    assert [one["probe"] for one in probing.perform_all(tasks, "resexp probe all")] == ["rank"]
+    with pytest.raises(UsageError, match="no such networks"):
+        list(probing.perform_all([tasks[1]], "resexp probe all"))
+
+
+def test_the_probes_are_listed_with_their_claims() -> None:
+    code, out, _ = call("probe")
+    assert code == 0
+    assert all(name in out for name in probes.names())
+    code, _, err = call("probe", "gradient")
+    assert code == 2
+    assert "there is no probe gradient" in err
