@@ -20,6 +20,7 @@ from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -55,10 +56,10 @@ def launch(job: Job, claim: Claim, watch: Watch) -> tuple[dict[str, Any], list[s
     pipes = [get_context("spawn").Pipe(duplex=False) for _ in range(job.settings.launch.ranks)]
     failures: list[Exception] = []
     with stop_signals() as stop, ThreadPoolExecutor(1) as thread:
-        theirs = tuple(ours for _, ours in pipes)
+        theirs = tuple(sending for _, sending in pipes)
         under_way = thread.submit(start, job, claim, theirs)
         try:
-            listen([pipe for pipe, _ in pipes], under_way, stop, watch, failures)
+            listen([receiving for receiving, _ in pipes], under_way, stop, watch, failures)
             returned = under_way.result()[0]
         except ChildFailedError as error:
             if failures:
@@ -138,11 +139,11 @@ def tell_to_stop(pid: int) -> None:
 
 
 def died(error: Any) -> str:
-    """What is known of a rank that ended without a word."""
+    """What is known of a rank that ended without a word; the others then fail for want of it."""
     rank, failure = error.get_first_failure()
-    code = failure.exitcode
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return f"rank {rank} of this run {how}: run it again to go on"
+    killed = f"rank {rank} of this run was killed by signal {-failure.exitcode}"
+    who = killed if failure.exitcode < 0 else "a rank of this run ended without a word"
+    return f"{who}: run it again to go on"
 
 
 def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Any:
@@ -156,7 +157,8 @@ def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Any:
             raise SystemExit(stop.exit_code) from stop
         return stop.signum
     except Exception as error:
-        pipe.send(("failed", sendable(error, ranks.rank)))
+        if not wants_another(error):
+            pipe.send(("failed", sendable(error, ranks.rank)))
         raise
 
 
@@ -219,6 +221,12 @@ def speaker(pipe: Connection) -> Watch:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     return watch
+
+
+def wants_another(error: Exception) -> bool:
+    """Whether a rank failed in the middle of a word with the others: one of them has ended."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(place).is_relative_to(Path(dist.__file__).parent)
 
 
 def sendable(error: Exception, rank: int) -> Exception:
