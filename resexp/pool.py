@@ -91,7 +91,7 @@ def hire() -> Worker:
     """A new process with nothing to do yet."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
+    process = context.Process(target=work, args=(theirs,))  # no daemon: it may have children
     process.start()
     theirs.close()
     return Worker(process, ours)

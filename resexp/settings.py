@@ -90,6 +90,14 @@ class BottleneckStride(StrEnum):
 Split = StrEnum("Split", {"full": "full", "45k": "45k"})
 
 
+class Stream(StrEnum):
+    """When an image folder is streamed from its files in place of being decoded into memory."""
+
+    auto = "auto"  # when it would take more than half of the free memory
+    always = "always"
+    never = "never"
+
+
 class Normalise(StrEnum):
     """What is subtracted from an image scaled to 0..1, from training statistics."""
 
@@ -162,8 +170,10 @@ class Data:
     root: str = "data"  # folder of the files; for imagefolder a folder, tar or zip archive
     download: bool = True  # fetch with torchvision what is not in root
     split: Split = Split.full
-    size: int | None = None  # resize imagefolder's images to size x size pixels
+    size: int | None = None  # imagefolder: shorter side resized to this, then the middle square
     cache: str = "~/.cache/resexp"  # where decoded image folders are kept
+    stream: Stream = Stream.auto  # imagefolder: decode batch by batch while training
+    workers: int = 0  # processes that decode a streamed set; 0: one a core, at most 16
 
 
 @dataclass(kw_only=True, slots=True)
@@ -252,7 +262,15 @@ CIRCUMSTANCES = frozenset(
         "overwrite",
         "loggers",
     ]
-) | {"data.root", "data.download", "data.cache", "launch.name", "launch.jobs"}
+) | {
+    "data.root",
+    "data.download",
+    "data.cache",
+    "data.stream",
+    "data.workers",
+    "launch.name",
+    "launch.jobs",
+}
 
 
 def circumstances(flat: dict[str, Any]) -> frozenset[str]:
@@ -294,6 +312,7 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "collapse_after": (0, True, 1),
     "threshold": (0, False, 100),
     "threads": (0, True, 4096),
+    "data.workers": (0, True, 1024),
     "checkpoint_every": (0, True, 10**9),
     "arch.skip_span": (1, True, 3),
     "arch.survival": (0, False, 1),
@@ -316,6 +335,8 @@ def check(settings: Settings) -> None:
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
     if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
         raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
+    if settings.data.stream is Stream.always and settings.data.loader != "imagefolder":
+        raise UsageError("data.stream=always is for image folders. Choose data=imagefolder.")
     if not 0 <= settings.launch.jobs <= 1024:
         raise UsageError(f"launch.jobs={settings.launch.jobs} is out of range. Choose 0 to 1,024.")
     if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(

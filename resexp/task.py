@@ -17,6 +17,7 @@ from torch import nn
 
 from resexp import data as images
 from resexp import models, records
+from resexp.data import batches
 from resexp.environment import environment, peak_memory_mb
 from resexp.records import Claim, Row
 from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
@@ -201,6 +202,8 @@ def opened(
             "shape": list(data.train_images.shape[1:]),
             "classes": len(data.classes),
             "chance_error": data.chance_error,
+            "streamed": data.streamed_from,
+            "statistics_images": len(batches.sample(data.train_images)),
         },
         "parameters": size.parameters,
         "parameters_without_norm": size.parameters_without_norm,

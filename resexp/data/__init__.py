@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from resexp.data.stream import Streamed
+
 LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder", "blobs", "masks")
 SMALLEST = 8  # pixels a side: three stages of the family halve it twice
 UNLABELLED = -1  # in a mask: a pixel that no loss, error or overlap counts
+SAMPLE = 64  # images of a streamed set that are looked at before training
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -35,9 +38,9 @@ class Images:
     """
 
     name: str
-    train_images: torch.Tensor  # uint8 [N, H, W, C]
+    train_images: torch.Tensor | Streamed  # uint8 [N, H, W, C]
     train_labels: torch.Tensor  # int64 [N], or masks int16 [N, H, W]
-    test_images: torch.Tensor  # uint8 [M, H, W, C]
+    test_images: torch.Tensor | Streamed  # uint8 [M, H, W, C]
     test_labels: torch.Tensor  # int64 [M], or int16 [M, H, W]
     classes: list[str]
 
@@ -61,12 +64,24 @@ class Images:
         counts = class_counts(self.train_labels, len(self.classes))
         return 100 * (1 - max(counts) / sum(counts))
 
+    @property
+    def streamed_from(self) -> str | None:
+        """``files`` or ``memory`` if the images are fetched as they are needed."""
+        from resexp.data.stream import Streamed
+
+        images = self.train_images
+        return images.feed.source.name if isinstance(images, Streamed) else None
+
     def to(self, device: torch.device | str) -> Images:
+        """The set on a device; its images are streamed to a GPU that has no room for them."""
+        from resexp.data.stream import placed
+
+        train_images, test_images = placed([self.train_images, self.test_images], device)
         return replace(
             self,
-            train_images=self.train_images.to(device),
+            train_images=train_images,
             train_labels=self.train_labels.to(device),
-            test_images=self.test_images.to(device),
+            test_images=test_images,
             test_labels=self.test_labels.to(device),
         )
 
@@ -163,6 +178,8 @@ def keep_45k(images: Images) -> Images:
     """
     import torch
 
+    from resexp.data.stream import keep
+
     labels = images.train_labels
     if images.task == "segmentation":
         raise UsageError(f"data.split=45k is for CIFAR-10; {images.name} has masks. Leave it away.")
@@ -173,7 +190,7 @@ def keep_45k(images: Images) -> Images:
             f"data.split=45k needs 50,000 training images in classes of whole tens, as CIFAR-10 "
             f"has; {images.name} has {len(labels):,}. Use data.split=full."
         )
-    return replace(images, train_images=images.train_images[kept], train_labels=labels[kept])
+    return replace(images, train_images=keep(images.train_images, kept), train_labels=labels[kept])
 
 
 def _loader(name: str) -> Loader:
@@ -228,7 +245,13 @@ def _label_fault(images: Images) -> str | None:
 def _pixel_fault(images: Images) -> str | None:
     import numpy as np
 
-    pixels = images.train_images.numpy()
+    from resexp.data.stream import Streamed
+
+    if isinstance(images.train_images, Streamed):  # a look at some: not all are read for this
+        step = -(-len(images.train_images) // SAMPLE)
+        pixels = images.train_images.peek(range(0, len(images.train_images), step)).numpy()
+    else:
+        pixels = images.train_images.numpy()
     if pixels.min() == pixels.max():
         return "its training images are all of one constant colour"
     mean = float(pixels.mean(dtype=np.float64))
@@ -237,7 +260,7 @@ def _pixel_fault(images: Images) -> str | None:
     return None
 
 
-def _splits(images: Images) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+def _splits(images: Images) -> list[tuple[str, torch.Tensor | Streamed, torch.Tensor]]:
     return [
         ("training", images.train_images, images.train_labels),
         ("test", images.test_images, images.test_labels),

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from resexp.data import UNLABELLED
+from resexp.data.stream import Streamed, look_ahead
 from resexp.randomness import words
 from resexp.settings import Normalise, UsageError
 
 #: Purposes of random words.
 ORDER = b"order"
 AUGMENT = b"augment"
+SAMPLE = b"sample"
 
-CHUNK = 1024  # images at a time when summing over a set
+SUMMED = 2**30  # bytes of images at most that statistics are taken from
+CHUNK = 2**24  # bytes of images at a time when summing over a set
 TO_UNIT = 1 / 255  # multiplied with, for CUDA divides by a scalar that way and the CPU does not
 
 
@@ -82,8 +85,21 @@ def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     return np.argsort(words(seed, ORDER, epoch, images), kind="stable")
 
 
-def statistics(images: torch.Tensor, normalise: Normalise) -> Statistics:
-    """Statistics of uint8 images [N, H, W, C], on their device.
+def sample(images: torch.Tensor | Streamed) -> torch.Tensor:
+    """The rows that statistics are taken from, int64, rising, on the CPU.
+
+    All of them, up to ``SUMMED`` bytes of images; of a larger set as many as that, drawn alike by
+    every run. That does not depend on whether the set is streamed.
+    """
+    count = len(images)
+    some = max(1, SUMMED // math.prod(images.shape[1:]))
+    if count <= some:
+        return torch.arange(count)
+    return torch.from_numpy(np.sort(np.argsort(words(0, SAMPLE, 0, count), kind="stable")[:some]))
+
+
+def statistics(images: torch.Tensor | Streamed, normalise: Normalise) -> Statistics:
+    """Statistics of the ``sample`` of uint8 images [N, H, W, C], on their device.
 
     The sums are of integers, hence the same on any device and any number of threads.
     Raises UsageError if a channel is constant and should be divided by its deviation.
@@ -94,15 +110,18 @@ def statistics(images: torch.Tensor, normalise: Normalise) -> Statistics:
         return Statistics(torch.zeros(channels), one).to(images.device)
     total = torch.zeros(height, width, channels, dtype=torch.int64, device=images.device)
     square = torch.zeros_like(total)
-    for first in range(0, len(images), CHUNK):
-        chunk = images[first : first + CHUNK]
+    rows = sample(images).to(images.device)
+    chunks = torch.split(rows, max(1, CHUNK // total.numel()))
+    look_ahead(images, chunks)
+    for some in chunks:
+        chunk = images[some]
         total += chunk.sum(0, dtype=torch.int64)
         if normalise is Normalise.channel_std:
             square += chunk.to(torch.int32).square().sum(0, dtype=torch.int64)
     if normalise is Normalise.pixel_mean:
-        mean = total.cpu().double() / (255 * len(images))
+        mean = total.cpu().double() / (255 * len(rows))
         return Statistics(mean.float(), one).to(images.device)
-    pixels = len(images) * height * width
+    pixels = len(rows) * height * width
     return _per_channel(total.sum((0, 1)), square.sum((0, 1)), pixels).to(images.device)
 
 
@@ -112,7 +131,7 @@ def prepare(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
 
 
 def batch(
-    images: torch.Tensor,
+    images: torch.Tensor | Streamed,
     stats: Statistics,
     index: torch.Tensor,
     dy: torch.Tensor,

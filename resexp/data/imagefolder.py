@@ -1,14 +1,17 @@
 """Any labelled images: ``train/<class>/*`` and ``test/<class>/*`` in a folder, a tar or a zip.
 
 Archives are read in place: nothing is ever extracted to disk, so no path in one can do harm. The
-images are decoded once, by Pillow on all cores, and kept as arrays in data.cache.
+images are decoded once, on all cores, and kept as arrays in data.cache; where they would not fit in
+memory they are streamed: decoded whenever they are asked for, to the same pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import lzma
+import math
 import os
 import signal
 import sys
@@ -16,13 +19,14 @@ import tarfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
@@ -30,9 +34,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from resexp.data import Images, from_arrays
+from resexp.data.places import Place, opened, tar_members, tar_places, zip_members, zip_places
 from resexp.settings import Data, UsageError
 
-FORMAT = 1  # of the cache: raise it when the same files would decode to other arrays
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 2  # of the cache: raise it when the same files would decode to other arrays
 SPLITS = ("train", "test")
 CHUNK_FILES, CHUNK_BYTES = 256, 2**22  # handed to a decoder at a time: whichever is reached first
 FEW = 2000  # fewer images than this are decoded here: starting processes would take longer
@@ -55,20 +63,26 @@ def check_present(settings: Data) -> None:
         )
 
 
+class TooLarge(Exception):
+    """The decoded images would take more memory than there is room for."""
+
+
 def load(settings: Data) -> Images:
-    """The images, from the cache unless the files have changed since they were decoded.
+    """The images: decoded, from the cache unless the files have changed, or streamed.
 
     Raises UsageError, naming the file, if one cannot be used.
     """
+    from resexp.data import stream
+
     check_present(settings)
-    path = _cache_path(settings)
-    arrays = _read_cache(path)
-    if arrays is None:
-        with _lock(settings, path):  # the other runs of a sweep wait for the first
-            arrays = _read_cache(path)
-            if arrays is None:
-                arrays = _decode(settings)
-                _write_cache(settings, path, arrays)
+    room = stream.room(settings.stream)
+    root = _root(settings)
+    if room < (root.stat().st_size if root.is_file() else 1):
+        return streamed(settings)
+    try:
+        arrays = _decoded_once(settings, room)
+    except TooLarge:
+        return streamed(settings)
     pixels, labels, train = arrays["pixels"], arrays["labels"], int(arrays["train"])
     return from_arrays(
         settings.name,
@@ -76,6 +90,21 @@ def load(settings: Data) -> Images:
         (pixels[train:], labels[train:]),
         arrays["classes"].tolist(),
     )
+
+
+def _decoded_once(settings: Data, room: float) -> Arrays:
+    """The arrays from the cache, made first if need be. Raises TooLarge."""
+    path = _cache_path(settings)
+    if path.exists() and path.stat().st_size > room:
+        raise TooLarge
+    arrays = _read_cache(path)
+    if arrays is None:
+        with _lock(settings, path):  # the other runs of a sweep wait for the first
+            arrays = _read_cache(path)
+            if arrays is None:
+                arrays = _decode(settings, room)
+                _write_cache(settings, path, arrays)
+    return arrays
 
 
 # Files: where they are and how they are read.
@@ -96,10 +125,14 @@ def _files(root: Path) -> Iterator[list[File]]:
         elif zipfile.is_zipfile(root):
             yield _zip_files(root, stack.enter_context(zipfile.ZipFile(root)))
         else:
-            raise UsageError(
-                f"data.root={root} is neither a folder nor a tar or zip archive that can be read. "
-                "It may be damaged: fetch it again."
-            )
+            raise _no_archive(root)
+
+
+def _no_archive(root: Path) -> UsageError:
+    return UsageError(
+        f"data.root={root} is neither a folder nor a tar or zip archive that can be read. "
+        "It may be damaged: fetch it again."
+    )
 
 
 def _folder_files(root: Path) -> list[File]:
@@ -117,18 +150,8 @@ def _stop(error: OSError) -> None:
 
 
 def _tar_files(root: Path, archive: tarfile.TarFile) -> list[File]:
-    files: list[File] = []
-    for member in archive:
-        if member.isfile():
-            files.append((member.name, partial(_read_member, archive, member)))
-        elif not member.isdir():
-            raise UsageError(f"{member.name} in {root} is a link or device. Pack real files.")
-    # A tar that was cut short lacks the block of zeros at its end; tarfile does not mind.
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("unexpected end of data")
-    return files
+    members = tar_members(root, archive)
+    return [(member.name, partial(_read_member, archive, member)) for member in members]
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -138,10 +161,7 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _zip_files(root: Path, archive: zipfile.ZipFile) -> list[File]:
-    members = [member for member in archive.infolist() if not member.is_dir()]
-    for member in members:
-        if member.flag_bits & 1:
-            raise UsageError(f"{member.filename} in {root} is encrypted. Pack it without password.")
+    members = zip_members(root, archive)
     return [(member.filename, partial(archive.read, member)) for member in members]
 
 
@@ -222,26 +242,30 @@ def _inside(root: Path, names: Iterable[str]) -> list[tuple[str, tuple[str, ...]
 # Decoding.
 
 
-def _decode(settings: Data) -> Arrays:
-    """Read and decode every image, once all names have been looked at."""
+def _decode(settings: Data, room: float) -> Arrays:
+    """Read and decode every image, once all names have been looked at. Raises TooLarge."""
     root = _root(settings)
     with _faults_named(root), _files(root) as files:
         rows, arrays = _arrange(root, [name for name, _ in files])
-        arrays["pixels"] = _decode_rows(files, rows, settings.size)
+        arrays["pixels"] = _decode_rows(files, rows, settings.size, room)
     return arrays
 
 
-def _decode_rows(files: list[File], rows: dict[str, int], size: int | None) -> NDArray[np.uint8]:
+def _decode_rows(
+    files: list[File], rows: dict[str, int], size: int | None, room: float
+) -> NDArray[np.uint8]:
     """uint8 [N, H, W, C], written in place as images arrive; one channel if all are greyscale."""
     pixels = np.empty((0, 0, 0, 0), np.uint8)
     first = ""
-    with _progress(len(rows)) as advance:
+    with _progress(len(rows), "decoding images") as advance:
         for chunk in _decoded(_chunks(files, rows), size, _workers(len(rows))):
             for name, image in chunk:
+                if image.nbytes * len(rows) > room:
+                    raise TooLarge
                 if not first:
                     first, pixels = name, np.empty((len(rows), *image.shape), np.uint8)
                 if image.shape[:2] != pixels.shape[1:3]:
-                    raise _other_size(name, image, first, pixels)
+                    raise _other_size(name, image.shape[:2], first, pixels.shape[1:3])
                 if image.shape[2] > pixels.shape[3]:
                     pixels = pixels.repeat(3, axis=3)  # the first image in colour
                 pixels[rows[name]] = image
@@ -295,50 +319,213 @@ def decode_chunk(
     chunk: list[tuple[str, bytes]], size: int | None
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Names and pixels, each uint8 [H, W, 1] if greyscale, else [H, W, 3]."""
-    return [(name, _decode_image(name, content, size)) for name, content in chunk]
+    return [(name, decode_image(name, content, size)) for name, content in chunk]
 
 
-def _decode_image(name: str, content: bytes, size: int | None) -> NDArray[np.uint8]:
-    """One image, resized (bilinear, antialiased) to size x size if that is given."""
+def decode_image(name: str, content: bytes, size: int | None) -> NDArray[np.uint8]:
+    """One image, brought to size x size if that is given.
+
+    Raises UsageError, naming the image, if it cannot be decoded.
+    """
+    with _image_faults_named(name, content), Image.open(io.BytesIO(content)) as image:
+        mode = _mode(name, image)
+        if image.format == "JPEG" and image.mode == mode:
+            array = _decode_jpeg(content)
+        else:
+            array = np.array(image if image.mode == mode else image.convert(mode))
+        array = array if array.ndim == 3 else array[:, :, None]
+        return array if size is None else _resized(array, size)
+
+
+def _mode(name: str, image: Image.Image) -> str:
+    """What an image is decoded to: L, which is greyscale, or RGB."""
+    if image.mode[0] in "IF":  # 16 or 32 bits: Pillow would clip, not scale
+        raise UsageError(f"{name} has more than 8 bits a channel. Convert it to 8 bits.")
+    return "L" if image.mode in ("1", "L") else "RGB"
+
+
+@contextmanager
+def _image_faults_named(name: str, content: bytes) -> Iterator[None]:
+    """Turn what a file that is no sound image raises into UsageError."""
     if not content:
         raise UsageError(f"{name} is empty (0 bytes). Replace or remove it.")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode = "L" if image.mode in ("1", "L") else "RGB"
-            deep = image.mode[0] in "IF"  # 16 or 32 bits: Pillow would clip, not scale
-            pixels = image if image.mode == mode or deep else image.convert(mode)
-            if size is not None and not deep:
-                pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-            array = np.asarray(pixels)
+        yield
+    except UsageError:
+        raise
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image that Pillow can read. Remove it.") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-        raise UsageError(f"{name} cannot be decoded: {error}. Replace or remove it.") from error
-    if deep:
-        raise UsageError(f"{name} has more than 8 bits a channel. Convert it to 8 bits.")
-    return array if array.ndim == 3 else array[:, :, None]
+    except Exception as error:  # decoders raise almost anything on a damaged file
+        why = str(error).rpartition(", ")[2]  # torchvision names its own source file first
+        raise UsageError(f"{name} cannot be decoded: {why}. Replace or remove it.") from error
 
 
-def _other_size(
-    name: str, image: NDArray[np.uint8], first: str, pixels: NDArray[np.uint8]
-) -> UsageError:
+def _decode_jpeg(content: bytes) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] by torchvision: Pillow's pixels, in half to three quarters of its time."""
+    import torch
+    from torchvision.io import decode_jpeg
+
+    pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    array: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
+    return array
+
+
+def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The middle size x size pixels, once the shorter side is resized (bilinear, antialiased)."""
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
     height, width = image.shape[:2]
-    rows, columns = pixels.shape[1:3]
+    if (height, width) == (size, size):
+        return image
+    short = min(height, width)
+    sides = size * height // short, size * width // short
+    pixels = from_numpy(image).permute(2, 0, 1)[None]
+    pixels = interpolate(pixels, sides, mode="bilinear", antialias=True)[0]
+    top, left = ((side - size) // 2 for side in sides)
+    middle = pixels[:, top : top + size, left : left + size]
+    array: NDArray[np.uint8] = middle.permute(1, 2, 0).numpy()
+    return array
+
+
+def _other_size(name: str, sides: Sequence[int], first: str, its: Sequence[int]) -> UsageError:
+    (height, width), (rows, columns) = sides, its
     return UsageError(
         f"{name} is {width}x{height} pixels, but {first} is {columns}x{rows}. Set data.size, such "
         f"as data.size={min(rows, 32)}, to resize every image."
     )
 
 
+# Streaming: images decoded when they are asked for.
+
+
+@dataclass(slots=True, frozen=True)
+class Reader:
+    """Reads and decodes some images; sent to other processes."""
+
+    root: Path
+    size: int | None
+    image: tuple[int, int, int]  # height, width and channels that every image has
+
+    def __call__(self, places: list[Place]) -> torch.Tensor | str:
+        """uint8 [n, H, W, C], or in one line which file is at fault."""
+        import torch
+
+        try:
+            return torch.from_numpy(np.stack([self.read(place) for place in places]))
+        except UsageError as error:
+            return str(error)
+
+    def read(self, place: Place) -> NDArray[np.uint8]:
+        """One image. Raises UsageError, naming it, if it cannot be had."""
+        try:
+            with opened(self.root, place) as file:
+                content = file.read()
+        except (OSError, zlib.error) as error:
+            raise UsageError(f"{place.name} cannot be read: {error}.") from error
+        image = decode_image(place.name, content, self.size)
+        if image.shape[2] < self.image[2]:
+            image = image.repeat(3, axis=2)
+        if image.shape != self.image:
+            raise UsageError(f"{place.name} is not what it was when training began. Run again.")
+        return image
+
+
+def streamed(settings: Data) -> Images:
+    """The images, none of which is decoded before it is asked for.
+
+    Raises UsageError, naming the file, if the head of one cannot be read.
+    """
+    import torch
+
+    from resexp.data import stream
+
+    root = _root(settings)
+    with _faults_named(root):
+        places = {place.name: place for place in _places(root)}
+        rows, arrays = _arrange(root, places)
+        files = [places[name] for name in rows]
+        image = _image_shape(settings, root, files)
+    reader = Reader(root, settings.size, image)
+    feed = stream.Feed(
+        stream.Decoded(reader, files, math.prod(image), stream.workers(settings.workers))
+    )
+    train = int(arrays["train"])
+    labels = torch.from_numpy(arrays["labels"])
+    return Images(
+        settings.name,
+        stream.Streamed(feed, list(range(train)), image),
+        labels[:train],
+        stream.Streamed(feed, list(range(train, len(files))), image),
+        labels[train:],
+        arrays["classes"].tolist(),
+    )
+
+
+def _places(root: Path) -> list[Place]:
+    if root.is_dir():
+        return [Place(name) for name, _ in _folder_files(root)]
+    if tarfile.is_tarfile(root):
+        return tar_places(root)
+    if zipfile.is_zipfile(root):
+        return zip_places(root)
+    raise _no_archive(root)
+
+
+def _image_shape(settings: Data, root: Path, files: list[Place]) -> tuple[int, int, int]:
+    """Height, width and channels of the images, once the head of every file has been read.
+
+    That is done once a set: the answer is kept in data.cache.
+    """
+    status = [((root / f.name) if f.kind == "file" else root).stat() for f in files]
+    listing = [(*f, s.st_size, s.st_mtime_ns) for f, s in zip(files, status, strict=True)]
+    key = hashlib.sha256(f"{settings.size} {listing}".encode()).hexdigest()
+    path = Path(settings.cache).expanduser() / f"heads-{key[:24]}.json"
+    with _lock(settings, path):
+        try:
+            height, width, channels = json.loads(path.read_text())
+        except (OSError, ValueError):
+            height, width, channels = _read_heads(root, files, settings.size)
+            path.write_text(json.dumps([height, width, channels]))
+    return height, width, channels
+
+
+def _read_heads(root: Path, files: list[Place], size: int | None) -> tuple[int, int, int]:
+    """What the heads of the files say, read some at a time, for disks may be slow to answer."""
+    _, *first = _head(root, files[0])
+    channels = 1
+    with ThreadPoolExecutor(8) as pool, _progress(len(files), "looking at images") as advance:
+        try:
+            heads = pool.map(partial(_head, root), files)
+            for place, (mode, *sides) in zip(files, heads, strict=True):
+                channels = 3 if mode == "RGB" else channels
+                if size is None and sides != first:
+                    raise _other_size(place.name, sides, files[0].name, first)
+                advance(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    height, width = (size, size) if size else first
+    return height, width, channels
+
+
+def _head(root: Path, place: Place) -> tuple[str, int, int]:
+    """Mode, height and width of an image."""
+    with opened(root, place) as file:
+        start = file.read(1)
+        with _image_faults_named(place.name, start), Image.open(file) as image:
+            return _mode(place.name, image), image.height, image.width
+
+
 @contextmanager
-def _progress(images: int) -> Iterator[Callable[[float], None]]:
+def _progress(images: int, doing: str) -> Iterator[Callable[[float], None]]:
     """A bar on stderr, if that is a terminal; yields what is called with every advance."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("decoding images", total=images)
+        task = bar.add_task(doing, total=images)
         yield lambda more: bar.advance(task, more)
 
 

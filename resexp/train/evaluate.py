@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
+from resexp.data.stream import Streamed
 from resexp.settings import BnEval, Precision, Settings
 
-EVALUATION_BATCH = 1000  # images; decides memory and, in the last bits, sums
+# These decide memory and, in the last bits, sums.
+EVALUATION_BATCH = 1000  # images at most
 EVALUATION_LABELS = 2**20  # pixels of masks at most
+EVALUATION_PIXELS = 1000 * 64 * 64  # at most: fewer images if they are larger than 64x64
 
 
 class Score(NamedTuple):
@@ -34,7 +37,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    images: Tensor,
+    images: Tensor | Streamed,
     labels: Tensor,
     statistics: batches.Statistics,
     precision: Precision,
@@ -43,7 +46,8 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     wrong = torch.zeros((), dtype=torch.int64, device=images.device)
     matrix: Tensor | None = None
-    size = max(1, min(EVALUATION_BATCH, EVALUATION_LABELS // labels[0].numel()))
+    most = EVALUATION_LABELS // labels[0].numel(), EVALUATION_PIXELS // images.shape[1:3].numel()
+    size = max(1, min(EVALUATION_BATCH, *most))
     for first in range(0, len(labels), size):
         some = slice(first, first + size)
         with autocast(precision, images.device):

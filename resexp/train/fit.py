@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
+from resexp.data.stream import look_ahead
 from resexp.models.merges import draw, drawn
 from resexp.records import Row
 from resexp.settings import Settings
@@ -102,6 +103,7 @@ def fit(
             flip=settings.flip,
         )
         plan = ranks.share(whole).to(data.train_images.device)
+        look_ahead(data.train_images, plan.index.unbind())
         for turn in range(end - first):
             train_step(state, settings, data, statistics, plan, turn, ranks)
             state.seconds = time.perf_counter() - origin
