@@ -170,7 +170,7 @@ class Data:
     root: str = "data"  # folder of the files; for imagefolder a folder, tar or zip archive
     download: bool = True  # fetch with torchvision what is not in root
     split: Split = Split.full
-    size: int | None = None  # imagefolder: shorter side resized to this, then the middle square
+    size: int | None = None  # imagefolder: the middle square of each image, resized to this
     cache: str = "~/.cache/resexp"  # where decoded image folders are kept
     stream: Stream = Stream.auto  # imagefolder: decode batch by batch while training
     workers: int = 0  # processes that decode a streamed set; 0: one a core, at most 16
@@ -312,7 +312,6 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "collapse_after": (0, True, 1),
     "threshold": (0, False, 100),
     "threads": (0, True, 4096),
-    "data.workers": (0, True, 1024),
     "checkpoint_every": (0, True, 10**9),
     "arch.skip_span": (1, True, 3),
     "arch.survival": (0, False, 1),
@@ -335,6 +334,10 @@ def check(settings: Settings) -> None:
             raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
     if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
         raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
+    if not 0 <= settings.data.workers <= 1024:
+        raise UsageError(
+            f"data.workers={settings.data.workers} is out of range. Choose 0 to 1,024."
+        )
     if settings.data.stream is Stream.always and settings.data.loader != "imagefolder":
         raise UsageError("data.stream=always is for image folders. Choose data=imagefolder.")
     if not 0 <= settings.launch.jobs <= 1024:

@@ -323,18 +323,19 @@ def decode_chunk(
 
 
 def decode_image(name: str, content: bytes, size: int | None) -> NDArray[np.uint8]:
-    """One image, brought to size x size if that is given.
+    """One image; its middle square, resized (bilinear, antialiased), if a size is given.
 
     Raises UsageError, naming the image, if it cannot be decoded.
     """
     with _image_faults_named(name, content), Image.open(io.BytesIO(content)) as image:
         mode = _mode(name, image)
-        if image.format == "JPEG" and image.mode == mode:
-            array = _decode_jpeg(content)
-        else:
-            array = np.array(image if image.mode == mode else image.convert(mode))
-        array = array if array.ndim == 3 else array[:, :, None]
-        return array if size is None else _resized(array, size)
+        if size is not None:  # a large JPEG can be decoded to half its size, or less, at once
+            image.draft(None, (2 * size, 2 * size))
+        pixels = image if image.mode == mode else image.convert(mode)
+        if size is not None and pixels.size != (size, size):
+            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, _middle(pixels))
+        array = np.array(pixels)
+        return array if array.ndim == 3 else array[:, :, None]
 
 
 def _mode(name: str, image: Image.Image) -> str:
@@ -355,37 +356,15 @@ def _image_faults_named(name: str, content: bytes) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise UsageError(f"{name} is not an image that Pillow can read. Remove it.") from error
-    except Exception as error:  # decoders raise almost anything on a damaged file
-        why = str(error).rpartition(", ")[2]  # torchvision names its own source file first
-        raise UsageError(f"{name} cannot be decoded: {why}. Replace or remove it.") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
+        raise UsageError(f"{name} cannot be decoded: {error}. Replace or remove it.") from error
 
 
-def _decode_jpeg(content: bytes) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] by torchvision: Pillow's pixels, in half to three quarters of its time."""
-    import torch
-    from torchvision.io import decode_jpeg
-
-    pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    array: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
-    return array
-
-
-def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The middle size x size pixels, once the shorter side is resized (bilinear, antialiased)."""
-    from torch import from_numpy
-    from torch.nn.functional import interpolate
-
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    short = min(height, width)
-    sides = size * height // short, size * width // short
-    pixels = from_numpy(image).permute(2, 0, 1)[None]
-    pixels = interpolate(pixels, sides, mode="bilinear", antialias=True)[0]
-    top, left = ((side - size) // 2 for side in sides)
-    middle = pixels[:, top : top + size, left : left + size]
-    array: NDArray[np.uint8] = middle.permute(1, 2, 0).numpy()
-    return array
+def _middle(image: Image.Image) -> tuple[float, float, float, float]:
+    """The largest square in the middle of an image: left, top, right and bottom."""
+    (width, height), side = image.size, min(image.size)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def _other_size(name: str, sides: Sequence[int], first: str, its: Sequence[int]) -> UsageError:

@@ -304,7 +304,7 @@ def _processes() -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch.utils.data", "torchvision.io"])
+    context.set_forkserver_preload(["torch.utils.data", "PIL.Image"])
     return context
 
 
