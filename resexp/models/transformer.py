@@ -33,8 +33,9 @@ MERGES = (Merge.plain, Merge.residual, Merge.weighted, Merge.scaled)
 READS = ("scalar_lr",)
 
 FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
-#: Of the places' vectors at the start. Dosovitskiy et al. 2021 take 0.02, for training of another
-#: length; Vaswani et al. 2017 sinusoids, 0.71. At 0.02, hundreds of steps hardly tell places apart.
+#: Standard deviation of the places' vectors at the start, near that of the sinusoids of Vaswani et
+#: al. 2017 (0.71). With the 0.02 of Dosovitskiy et al. 2021, a few hundred steps hardly tell places
+#: apart.
 POSITION_STD = 0.5
 
 

@@ -1,0 +1,223 @@
+"""resexp.explain: the worked example, diagrams of real blocks, and a table that adds up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from resexp import catalogue, models
+from resexp import data as images
+from resexp import explain as explaining
+from resexp.cli import explain as command
+from resexp.config import compose
+from resexp.explain import Explanation, explain, text
+from resexp.settings import Data, UsageError
+
+
+def explained(*words: str) -> Explanation:
+    return explain(compose(list(words)))
+
+
+def drawing(found: Explanation, block: str) -> list[str]:
+    return next(one.lines for one in found.blocks if one.block == block)
+
+
+def shallow(arch: str) -> Explanation:
+    """The arch at its least depth of at least 8."""
+    for depth in range(8, 200):
+        try:
+            return explained(f"arch={arch}", f"depth={depth}")
+        except UsageError as refusal:
+            if "depth=" not in str(refusal):
+                raise
+    raise AssertionError(arch)
+
+
+# The worked example
+
+
+def test_the_example_is_computed_by_a_real_block() -> None:
+    assert asdict(explaining.example()) == {
+        "x": [2.0, 1.5, 0.8],
+        "wanted": [2.3, 1.4, 1.0],
+        "branch": [0.3, -0.1, 0.2],
+        "residual": [2.3, 1.4, 1.0],
+        "plain": [0.3, -0.1, 0.2],
+        "residual_at_zero": [2.0, 1.5, 0.8],
+        "plain_at_zero": [0.0, 0.0, 0.0],
+    }
+
+
+def test_explain_alone_reads_the_example_out(capsys: pytest.CaptureFixture[str]) -> None:
+    command(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  F(x) = H(x) - x = [ 0.3, -0.1,  0.2]" in lines
+    assert "  y    = x + F(x) = [ 2.3,  1.4,  1.0]   what a residual block gave just now" in lines
+    assert lines[-1] == "next: resexp explain arch=residual depth=20"
+    assert max(map(len, lines)) <= 100
+
+
+# Diagrams
+
+
+def test_a_residual_block_is_drawn_with_its_way_around() -> None:
+    found = explained("arch=residual", "depth=20")
+    assert drawing(found, "blocks.0") == [
+        "in   16x8x8",
+        "x ---------------------------.",
+        "| F  conv1  3x3 convolution  |  shortcut: identity",
+        "|    norm1  batch norm       |",
+        "|    relu1  ReLU             |",
+        "|    conv2  3x3 convolution  |",
+        "|    norm2  batch norm       |",
+        "y = x + F(x) <---------------'",
+        "relu1  ReLU",
+        "out  16x8x8",
+    ]
+    assert [(one.block, one.alike) for one in found.blocks] == [
+        ("blocks.0", [f"blocks.{i}" for i in (1, 2, 4, 5, 7, 8)]),
+        ("blocks.3", ["blocks.6"]),
+    ]
+
+
+def test_a_plain_block_is_drawn_without() -> None:
+    found = explained("arch=plain", "depth=8")
+    assert drawing(found, "blocks.0")[1:-1] == [
+        "x",
+        "| F  conv1  3x3 convolution",
+        "|    norm1  batch norm",
+        "|    relu1  ReLU",
+        "|    conv2  3x3 convolution",
+        "|    norm2  batch norm",
+        "y = F(x)",
+        "relu1  ReLU",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arch", "formula"),
+    [
+        ("scaled_shortcut", "0.5 x + 0.5 F(x)"),
+        ("dropout_shortcut", "dropout(x) + F(x)"),
+        ("highway", "(1 - T) x + T F(x)"),
+        ("shortcut_gate", "(1 - T) x + F(x)"),
+        ("rezero", "x + a F(x)"),
+        ("stochastic_depth", "x + b F(x)"),
+        ("transformer", "x + F(x)"),
+    ],
+)
+def test_the_rule_of_each_merge_stands_where_the_ways_meet(arch: str, formula: str) -> None:
+    found = shallow(arch)
+    assert formula in [one.formula for one in found.blocks]
+    assert f"y = {formula} <" in text(found)
+
+
+def test_what_stands_beside_the_branch_is_drawn_beside_it() -> None:
+    gates = drawing(explained("arch=highway", "depth=14"), "blocks.2")
+    beside = [line.rpartition("|  ")[2] for line in gates if "|  " in line[4:]]
+    assert beside[:2] == [
+        "shortcut: 16 channels of zeros appended, stride 2",
+        "gate: 1x1 convolution, bias",
+    ]
+    short = explained("arch=highway", "depth=8", "arch.skip_span=1", "arch.order=fixup")
+    assert any("gate: " in line for line in drawing(short, short.blocks[0].block))
+
+
+def test_both_sublayers_of_a_transformer_are_drawn() -> None:
+    found = explained("arch=transformer_post", "depth=3")
+    assert [one.block for one in found.blocks] == ["blocks.0.attention", "blocks.0.feedforward"]
+    assert drawing(found, "blocks.0.feedforward")[-3:] == [
+        "y = x + F(x) <--------'",
+        "norm  layer norm",
+        "out  16x64",
+    ]
+
+
+# The table
+
+
+@pytest.mark.parametrize("arch", catalogue.options("arch"))
+def test_the_rows_add_up_to_what_is_measured(arch: str) -> None:
+    found = shallow(arch)
+    assert sum(one.parameters for one in found.layers) == found.parameters
+    assert sum(one.flops for one in found.layers) == found.flops
+    # The folded table too, for its line of a run bears the run's sums.
+    folded = explaining.folded(found.whole)
+    for column, total in ((3, found.parameters), (4, found.flops)):
+        assert sum(int(row[column].replace(",", "")) for row in folded) == total
+
+
+def test_the_rows_are_those_of_the_network_that_trains() -> None:
+    job = compose(["arch=preact", "depth=20"])
+    network = models.build(job.settings, 1, 10, (8, 8))
+    rows = {one.layer: one for one in explain(job).layers}
+    weights = [name.removesuffix(".weight") for name in network.state_dict() if "weight" in name]
+    assert set(weights) <= set(rows)
+    assert rows["blocks.3.branch.conv1"].shape == "32x4x4"
+    assert rows["blocks.3.branch.conv1"].parameters == 32 * 16 * 9
+    assert rows["blocks.3.branch.conv1"].flops == 2 * 32 * 16 * 9 * 16
+    assert rows["classifier"].shape == "10"
+
+
+def test_repeated_blocks_are_one_line_unless_all_are_asked_for() -> None:
+    found = explained("arch=preact", "depth=110")
+    lines = text(found).splitlines()
+    repeated = [line.split() for line in lines if " as blocks." in line]
+    assert repeated == [
+        ["blocks.2", "to", "17", "as", "blocks.1", "16x8x8", "74,752", "9,437,184"],
+        ["blocks.20", "to", "35", "as", "blocks.19", "32x4x4", "296,960", "9,437,184"],
+        ["blocks.38", "to", "53", "as", "blocks.37", "64x2x2", "1,183,744", "9,437,184"],
+    ]
+    every = text(found, full=True).splitlines()
+    assert " as blocks." not in "".join(every)
+    assert sum(line.startswith("blocks.17.") for line in every) == 5
+    assert len(every) > 4 * len(lines)
+
+
+# The images
+
+
+def test_images_that_are_not_here_are_not_needed() -> None:
+    found = explained("arch=residual", "depth=20", "data=cifar10", "data.root=/nowhere")
+    assert (found.shape, found.classes, found.parameters) == ([3, 32, 32], 10, 269_722)
+    found = explained("arch=residual", "depth=20", "data=fashion_mnist", "data.root=/nowhere")
+    assert (found.shape, found.classes) == ([1, 28, 28], 10)
+    found = explained("arch=residual", "depth=20", "data=imagefolder", "data.root=/nowhere")
+    assert (found.shape, found.classes) == ([3, 224, 224], 1000)
+
+
+def test_the_digits_have_their_own_shape_and_data_size_goes_first() -> None:
+    digits = images.load(Data())
+    assert explaining.shape(Data()) == (digits.channels, digits.size, len(digits.classes))
+    assert explained("arch=residual", "depth=8", "data=cifar10", "data.size=64").shape == [
+        3,
+        64,
+        64,
+    ]
+
+
+# The command
+
+
+def test_the_text_opens_with_what_the_archs_file_says() -> None:
+    lines = text(explained("arch=preact", "depth=20")).splitlines()
+    facts = catalogue.facts("arch", "preact")
+    assert lines[0] == f"preact: {facts['what it is']}"
+    assert lines[1].split(maxsplit=1) == ["source", facts["source"]]
+    assert "preact-20 on digits: images of 8x8x1, 10 classes, 269,434 parameters" in lines[5]
+
+
+def test_json_holds_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    command(["arch=plain", "depth=8"], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["what it is"] == "y = F(x)"
+    assert [one["block"] for one in found["blocks"]] == ["blocks.0", "blocks.1"]
+    assert sum(one["parameters"] for one in found["layers"]) == found["parameters"]
+    assert set(found) == {*Explanation.__slots__} - {"whole"}
+
+
+def test_a_depth_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"depth=21 is not 6n\+2"):
+        explained("depth=21")
