@@ -12,7 +12,7 @@ from resexp import models
 from resexp.data import Images
 from resexp.probes import Case, Verdict, gradients, load, some_images
 from resexp.probes.gradients import arm, layers, log_rho, slope, tidy
-from resexp.settings import Arch, Merge, Normalisation, Settings, UsageError
+from resexp.settings import Arch, Merge, Normalisation, Settings, Twin, UsageError
 
 SEEDS = (0, 1, 2)
 
@@ -100,6 +100,14 @@ def test_every_arm_is_followed_while_it_trains() -> None:
     assert places == {(name, step) for name in gradients.ARMS for step in ("0", "10")}
     assert len(finding.rows) == len(places) * 7
     assert not any(math.isnan(value) for value in finding.numbers.values())
+
+
+def test_an_arm_has_its_skips_whatever_it_was_made_from() -> None:
+    base = Settings(depth=8, twin=Twin.plain, arch=Arch(merge=Merge.residual))
+    for name, (merge, norm, init) in gradients.ARMS.items():
+        made = arm(base, name)
+        assert (made.arch.merge, made.arch.norm, made.twin) == (merge, norm, Twin.none)
+        assert made.init is (init or base.init)
 
 
 def test_networks_without_their_twins_are_refused() -> None:

@@ -40,7 +40,7 @@ from resexp.probes import (
     some_images,
     trained,
 )
-from resexp.settings import Arch, Init, Merge, Normalisation, Settings, UsageError
+from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
 
 CLAIM = "In deep plain networks gradients vanish on their way to the first layers."
 SOURCE = "common; He et al. 2015, section 4.1, doubt it with batch normalisation"
@@ -120,7 +120,7 @@ def arm(base: Settings, name: str) -> Settings:
     merge, norm, init = ARMS[name]
     old = base.arch
     arch = Arch(merge=merge, norm=norm, order=old.order, unit=old.unit, shortcut=old.shortcut)
-    return replace(base, arch=arch, init=init or base.init)
+    return replace(base, arch=arch, twin=Twin.none, init=init or base.init)
 
 
 def layers(network: nn.Module, images: Tensor, labels: Tensor) -> Layers:

@@ -42,7 +42,7 @@ from resexp.probes import (
     some_images,
     trained,
 )
-from resexp.settings import Arch, Merge, Order, Settings, UsageError
+from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
 
 CLAIM = "Skips are a highway: most of the gradient reaches the early layers by the shortcuts."
 SOURCE = "He et al. 2016, section 2, equation 5"
@@ -86,12 +86,13 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         if case.checkpoint is not None
         and case.settings.seed in seeds
         and ARMS.get(case.arch) == case.settings.arch
+        and case.settings.twin is Twin.none
     ]
     work = [(arm, place) for place in bases for arm in ARMS]
     rows: list[dict[str, Cell]] = []
     for done, (arm, place) in enumerate(work):
         tell(done, len(work) + len(ended), f"{arm} {place[0]}, seed {place[1]}")
-        settings = replace(bases[place], arch=ARMS[arm])
+        settings = replace(bases[place], arch=ARMS[arm], twin=Twin.none)
         network = at_start(settings, load(settings))
         rows += rows_of(arm, settings, "start", network)
     for done, case in enumerate(ended, start=len(work)):

@@ -23,7 +23,7 @@ from dataclasses import replace
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.data import Images
 from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict, at_start, load
-from resexp.settings import Arch, Merge, Order, Settings, UsageError
+from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
 
 CLAIM = "ReZero and pre-activation train faster at first than the original residual network."
@@ -51,7 +51,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
     rows: list[dict[str, Cell]] = []
     for done, (arm, seed) in enumerate((arm, seed) for arm in ARMS for seed in seeds):
         tell(done, len(ARMS) * len(seeds), f"{arm} {bases[seed].depth}, seed {seed}")
-        settings = replace(bases[seed], arch=ARMS[arm])
+        settings = replace(bases[seed], arch=ARMS[arm], twin=Twin.none)
         means = list(running(losses(settings, load(settings))))
         reached, given = means[-1] < THRESHOLD, min(settings.steps, MOST_STEPS)
         rows += [
