@@ -381,9 +381,10 @@ def check_ranks(settings: Settings) -> None:
             f"device={settings.device} is one GPU, and launch.ranks={ranks} needs {ranks}. "
             "Use device=cuda."
         )
-    if settings.arch.merge is Merge.dropout:
+    if settings.arch.merge is Merge.dropout or settings.arch.family == "vgg":
         raise UsageError(
-            f"arch.merge=dropout draws its noise for whole batches. Leave launch.ranks={ranks} out."
+            "this network has dropout, whose noise is drawn for whole batches. Leave "
+            f"launch.ranks={ranks} out."
         )
 
 

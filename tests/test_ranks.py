@@ -314,7 +314,8 @@ def test_a_killed_rank_ends_the_run_in_words_and_it_can_go_on(tmp_path: Path) ->
         (["launch.ranks=2", "launch=lockstep"], "several networks at a time"),
         (["launch.ranks=2", "launch=processes"], "several networks at a time"),
         (["launch.ranks=2", "device=cuda:0"], "Use device=cuda"),
-        (["launch.ranks=2", "arch.merge=dropout"], "draws its noise for whole batches"),
+        (["launch.ranks=2", "arch.merge=dropout"], "drawn for whole batches"),
+        (["launch.ranks=2", "arch=vgg", "depth=11"], "drawn for whole batches"),
     ],
 )
 def test_ranks_that_cannot_train_are_refused_in_one_line(words: list[str], message: str) -> None:
