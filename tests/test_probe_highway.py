@@ -80,6 +80,14 @@ def test_every_arm_is_measured() -> None:
     assert "at the start" in finding.sentence
 
 
+def test_a_network_without_such_blocks_has_no_rows(few_digits: Images) -> None:
+    shallow = models.build(Settings(depth=8, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
+    assert blocks(shallow, *batch(few_digits)) == []
+    case = Case("preact", Settings(depth=8))
+    found = highway.measure([case], lambda done, of, what: None)
+    assert {row["arm"] for row in found.rows} == {"plain", "residual"}  # they have one
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_deep_trained_branches_add_less_than_shallow_ones() -> None:

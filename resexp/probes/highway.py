@@ -99,6 +99,8 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         tell(done, len(work) + len(ended), f"{case.arch} {case.settings.depth}, trained")
         network = trained(case, load(case.settings))
         rows += rows_of(case.arch, case.settings, "end", network)
+    if not rows:
+        raise UsageError("no block here keeps its input's shape. Choose deeper networks: depth=20.")
     return concluded(rows)
 
 
@@ -118,9 +120,14 @@ def rows_of(arm: str, settings: Settings, when: str, network: nn.Module) -> list
 
 
 def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
-    """The numbers of every block with an identity shortcut (or, plain, where one could be)."""
+    """The numbers of every block with an identity shortcut (or, plain, where one could be).
+
+    None for a pre-activated network of one block a stage.
+    """
     logits, passages = passed(network, images)
     seen = [(number, one) for number, one in enumerate(passages, start=1) if keeps_shape(one)]
+    if not seen:
+        return []
     wanted = [tensor for _, one in seen for tensor in (one.x, one.f, one.y)]
     gradients = torch.autograd.grad(cross_entropy(logits, labels), wanted, retain_graph=True)
     found: list[dict[str, Cell]] = []
