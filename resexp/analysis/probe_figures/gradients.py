@@ -34,7 +34,7 @@ def draw(rows: Rows) -> Figure:
     by_layer(weights, where(rows, depth=deep, step=0), "g")
     weights.set_ylabel("gradient of the weights (norm)")
     by_layer(activations, where(rows, depth=deep, step=0), "a")
-    activations.set_ylabel("gradient of an image's activations (norm)")
+    activations.set_ylabel("gradient of activations (norm)")
     for axis in (weights, activations):
         axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
     by_step(steps, where(rows, depth=watched))
