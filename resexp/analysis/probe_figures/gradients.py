@@ -42,8 +42,8 @@ def draw(rows: Rows) -> Figure:
     seeds = len({row["seed"] for row in rows})
     head(
         figure,
-        f"Loss gradients by layer, {seeds} seeds; batch normalisation but for no norm; right: "
-        "above 0 they are larger near the input",
+        f"Loss gradients by layer, {seeds} seeds; batch normalised unless no norm; right, "
+        "above 0: larger near the input",
     )
     arms = [arm for arm in ARMS if where(rows, arm=arm)]
     handles = [Line2D([], [], color=ARMS[arm][0], linestyle=ARMS[arm][1]) for arm in arms]
