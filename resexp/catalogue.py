@@ -26,8 +26,13 @@ def groups() -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, such as plain, preact and residual of arch."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    """The options of a group, such as plain, residual and the others of arch."""
+    return ordered(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of options by the alphabet, but plain and residual first."""
+    return sorted(names, key=lambda name: (name not in ("plain", "residual"), name))
 
 
 def describe(group: str, option: str) -> str:

@@ -26,6 +26,7 @@ from resexp.catalogue import (
     keys,
     nearest,
     options,
+    ordered,
     own_options,
     values,
 )
@@ -88,12 +89,11 @@ def task(config: DictConfig) -> None:
     Nothing is raised: Hydra would print lines of its own about it.
     """
     hydra_config = cast(DictConfig, HydraConfig.get())
-    job = to_job(config, hydra_config)
     if _session is None:
-        work(job, hydra_config.runtime.cwd, hydra_config.job.num)
+        work(to_job(config, hydra_config), hydra_config.runtime.cwd, hydra_config.job.num)
         return
     try:
-        _session.perform(job)
+        _session.perform(to_job(config, hydra_config))
     except UsageError as error:
         _session.refusal = error
 
@@ -305,7 +305,7 @@ def explain(error: Exception) -> str:
         if group == "hydra/launcher" and option in EXTRAS:
             extra = EXTRAS[option]
             return f"launch={extra} needs more packages: pip install 'resexp[{extra}]'"
-        known = list(error.options or options(group))
+        known = ordered(error.options or options(group))
         what = f"{group} has no option {option}." if group else f"there is no config {option}."
         return f"{what}{nearest(option, known)} Choose one of: {', '.join(known)}."
     if several := re.match(r"Ambiguous value for argument '(.+?)'", text):

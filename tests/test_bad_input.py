@@ -9,8 +9,8 @@ import os
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from fake_results import write_run
 
 from resexp import config
 from resexp.cli import main
-from resexp.settings import RANGES, Settings, UsageError
+from resexp.settings import RANGES, Settings, UsageError, check
 from resexp.train import device
 
 #: What each command line must be answered with; words are separated by spaces, none has one inside.
@@ -26,7 +26,7 @@ RUN = [
     # names
     ("run dpeth=56", ["unknown setting dpeth", "Did you mean depth?"]),
     ("run learning_rate=0.1", ["unknown setting learning_rate", "resexp list settings"]),
-    ("run shortcut=B", ["unknown setting shortcut", "Did you mean arch.shortcut?"]),
+    ("run shortcutt=B", ["unknown setting shortcutt", "Did you mean arch.shortcut?"]),
     ("run arch.orderr=x", ["unknown setting arch.orderr", "Did you mean arch.order?"]),
     ("run +foo=1", ["unknown setting foo", "resexp list settings"]),
     ("run +arch.foo=1", ["unknown setting arch.foo", "resexp list settings"]),
@@ -209,9 +209,11 @@ def test_every_number_has_a_range(key: str) -> None:
     least, including, most = RANGES[key]
     outside = [least - 1, most * 2, math.nan, math.inf]
     for value in outside if including else [*outside, least]:
-        changed: dict[str, Any] = {key: value}
+        settings = Settings()
+        group, _, name = key.rpartition(".")
+        setattr(attrgetter(group)(settings) if group else settings, name, value)
         with pytest.raises(UsageError, match=rf"^{key}={value} is out of range\. Choose"):
-            Settings(**changed)
+            check(settings)
 
 
 @pytest.mark.parametrize("milestones", [[0], [1], [0.5, 0.25], [32000, 48000], [math.nan]])

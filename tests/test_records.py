@@ -37,6 +37,7 @@ from resexp.settings import (
     UsageError,
     WeightDecayOn,
     as_dict,
+    circumstances,
     digest,
     flatten,
     identity,
@@ -353,6 +354,9 @@ CHANGED: dict[str, Any] = {
     "arch.shortcut": Shortcut.B,
     "arch.order": Order.full_preactivation,
     "arch.unit": Unit.bottleneck,
+    "arch.skip_stages": [1],
+    "launch.address": "auto",
+    "launch.partition": "long",
     "data.split": Split("45k"),
     "data.size": 16,
     "milestones": [0.5],
@@ -391,8 +395,9 @@ def changed(key: str) -> dict[str, Any]:
 def test_every_setting_is_either_identity_or_circumstance(key: str) -> None:
     default = as_dict(Settings())
     same = digest(changed(key)) == digest(default)
-    assert same == (key in CIRCUMSTANCES)
-    assert (key in identity(default)) == (key not in CIRCUMSTANCES)
+    apart = key in circumstances(flatten(default))
+    assert same == apart
+    assert (key in identity(default)) == (not apart)
 
 
 def test_the_circumstances_are_where_and_how_not_what() -> None:
@@ -401,10 +406,18 @@ def test_the_circumstances_are_where_and_how_not_what() -> None:
         "data.cache",
         "data.download",
         "data.root",
+        "data.stream",
+        "data.workers",
         "device",
         "keep_checkpoint",
+        "launch.address",
+        "launch.cores",
+        "launch.gpus",
         "launch.jobs",
+        "launch.minutes",
         "launch.name",
+        "launch.partition",
+        "launch.ranks",
         "loggers",
         "name",
         "overwrite",
