@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resexp import elsewhere
 from resexp.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
 from resexp.screen import Screen, clock, key, percent, show_plan, talk
-from resexp.settings import Job, UsageError
+from resexp.settings import Job, Merge, UsageError
 
 if TYPE_CHECKING:
     from resexp.task import Outcome
@@ -216,6 +216,8 @@ def closing(outcome: Outcome) -> str:
     if outcome.claim is Claim.done:
         place = f"done      {job.directory} (before: nothing to do)"
     twin = twin_of(job)
+    if twin is None:
+        return f"{place}   clean training error {error}\n          next: resexp plot"
     its = finished_record(twin)
     if its is None:
         words = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
@@ -228,13 +230,18 @@ def closing(outcome: Outcome) -> str:
     )
 
 
-def twin_of(job: Job) -> Job:
-    """The run to set beside ``job``: plain and residual, or an arch and its own twin."""
+def twin_of(job: Job) -> Job | None:
+    """The run to set beside ``job``: plain and residual, or an arch and its own twin.
+
+    None for a network that has no skips anyway, such as VGG.
+    """
     typed = [word for word in job.overrides if not word.startswith("twin=")]
     extras = {key: value for key, value in job.extras.items() if key != "twin"}
     if len(typed) < len(job.overrides):  # a twin: the network itself
         return replace(job, extras=extras, overrides=typed)
     if job.arch not in ("plain", "residual"):
+        if job.settings.arch.merge is Merge.plain:
+            return None
         return replace(job, extras=extras | {"twin": "plain"}, overrides=[*typed, "twin=plain"])
     arch = "residual" if job.arch == "plain" else "plain"
     kept = [word for word in typed if not word.startswith(("arch=", "arch."))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from resexp import catalogue, config
+from resexp.settings import UsageError
 
 ROOT = Path(__file__).parents[1]
+
+
+S_ARCHS = ["scaled_shortcut", "se", "shortcut_gate", "skipinit", "stochastic_depth"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +31,9 @@ def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     ("typed", "offered"),
     [
         ("arch=pl", ["arch=plain"]),
-        ("arch=", ["arch=plain", "arch=preact", "arch=residual"]),
-        ("arch=plain,r", ["arch=plain,residual"]),
-        ("arch=plain,", ["arch=plain,plain", "arch=plain,preact", "arch=plain,residual"]),
+        ("arch=s", ["arch=scaled_shortcut", *(f"arch={name}" for name in S_ARCHS[1:])]),
+        ("arch=plain,resi", ["arch=plain,residual"]),
+        ("launch=l", ["launch=local", "launch=lockstep"]),
         ("arch=x", []),
         ("arch.shortcut=", ["arch.shortcut=A", "arch.shortcut=B", "arch.shortcut=C"]),
         ("dep", ["depth="]),
@@ -50,28 +55,50 @@ def test_a_key_is_completed_to_all_that_begin_so() -> None:
     assert {"arch=", "arch.order=", "arch.shortcut="} <= set(offered)
     assert all(offer.startswith("arc") for offer in offered)
     everything = catalogue.complete("")
-    assert set(everything) == {f"{key}=" for key in (*catalogue.settings(), *catalogue.groups())}
-    assert {"depth=", "seed=", "experiment=", "data.root="} <= set(everything)
+    known = (*catalogue.settings(), *catalogue.groups(), *catalogue.own_options())
+    assert set(everything) == {f"{key}=" for key in known}
+    assert {"depth=", "seed=", "experiment=", "data.root=", "arch.options.growth="} <= set(
+        everything
+    )
+
+
+def test_plain_and_residual_are_offered_first() -> None:
+    offered = catalogue.complete("arch=plain,")
+    assert offered[:2] == ["arch=plain,plain", "arch=plain,residual"]
+    assert offered == [f"arch=plain,{name}" for name in catalogue.options("arch")]
+    assert offered[2:] == sorted(offered[2:])
 
 
 def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    known = {key: catalogue.values(key) for key in (*catalogue.settings(), *catalogue.groups())}
-    assert sum(map(len, known.values())) > 30
+    known = {key: catalogue.values(key) for key in (*catalogue.settings(), "data", "recipe")}
+    known["launch"] = ["local", "processes", "lockstep"]  # the others need packages
+    known["data.stream"] = ["auto", "never"]  # always is for image folders
+    assert sum(map(len, known.values())) > 50
     for turn in range(max(map(len, known.values()))):
         # one value of every key at once; 20 layers are both 6n+2 and 9n+2
         offers = [f"{key}={values[turn]}" for key, values in known.items() if turn < len(values)]
         config.compose(["depth=20", *offers])
 
 
+@pytest.mark.parametrize("arch", catalogue.options("arch"))
+def test_every_arch_offered_can_be_had_at_the_depth_named_in_its_refusal(arch: str) -> None:
+    try:
+        config.compose([f"arch={arch}", "depth=1"])
+    except UsageError as refusal:
+        nearest = re.search(r"Nearest: (\d+)", str(refusal))
+        assert nearest is not None
+        config.compose([f"arch={arch}", f"depth={nearest[1]}"])
+
+
 @pytest.mark.parametrize(
     ("words", "position", "incomplete", "offered"),
     [
-        (["resexp", "run", "arch", "="], 3, "", ["plain", "preact", "residual"]),
-        (["resexp", "run", "arch", "="], 3, "=", ["plain", "preact", "residual"]),
+        (["resexp", "run", "init", "="], 3, "", ["he_fan_out", "he_fan_in", "xavier"]),
+        (["resexp", "run", "init", "="], 3, "=", ["he_fan_out", "he_fan_in", "xavier"]),
         (["resexp", "run", "arch", "=", "pl"], 4, "pl", ["plain"]),
-        (["resexp", "run", "arch", "=", "plain,r"], 4, "plain,r", ["plain,residual"]),
-        (["resexp", "run", "depth", "=", "20", "arch", "=", "re"], 7, "re", ["residual"]),
+        (["resexp", "run", "arch", "=", "plain,resi"], 4, "plain,resi", ["plain,residual"]),
+        (["resexp", "run", "depth", "=", "20", "arch", "=", "resi"], 7, "resi", ["residual"]),
         (
             ["resexp", "run", "depth", "=", "20", "dev"],
             5,
@@ -98,7 +125,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def test_the_command_answers_bash(tmp_path: Path) -> None:
-    words = {"COMP_WORDS": "resexp run arch = re", "COMP_CWORD": "4"}
+    words = {"COMP_WORDS": "resexp run arch = resi", "COMP_CWORD": "4"}
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "resexp"],
         capture_output=True,
@@ -126,7 +153,7 @@ def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
         }
         press_tab resexp ver
         press_tab resexp run arch = pl
-        press_tab resexp run depth = 20 arch =
+        press_tab resexp run depth = 20 init =
         press_tab resexp run -m seed = 0,1 see
     """
     result = subprocess.run(
@@ -137,4 +164,9 @@ def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
         env=environment(PATH=f"{tmp_path}:{os.environ['PATH']}"),
     )
     assert result.stderr == ""
-    assert result.stdout.splitlines() == ["verdict", "plain", "plain preact residual", "seed="]
+    assert result.stdout.splitlines() == [
+        "verdict",
+        "plain",
+        "he_fan_out he_fan_in xavier",
+        "seed=",
+    ]

@@ -167,13 +167,17 @@ def test_a_twin_is_matched_whatever_the_normalisation(norm: Normalisation) -> No
 
 
 def test_a_twins_layers_each_read_the_one_before_alone() -> None:
-    for twin in (Twin.plain, Twin.matched):
-        network = models.structure(dense("dense", 22, 12, twin), 3, 10)
-        convs = convolutions(network)
-        assert all(a.out_channels == b.in_channels for a, b in pairwise(convs))
-        x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(3))
-        first = layers(network)[0]
-        assert torch.equal(first(x), first.branch(x))
+    network = models.structure(dense("dense", 22, 12, Twin.plain), 3, 10)
+    convs = convolutions(network)
+    assert all(a.out_channels == b.in_channels for a, b in pairwise(convs))
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+    first = layers(network)[0]
+    assert torch.equal(first(x), first.branch(x))
+
+
+def test_a_second_kind_of_twin_is_refused() -> None:
+    with pytest.raises(UsageError, match="twin=matched is not for dense"):
+        models.check(dense("dense", 22, 12, Twin.matched))
 
 
 # Refusals

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resexp.models.initial import initialise
 from resexp.models.layers import NORMS
 from resexp.models.options import NoOptions, read
-from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, UsageError, check_depth
+from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, Twin, UsageError, check_depth
 
 #: The layers whose multiply-adds count.
 
@@ -35,8 +35,9 @@ class Family(Protocol):
     """What a module of this package that stacks branches offers.
 
     Beside these, ``Options``, a dataclass of its own settings, if it has any; ``TASK``, if it is
-    not classification; and ``check``, a function of settings and size (None: not known yet) that
-    raises UsageError for what it cannot build, if there is any such thing.
+    not classification; ``MATCHED_TWIN = True``, if the plain twin has other parameters and there is
+    one as wide as it takes; and ``check``, a function of settings and size (None: not known yet)
+    that raises UsageError for what it cannot build, if there is any such thing.
     """
 
     MERGES: Sequence[Merge]  # the rules it knows
@@ -72,6 +73,8 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
     if arch.merge not in module.MERGES:
         known = ", ".join(module.MERGES)
         raise UsageError(f"arch.merge={arch.merge} is not for {arch.family}. Choose from {known}.")
+    if settings.twin is Twin.matched and not hasattr(module, "MATCHED_TWIN"):
+        raise UsageError(f"twin=matched is not for {arch.family}. Use twin=plain.")
     for field in fields(Arch):
         shared = field.name in EVERY_FAMILY or field.name in MERGE_SETTINGS
         changed = getattr(arch, field.name) != getattr(default, field.name)

@@ -125,8 +125,7 @@ def chosen(form: Form, settings: Settings, channels: int, classes: int) -> Form:
     A layer of the twin has the width that would give it the weights of the dense layer in its
     place, if the layer before it were as wide; times one number for all layers, to a thousandth,
     that brings all parameters together nearest to those of the dense network. Its transitions keep
-    all channels: nothing has piled up that they could compress. twin=plain and twin=matched are
-    both this one, for a dense layer that reads less is another layer.
+    all channels: nothing has piled up that they could compress.
     """
     if settings.twin is Twin.none:
         return form

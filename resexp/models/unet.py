@@ -26,6 +26,7 @@ from resexp.models.options import read
 from resexp.settings import Merge, Normalisation, Settings, Twin, UsageError
 
 MERGES = (Merge.concatenate, Merge.residual, Merge.plain)
+MATCHED_TWIN = True
 READS = ("norm",)
 TASK = "segmentation"
 
