@@ -20,6 +20,7 @@ from resexp.models.blocks import Block, Place, block
 from resexp.models.layers import Norm, ZeroPad
 from resexp.models.merges import Drop
 from resexp.settings import Arch, Data, Job, Merge, Normalisation, Order
+from resexp.task import check_task
 
 #: Sets that may have to be downloaded: channels, height and width, classes.
 SHAPES = {"cifar10": (3, (32, 32), 10), "fashion_mnist": (1, (28, 28), 10)}
@@ -37,6 +38,8 @@ KINDS = {
     nn.GroupNorm: "group norm",
     nn.LayerNorm: "layer norm",
     nn.ReLU: "ReLU",
+    nn.MaxPool2d: "max pooling",
+    nn.AvgPool2d: "mean pooling",
 }
 
 DIAGRAMS = 4  # drawn unless all are asked for
@@ -214,7 +217,12 @@ def has_row(call: Call) -> bool:
 
 
 def is_merge(module: nn.Module) -> bool:
-    return hasattr(module, "formula") and not isinstance(module, Block)
+    return hasattr(module, "formula") and not joins(module)
+
+
+def joins(module: nn.Module) -> bool:
+    """Whether a module joins a branch to its input: a block, or a level of a U-Net."""
+    return hasattr(module, "branch") and hasattr(module, "merge")
 
 
 def kind(module: nn.Module) -> str:
@@ -234,11 +242,13 @@ def stride(pixels: int) -> str:
     return f", stride {pixels}" if pixels > 1 else ""
 
 
-def formula(one: Block) -> str:
+def formula(block: nn.Module) -> str:
     """What a block computes: x in place of a shortcut that changes nothing."""
-    identity = isinstance(getattr(one.merge, "shortcut", None), nn.Identity)
-    said = one.formula.replace("(S(x))", "(x)") if identity else one.formula
-    return said.replace("S(x)", "x") if identity else said
+    merge = block.merge
+    said = str(getattr(block, "formula", None) or merge.formula)  # type: ignore[union-attr]
+    if not isinstance(getattr(merge, "shortcut", None), nn.Identity):
+        return said
+    return said.replace("(S(x))", "(x)").replace("S(x)", "x")
 
 
 # Diagrams
@@ -258,34 +268,32 @@ def diagrams(whole: Call) -> list[Diagram]:
     """The blocks of a network, each kind once; channels and image sides make no kind."""
     kinds: dict[str, list[Call]] = {}
     for call in walk(whole):
-        if isinstance(call.module, Block):
+        if joins(call.module):
             numberless = [re.sub(r"\d+ channels", "channels", line) for line in draw(call)[1:-1]]
             kinds.setdefault("\n".join(numberless), []).append(call)
-    found = []
-    for first, *more in kinds.values():
-        assert isinstance(first.module, Block)
-        alike = [one.name for one in more]
-        found.append(Diagram(first.name, alike, formula(first.module), draw(first)))
+    found = [
+        Diagram(first.name, [one.name for one in more], formula(first.module), draw(first))
+        for first, *more in kinds.values()
+    ]
     return sorted(found, key=lambda one: -len(one.alike))
 
 
 def draw(call: Call) -> list[str]:
     """A block from its input down to its output, the way beside the branch on the right."""
-    one = call.module
-    assert isinstance(one, Block)
-    merge = next(inner for inner in call.calls if inner.module is one.merge)
-    before = named(inner for inner in call.calls if inner.module is one.before)
-    after = named(inner for inner in call.calls if inner.module is one.after)
-    layers = named(inner for inner in merge.calls if inner.module is one.branch)
+    block = call.module
+    place = next(i for i, inner in enumerate(call.calls) if inner.module is block.merge)
+    merge = call.calls[place]
+    before, after = named(call.calls[:place]), named(call.calls[place + 1 :])
+    layers = named(inner for inner in merge.calls if inner.module is block.branch)
     branch = [f"| {' ' if i else 'F'}  {line}" for i, line in enumerate(layers)]
     beside = [
         f"{inner.name.rpartition('.')[2]}: {', '.join(kinds_in(inner))}"
         for inner in merge.calls
-        if inner.module is not one.branch
+        if inner.module is not block.branch
     ]
     branch += ["|"] * (len(beside) - len(branch))
-    start, end = "x", f"y = {formula(one)}"
-    if not isinstance(one.merge, Drop):
+    start, end = "x", f"y = {formula(block)}"
+    if not isinstance(block.merge, Drop):
         width = max(len(line) for line in (*branch, f"{end} <")) + 2
         sides = [f"|  {words}" for words in beside] + ["|"] * (len(branch) - len(beside))
         branch = [f"{line:<{width}}{side}" for line, side in zip(branch, sides, strict=True)]
@@ -344,9 +352,10 @@ class Explanation:
 def explain(job: Job) -> Explanation:
     """The network that ``job`` would train, from its modules alone. Needs no images on disk.
 
-    Raises UsageError if there is no such network.
+    Raises UsageError if there is no such network, or it learns another task than the images teach.
     """
     settings = job.settings
+    check_task(job)
     channels, size, classes = shape(settings.data)
     network = models.structure(settings, channels, classes, size)
     cost = models.measure(network, channels, size)

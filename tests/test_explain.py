@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -24,15 +25,28 @@ def drawing(found: Explanation, block: str) -> list[str]:
     return next(one.lines for one in found.blocks if one.block == block)
 
 
+#: Families whose images are not the digits.
+IMAGES = {"unet": "blobs", "vgg": "cifar10", "imagenet": "cifar10", "dense_imagenet": "cifar10"}
+
+
 def shallow(arch: str) -> Explanation:
-    """The arch at its least depth of at least 8."""
-    for depth in range(8, 200):
-        try:
-            return explained(f"arch={arch}", f"depth={depth}")
-        except UsageError as refusal:
-            if "depth=" not in str(refusal):
-                raise
-    raise AssertionError(arch)
+    """The arch at a depth of 20, or the next that it has."""
+    words = [f"arch={arch}", f"data={IMAGES.get(family(arch), 'digits')}"]
+    try:
+        return explained(*words, "depth=20")
+    except UsageError as refusal:
+        depth = re.search(r"Nearest: .*?(\d+)\.", str(refusal))
+        assert depth, refusal
+        return explained(*words, f"depth={depth[1]}")
+
+
+def family(arch: str) -> str:
+    """What the arch's file says, or the file that it builds on."""
+    text = (catalogue.config_folder() / "arch" / f"{arch}.yaml").read_text()
+    if named := re.search(r"^family: (\w+)", text, re.MULTILINE):
+        return named[1]
+    base = re.search(r"^defaults: \[(\w+)", text, re.MULTILINE)
+    return family(base[1]) if base else "cifar"
 
 
 # The worked example
@@ -106,6 +120,7 @@ def test_a_plain_block_is_drawn_without() -> None:
         ("rezero", "x + a F(x)"),
         ("stochastic_depth", "x + b F(x)"),
         ("transformer", "x + F(x)"),
+        ("dense", "[x, F(x)]"),
     ],
 )
 def test_the_rule_of_each_merge_stands_where_the_ways_meet(arch: str, formula: str) -> None:
@@ -129,10 +144,29 @@ def test_both_sublayers_of_a_transformer_are_drawn() -> None:
     found = explained("arch=transformer_post", "depth=3")
     assert [one.block for one in found.blocks] == ["blocks.0.attention", "blocks.0.feedforward"]
     assert drawing(found, "blocks.0.feedforward")[-3:] == [
-        "y = x + F(x) <--------'",
+        "y = x + F(x) <-------'",
         "norm  layer norm",
         "out  16x64",
     ]
+
+
+def test_the_levels_of_a_u_net_are_drawn_around_what_lies_below() -> None:
+    found = explained("arch=unet", "depth=13", "data=blobs")
+    assert [one.block for one in found.blocks] == ["top.branch.inner", "top"]
+    top = drawing(found, "top")
+    assert top[7:12] == [
+        "x ------------------------------------------------.",
+        "| F  pool   max pooling                           |  shortcut: identity",
+        "|    inner  level                                 |",
+        "|    rise   2x2 transposed convolution, stride 2  |",
+        "y = [x, F(x)] <-----------------------------------'",
+    ]
+    assert (top[0], top[-1]) == ("in   1x32x32", "out  16x32x32")
+
+
+def test_images_that_teach_another_task_are_refused() -> None:
+    with pytest.raises(UsageError):
+        explained("arch=unet", "depth=8", "data=digits")
 
 
 # The table
@@ -173,7 +207,8 @@ def test_repeated_blocks_are_one_line_unless_all_are_asked_for() -> None:
     every = text(found, full=True).splitlines()
     assert " as blocks." not in "".join(every)
     assert sum(line.startswith("blocks.17.") for line in every) == 5
-    assert len(every) > 4 * len(lines)
+    header = next(line for line in every if line.startswith("layer"))
+    assert len(every) - every.index(header) == 1 + 3 + 54 * 5 + 1  # stem, end, classifier; total
 
 
 # The images
@@ -182,20 +217,17 @@ def test_repeated_blocks_are_one_line_unless_all_are_asked_for() -> None:
 def test_images_that_are_not_here_are_not_needed() -> None:
     found = explained("arch=residual", "depth=20", "data=cifar10", "data.root=/nowhere")
     assert (found.shape, found.classes, found.parameters) == ([3, 32, 32], 10, 269_722)
-    found = explained("arch=residual", "depth=20", "data=fashion_mnist", "data.root=/nowhere")
-    assert (found.shape, found.classes) == ([1, 28, 28], 10)
-    found = explained("arch=residual", "depth=20", "data=imagefolder", "data.root=/nowhere")
-    assert (found.shape, found.classes) == ([3, 224, 224], 1000)
+    fashion, folder = (
+        Data(loader=one, root="/nowhere") for one in ("fashion_mnist", "imagefolder")
+    )
+    assert explaining.shape(fashion) == (1, (28, 28), 10)
+    assert explaining.shape(folder) == (3, (224, 224), 1000)
 
 
 def test_the_digits_have_their_own_shape_and_data_size_goes_first() -> None:
     digits = images.load(Data())
     assert explaining.shape(Data()) == (digits.channels, digits.size, len(digits.classes))
-    assert explained("arch=residual", "depth=8", "data=cifar10", "data.size=64").shape == [
-        3,
-        64,
-        64,
-    ]
+    assert explaining.shape(Data(loader="cifar10", size=64)) == (3, (64, 64), 10)
 
 
 # The command
@@ -213,7 +245,7 @@ def test_json_holds_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
     command(["arch=plain", "depth=8"], as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["facts"]["what it is"] == "y = F(x)"
-    assert [one["block"] for one in found["blocks"]] == ["blocks.0", "blocks.1"]
+    assert [one["block"] for one in found["blocks"]] == ["blocks.1", "blocks.0"]  # most first
     assert sum(one["parameters"] for one in found["layers"]) == found["parameters"]
     assert set(found) == {*Explanation.__slots__} - {"whole"}
 

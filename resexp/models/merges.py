@@ -58,6 +58,8 @@ class Add(nn.Module):
 class Concatenate(Add):
     """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
 
+    formula = "[S(x), F(x)]"
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return torch.cat((self.shortcut(x), branch(x)), 1)
 
