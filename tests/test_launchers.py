@@ -1,4 +1,4 @@
-"""Launchers: Hydra's own tests, what each config hands over, and runs that others carry out."""
+"""Launchers beyond this process: what each is told, and runs that others carry out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.test_utils.launcher_common_tests import LauncherTestSuite
-from hydra_plugins.resexp_launchers.processes_launcher import ProcessesLauncher
 from omegaconf import OmegaConf
 from test_pool import jobs_in, numbers
 
@@ -35,18 +32,6 @@ from resexp.sweep import Session
 from resexp.task import perform
 
 Plugins.instance()  # registers every plugin's schema before Hydra's state is first saved
-
-
-def test_hydra_finds_our_launcher() -> None:
-    names = [one.__name__ for one in Plugins.instance().discover(Launcher)]
-    assert ProcessesLauncher.__name__ in names
-
-
-@pytest.mark.filterwarnings("ignore:.*Future Hydra versions:UserWarning")  # its own test configs
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("processes", [])])
-class TestProcessesLauncher(LauncherTestSuite):
-    """Hydra's own tests of a launcher."""
-
 
 #: The keys of the packages' own schemas that our configs set or that stand beside them.
 SCHEMAS: dict[str, dict[str, Any]] = {
