@@ -1,0 +1,337 @@
+"""Launchers beyond this process: what each is told, and runs that others carry out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+from test_pool import jobs_in, numbers
+
+import resexp
+from resexp import elsewhere
+from resexp.catalogue import config_folder
+from resexp.config import explain, goes_away, launch
+from resexp.pool import WorkerDied
+from resexp.records import ERROR, Claim, claim, read_record, write_record
+from resexp.settings import Job, Launch, Settings, UsageError
+from resexp.signals import Interrupted, Stop, stop_signals, submitit_listens
+from resexp.sweep import Session
+from resexp.task import perform
+
+Plugins.instance()  # registers every plugin's schema before Hydra's state is first saved
+
+#: The keys of the packages' own schemas that our configs set or that stand beside them.
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "joblib": {"n_jobs": -1, "pre_dispatch": "2*n_jobs", "batch_size": "auto"},
+    "ray": {"ray": {"init": {"address": None}, "remote": {}}},
+    "submitit_slurm": {
+        "submitit_folder": "",
+        "partition": None,
+        "timeout_min": 60,
+        "gpus_per_node": None,
+        "cpus_per_task": None,
+        "tasks_per_node": 1,
+        "array_parallelism": 256,
+        "stderr_to_stdout": False,
+        "max_num_timeout": 0,
+        "signal_delay_s": 120,
+        "additional_parameters": {},
+    },
+}
+PACKAGES = {
+    "joblib": "hydra_joblib_launcher",
+    "ray": "hydra_ray_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
+}
+
+
+def installed(package: str) -> bool:
+    return find_spec(f"hydra_plugins.{package}") is not None
+
+
+@pytest.fixture(params=["as the package has it", "written down here"])
+def schemas(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Compose on the real schemas where the packages are installed, and on our copy of them."""
+    real = request.param == "as the package has it"
+    if not real:
+        for name, schema in SCHEMAS.items():
+            ConfigStore.instance().store(group="hydra/launcher", name=name, node=schema)
+    return real
+
+
+def composed(real: bool, *overrides: str) -> tuple[Any, Any]:
+    """The settings and the launcher's part of a composed configuration, resolved."""
+    launcher = overrides[0].replace("launch=slurm", "launch=submitit_slurm").partition("=")[2]
+    if real and not installed(PACKAGES[launcher]):
+        pytest.skip(f"{PACKAGES[launcher]} is not installed")
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = hydra.compose("config", list(overrides), return_hydra_config=True)
+        return config, OmegaConf.to_container(config.hydra.launcher, resolve=True)
+
+
+def test_joblib_runs_as_many_as_asked_or_one_a_core(schemas: bool) -> None:
+    config, launcher = composed(schemas, "launch=joblib")
+    assert (config.threads, launcher["n_jobs"]) == (1, -1)
+    assert composed(schemas, "launch=joblib", "launch.jobs=4")[1]["n_jobs"] == 4
+
+
+def test_ray_is_told_shares_of_a_gpu_and_keeps_nothing_for_itself(schemas: bool) -> None:
+    config, launcher = composed(schemas, "launch=ray", "launch.cores=2", "launch.address=auto")
+    init, remote = launcher["ray"]["init"], launcher["ray"]["remote"]
+    assert (remote["num_gpus"], remote["num_cpus"], config.threads) == (0.5, 2, 2)
+    assert (init["address"], init["object_store_memory"]) == ("auto", None)
+    assert composed(schemas, "launch=ray", "launch.gpus=0")[1]["ray"]["remote"]["num_gpus"] == 0
+
+
+def test_slurm_is_told_limits_and_to_queue_again(schemas: bool) -> None:
+    words = ["launch=slurm", "launch.partition=gpu", "launch.minutes=30", "results='~/out'"]
+    config, launcher = composed(schemas, *words)
+    assert launcher["submitit_folder"] == f"{Path.home()}/out/.slurm/%j"
+    assert (launcher["partition"], launcher["timeout_min"]) == ("gpu", 30)
+    assert (launcher["gpus_per_node"], launcher["cpus_per_task"], config.threads) == (1, 1, 1)
+    assert (launcher["tasks_per_node"], launcher["max_num_timeout"]) == (1, 100)
+    assert launcher["additional_parameters"] == {"requeue": True}
+    assert not config.hydra.job_logging.disable_existing_loggers
+    assert composed(schemas, "launch=slurm", "launch.gpus=0")[1]["gpus_per_node"] is None
+
+
+@pytest.mark.parametrize("name", ["joblib", "ray", "slurm"])
+def test_a_missing_extra_is_one_line(name: str, tmp_path: Path) -> None:
+    if installed(PACKAGES.get(name, "hydra_submitit_launcher")):
+        pytest.skip("the extra is installed")
+    with pytest.raises(UsageError, match=rf"pip install 'resexp\[{name}\]'$"):
+        launch(["-m", "depth=8", f"launch={name}", f"results={tmp_path}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_makes_a_sweep_of_one() -> None:
+    assert goes_away(["depth=8", "launch=slurm"])
+    assert goes_away(["hydra/launcher=joblib"])
+    assert not goes_away(["depth=8", "launch=local"])
+    assert not goes_away(["depth=8", "launch.jobs=2"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hint"),
+    [
+        (Launch(name="slurm", gpus=0.5), "launch.gpus=1"),
+        (Launch(name="ray", gpus=1.5), "launch.gpus=2"),
+        (Launch(gpus=-1), "launch.gpus=-1"),
+        (Launch(minutes=0), "launch.minutes=0"),
+    ],
+)
+def test_what_no_launcher_can_give_is_refused(chosen: Launch, hint: str) -> None:
+    with pytest.raises(UsageError, match=hint):
+        Settings(launch=chosen)
+
+
+def left_to_others(folder: Path, count: int, steps: int = 6) -> tuple[Session, list[Job]]:
+    """A session that planned jobs for processes that are not its own."""
+    jobs = jobs_in(folder, range(count), steps=steps)
+    session = Session()
+    session.plan(jobs, here=False)
+    return session, jobs
+
+
+def test_what_others_did_is_read_from_the_run_directories(tmp_path: Path) -> None:
+    perform(jobs_in(tmp_path, range(1))[0])
+    session, (before, done, failed, broken, saved, other, lost) = left_to_others(tmp_path, 7)
+    perform(done)
+    perform(failed)
+    write_record(
+        failed.directory, read_record(failed.directory) | {"status": "failed", "error": "E"}
+    )
+    broken.directory.mkdir()
+    (broken.directory / ERROR).write_text("Traceback\nresexp.settings.UsageError: no such data\n")
+    perform(saved)
+    write_record(saved.directory, read_record(saved.directory) | {"status": "interrupted"})
+    with claim(other):
+        session.look()
+        assert [one.job for one in session.outcomes] == [before, done]
+        assert [job for job, _ in session.failures] == [failed]
+        session.settle(RuntimeError("some report\n\x1b[36mray.Error: node lost\x1b[39m"))
+    session.close()
+    assert session.tally()[:5] == [
+        "1 done, 1 skipped (finished before), 1 left to another process, 4 failed",
+        f"  plain-8-s2   E   ({failed.directory / ERROR})",
+        f"  plain-8-s3   no such data   ({broken.directory / ERROR})",
+        f"  plain-8-s4   stopped and saved: run it again to go on   ({saved.directory / ERROR})",
+        "  plain-8-s6   the launcher ended it without a word: run it again (node lost)"
+        f"   ({lost.directory / ERROR})",
+    ]
+    assert session.exit_code == 1
+
+
+def test_an_old_record_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    (job,) = jobs_in(tmp_path, range(1))
+    perform(job)
+    write_record(job.directory, read_record(job.directory) | {"status": "failed", "error": "old"})
+    session = Session()
+    session.plan([job], here=False)
+    session.look()
+    assert not session.failures
+    assert session.under_way()
+    session.close()
+
+
+def test_a_worker_records_what_keeps_its_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (job,) = jobs_in(Path("out"), range(1))
+    refused = replace(job, settings=replace(job.settings, device="cuda:7"))
+    os.mkdir("submitted-from")
+    elsewhere.work(refused, str(tmp_path / "submitted-from"), 0)
+    text = (tmp_path / "submitted-from" / refused.directory / ERROR).read_text()
+    assert elsewhere.last_line(text).startswith("device=cuda:7, but")
+
+
+@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_within_a_step_and_means_75(one: signal.Signals, tmp_path: Path) -> None:
+    job, twin = jobs_in(tmp_path / "a", range(1))[0], jobs_in(tmp_path / "b", range(1))[0]
+
+    def watch(record: dict[str, Any], step: int, row: Any) -> None:
+        if step == 4:
+            os.kill(os.getpid(), one)
+
+    with pytest.raises(Interrupted) as stop:
+        perform(job, watch)
+    assert stop.value.exit_code == 75
+    assert read_record(job.directory)["status"] == "interrupted"
+    assert perform(job).claim is Claim.resume
+    perform(twin)
+    assert numbers(job) == numbers(twin)
+
+
+def test_who_listened_before_hears_of_the_signals_behind_the_first() -> None:
+    heard = []
+
+    def hear(signum: int, frame: FrameType | None) -> None:
+        heard.append(signum)
+
+    before = {one: signal.signal(one, hear) for one in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert (stop.signum, stop.later, heard) == (signal.SIGTERM, [signal.SIGUSR2], [])
+        assert heard == [signal.SIGUSR2]
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_a_second_ctrl_c_quits_and_other_signals_do_not() -> None:
+    stop = Stop()
+    stop.note(signal.SIGTERM, None)
+    stop.note(signal.SIGUSR2, None)
+    assert stop.signum == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        stop.note(signal.SIGINT, None)
+
+
+class Requeued(Exception):
+    """What the stand-in for submitit's handler does in place of leaving the process."""
+
+
+def test_under_submitit_a_run_goes_on_after_sigterm_and_leaves_by_its_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handlers pass SIGTERM over, and queue the job again on SIGUSR2."""
+    (job,) = jobs_in(tmp_path, range(1))
+    passed_over = []
+
+    def bypass(signum: int, frame: FrameType | None) -> None:
+        passed_over.append(signum)
+
+    def requeue(signum: int, frame: FrameType | None) -> None:
+        raise Requeued
+
+    bypass.__module__ = "submitit.core.job_environment"
+    sent = iter([signal.SIGTERM, signal.SIGUSR2])
+
+    def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
+        yield jobs[0], ("stopped",)
+        raise Interrupted(next(sent))
+
+    monkeypatch.setattr(elsewhere, "run_all", run_all)
+    before = [signal.signal(signal.SIGTERM, bypass), signal.signal(signal.SIGUSR2, requeue)]
+    try:
+        assert submitit_listens()
+        with pytest.raises(Requeued):
+            elsewhere.work(job, str(tmp_path), 0)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR2, before[1])
+    assert passed_over == [signal.SIGTERM]
+    assert not submitit_listens()
+
+
+def test_a_killed_child_costs_its_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = jobs_in(tmp_path, range(2))
+    died = WorkerDied("the process of this run was killed by signal 9: run it again to go on")
+
+    def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
+        yield jobs[0], ("failed", died)
+
+    session = Session()
+    session.plan([first, second], here=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(elsewhere, "run_all", run_all)
+        elsewhere.work(first, str(tmp_path), 0)
+    perform(second)
+    session.settle(None)
+    session.close()
+    assert [one.job for one in session.outcomes] == [second]
+    assert [str(error) for _, error in session.failures] == [str(died)]
+
+
+TINY = ["-m", "depth=8", "width=4", "steps=4", "batch_size=8", "eval_every=2", "seed=0,1,2,3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        (["launch=joblib", "launch.jobs=2"], "hydra_joblib_launcher"),
+        (["launch=ray", "+hydra.launcher.ray.init.num_gpus=1"], "hydra_ray_launcher"),
+        (["hydra/launcher=submitit_local"], "hydra_submitit_launcher"),
+    ],
+)
+def test_four_runs_by_a_real_launcher(words: list[str], package: str, tmp_path: Path) -> None:
+    """Under Ray at half a logical GPU each: two at a time."""
+    if not installed(package):
+        pytest.skip(f"{package} is not installed")
+    root = str(Path(resexp.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "resexp", "run", *TINY]
+    first, again = (
+        subprocess.run(
+            [*command, *extra], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        for extra in (words, ["threads=1"])
+    )
+    assert (first.returncode, first.stdout.splitlines()[0]) == (0, "4 done"), first.stderr
+    assert again.stdout.splitlines()[0] == "4 skipped (finished before)"
+
+
+def test_the_hint_of_an_extra_names_ours_not_hydras() -> None:
+    from hydra.errors import MissingConfigException
+
+    error = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
+    assert explain(error) == "launch=slurm needs more packages: pip install 'resexp[slurm]'"
