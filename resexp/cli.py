@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from resexp.catalogue import complete
+from resexp.records import Unwritten
 from resexp.settings import UsageError
 
 app = typer.Typer(
@@ -456,12 +457,20 @@ def probe(
             print(probing.text(result), flush=True)
 
 
-@app.command(epilog="Example:  resexp doctor --json")
+@app.command(epilog="Examples:  resexp doctor   |   resexp doctor --results results")
 def doctor(
     overrides: Overrides = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results", metavar="DIR", help="Look through a results folder instead: what is wrong."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine: devices, precision, data, results folder. Exit code 1 if one fails."""
+    if results is not None:
+        doctor_results(results, as_json)
     from resexp.config import compose
     from resexp.doctor import examine, text
 
@@ -471,6 +480,19 @@ def doctor(
     else:
         print(text(findings))
     raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+def doctor_results(folder: Path, as_json: bool) -> None:
+    """Say what is wrong in a results folder, and leave."""
+    from resexp import inspection
+
+    root, _ = select([str(folder)])
+    found = inspection.inspect(root)
+    if as_json:
+        emit([one.as_dict() for one in found])
+    else:
+        print(inspection.text(root, found))
+    raise typer.Exit(1 if any(one.level == "fail" for one in found) else 0)
 
 
 @app.command(
@@ -501,6 +523,8 @@ def main() -> None:
         code = app(prog_name="resexp", standalone_mode=False)
     except UsageError as error:
         fail(str(error), 2)
+    except Unwritten as error:
+        fail(str(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of Typer's own parser
             message = error.format_message()

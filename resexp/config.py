@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -101,7 +101,8 @@ def task(config: DictConfig) -> None:
 def plan(configs: list[DictConfig]) -> list[int]:
     """What the sweeper calls once, before the first job."""
     assert _session is not None
-    kind = configs[0].hydra.launcher._target_
+    launcher = configs[0].hydra.launcher
+    kind = launcher._target_
     if kind.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
         raise UsageError(
             "launch=slurm, but there is no sbatch here. Type it where the cluster takes jobs."
@@ -111,16 +112,19 @@ def plan(configs: list[DictConfig]) -> list[int]:
         paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     chosen = _session.plan([to_job(config, config.hydra) for config in configs], here=here)
-    if chosen and "ray" in configs[0].hydra.launcher:
-        ray = configs[0].hydra.launcher.ray
+    if chosen and "ray" in launcher:
+        ray = launcher.ray
         start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
     return chosen
 
 
 def together(overrides: Sequence[Sequence[str]]) -> None:
-    """What the launcher of several jobs at a time calls in place of the task, once for all."""
+    """What our own launcher calls in place of the task, once for all jobs: they are planned."""
     assert _session is not None
-    _session.perform_together()
+    try:
+        _session.perform_all()
+    except UsageError as error:
+        _session.refusal = error
 
 
 task.plan = plan  # type: ignore[attr-defined]
@@ -136,7 +140,8 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
     flags, overrides = split(arguments)
     if not {"-m", "--multirun"} & set(flags) and (dry_run or (not flags and goes_away(overrides))):
         flags.append("-m")
-    _session = Session(dry_run=dry_run)
+    command = shlex.join(["resexp", "run", *flags, *overrides])
+    _session = Session(dry_run=dry_run, command=command)
     run = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
         with _session.looking(), command_line([*flags, *overrides]), one_line_errors():
@@ -176,9 +181,11 @@ def compose(overrides: Sequence[str]) -> Job:
 
 
 def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
-    """Leave Hydra: check a composed configuration and turn it into plain dataclasses."""
+    """Leave Hydra: check a composed configuration and turn it into plain dataclasses.
+
+    ``config`` is the caller's to give away: it loses its ``hydra``.
+    """
     overrides = list(hydra_config.overrides.task)
-    config = copy.deepcopy(config)
     with open_dict(config), read_write(config):
         config.pop("hydra", None)
     if not config.data.name:

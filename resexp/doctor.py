@@ -14,6 +14,7 @@ import torch
 from resexp import data
 from resexp.catalogue import config_folder, options
 from resexp.environment import checkout, package_version
+from resexp.lock import has_locks
 from resexp.settings import Data, Precision, Settings, UsageError
 from resexp.train.device import (
     check_precision,
@@ -135,6 +136,12 @@ def writable(results: Path) -> Finding:
     except OSError as error:
         return Finding(
             "fail", "results", f"{place} cannot be written ({error.strerror}): set results="
+        )
+    if not has_locks(place):
+        return Finding(
+            "warn",
+            "results",
+            f"{place} has no file locks: a run that is killed can go on after a minute",
         )
     free = shutil.disk_usage(place).free / 2**30
     return Finding("ok" if free > 1 else "warn", "results", f"{results}, {free:.0f} GiB free")

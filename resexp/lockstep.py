@@ -62,6 +62,6 @@ def advance(turns: Turns) -> Message | None:
         next(turns)
     except StopIteration as end:
         return ("over", end.value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return ("failed", error)
     return None

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from resexp.records import Row
+from resexp.records import Row, first_line
 from resexp.settings import Job, UsageError
 from resexp.signals import STOPPING, Interrupted, stop_signals
 
@@ -158,9 +158,10 @@ def work(pipe: Connection) -> None:
                 message: Message = ("over", perform(job, watch))
             except Interrupted:
                 message = ("stopped",)
-            except Exception as error:
-                kind = UsageError if isinstance(error, UsageError) else RuntimeError
-                message = ("failed", kind(f"{error}"))
+            except UsageError as error:
+                message = ("failed", UsageError(f"{error}"))
+            except (Exception, SystemExit) as error:
+                message = ("failed", RuntimeError(first_line(error)))
             pipe.send(message)
 
 

@@ -11,20 +11,19 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from resexp.lock import CLAIM, CLOCK, LOCK, check_held, hold
 from resexp.settings import Job, UsageError, as_dict, identity
 
 RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
 
 #: What a process that ended at its very start may leave without a record.
-BEGUN = {".lock", CONFIG, ERROR, f"{CONFIG}.tmp", f"{RECORD}.tmp"}
+BEGUN = {LOCK, CONFIG, ERROR, f"{CONFIG}.tmp", f"{RECORD}.tmp", f"{ERROR}.tmp"}
 
 FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
 UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
@@ -65,6 +64,10 @@ def spell(value: float | None) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
+class Unwritten(OSError):
+    """A file did not fit on its disk, or its folder takes none. Says which, and what to do."""
+
+
 class Claim(StrEnum):
     """What a run directory says to a job that wants to write it."""
 
@@ -77,13 +80,20 @@ class Claim(StrEnum):
 def look(job: Job) -> Claim:
     """What running ``job`` would mean, from its directory as it is; changes nothing.
 
-    Raises UsageError if the directory holds other settings or something that is not a run.
+    Raises UsageError if the directory holds other settings or something that is not a run, or if
+    a link leads out of it.
     """
     directory = job.directory
-    if job.settings.overwrite or not directory.exists():
+    check_links(job)
+    if not directory.is_dir():
+        return Claim.new
+    if job.settings.overwrite:
         return Claim.new
     if not (directory / RECORD).exists():
-        if foreign := [path.name for path in directory.iterdir() if path.name not in BEGUN]:
+        names = [path.name for path in directory.iterdir()]
+        if foreign := [
+            name for name in names if name not in BEGUN and not name.startswith((CLAIM, CLOCK))
+        ]:
             raise UsageError(
                 f"{directory} holds {foreign[0]} but no {RECORD}: not a run of resexp. "
                 "Move it away, choose another name=..., or replace it with overwrite=true."
@@ -98,6 +108,28 @@ def look(job: Job) -> Claim:
                 "Choose another name=..., or replace it with overwrite=true."
             )
     return Claim.done if record["status"] in FINISHED else Claim.resume
+
+
+def check_links(job: Job) -> None:
+    """Raise UsageError if writing the run could change something outside the results folder.
+
+    The results folder itself may be a link; nothing that a run writes below it may.
+    """
+    directory = job.directory
+    for path in (directory.parent, directory):
+        if path.is_symlink():
+            raise UsageError(
+                f"{path} is a link to {path.resolve()}: runs are not written through links. "
+                "Choose that folder with results=..., or another name=..."
+            )
+    if not directory.is_dir():
+        return
+    with os.scandir(directory) as entries:
+        if links := [entry.name for entry in entries if entry.is_symlink()]:
+            raise UsageError(
+                f"{directory / links[0]} is a link: runs are not written through links. "
+                "Remove it, or choose another name=..."
+            )
 
 
 def check_writable(job: Job) -> None:
@@ -119,24 +151,21 @@ def unwritable(job: Job, reason: str) -> UsageError:
 def claim(job: Job) -> Iterator[Claim]:
     """Hold ``job``'s directory for this process, or learn that another holds it.
 
-    A process that dies lets go at once. Raises UsageError where nothing can be written.
+    A process that dies lets go (see resexp.lock). Raises UsageError where nothing can be written.
     """
-    lock = FileLock(job.directory / ".lock")
-    try:
-        job.directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield Claim.busy
-        return
-    except OSError as error:
-        raise unwritable(job, error.strerror or str(error)) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            job.directory.mkdir(parents=True, exist_ok=True)
+            ours = stack.enter_context(hold(job.directory))
+        except OSError as error:
+            raise unwritable(job, error.strerror or str(error)) from error
+        if not ours:
+            yield Claim.busy
+            return
         state = look(job)
         if job.settings.overwrite:
             empty(job.directory)
         yield state
-    finally:
-        lock.release()
 
 
 def empty(directory: Path) -> None:
@@ -149,16 +178,22 @@ def empty(directory: Path) -> None:
 def read_record(directory: Path) -> dict[str, Any]:
     """A directory's run.json. Raises UsageError if it cannot be one."""
     path = directory / RECORD
-    try:
-        record = json.loads(path.read_text())
-        if isinstance(record["settings"], dict) and isinstance(record["status"], str):
-            return dict(record)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    record = read_json(path)
+    known = isinstance(record, dict) and record.get("status") in (*FINISHED, *UNFINISHED)
+    if known and isinstance(record.get("settings"), dict):
+        return dict(record)
     raise UsageError(
         f"{path} is not a record of a run (damaged, or edited by hand). Move {directory} away, or "
         "replace it with overwrite=true."
     )
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, None if it holds none: anything may lie in a results folder."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None  # a pipe would wait
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
@@ -176,41 +211,85 @@ def finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary name, flush to the disk, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    """Write to a temporary name, flush to the disk, rename. Raises Unwritten."""
+    with replacing(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes ``path`` if the block ends well, and else is gone.
+
+    Raises Unwritten: a full disk is to be said in one line.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except Exception as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+        for one in (error, error.__context__):  # torch.save hides the error of the file
+            if isinstance(one, OSError):
+                raise unwritten(path, one) from error
+        raise
+
+
+def unwritten(path: Path, error: OSError) -> Unwritten:
+    """The error of a write, with the file's name and what to do."""
+    reason = error.strerror or str(error)
+    return Unwritten(f"{path} could not be written ({reason}): make room, then run it again")
 
 
 def append_row(directory: Path, row: Row) -> None:
-    """Add a row to metrics.csv in one write, the header before the first."""
+    """Add a row to metrics.csv in one write, the header before the first.
+
+    Raises Unwritten if the row does not fit: what there is of it is taken back.
+    """
+    check_held(directory)
     path = directory / METRICS
     columns = HEADERS[row.test_iou is not None]
     text = ",".join(spell(getattr(row, key)) for key in columns) + "\n"
-    if not path.exists():
+    size = path.stat().st_size if path.exists() else 0
+    if not size:
         text = ",".join(columns) + "\n" + text
-    with path.open("a") as file:
-        file.write(text)
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        with suppress(OSError):  # if this fails too, keep_rows takes the torn row for what it is
+            os.truncate(path, size)
+        raise unwritten(path, error) from error
 
 
 def keep_rows(directory: Path, step: int) -> list[Row]:
-    """Cut metrics.csv after ``step``, where a resumed run goes on; returns the rows that stay."""
+    """Cut metrics.csv after ``step``, where a resumed run goes on; returns the rows that stay.
+
+    What is torn or damaged is cut off with all that follows it.
+    """
     path = directory / METRICS
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     columns = tuple(lines[0].rstrip("\n").split(",")) if lines else ()
-    rest = lines[1:] if columns in HEADERS else []
-    whole = [line for line in rest if line.endswith("\n")]  # the last may be torn
-    kept = [line for line in whole if int(line.split(",", 1)[0]) <= step]
-    if kept:
-        write_atomically(path, "".join([lines[0], *kept]))
-    else:
+    kept: list[str] = []
+    rows: list[Row] = []
+    for line in lines[1:] if columns in HEADERS else []:
+        try:
+            row = parse_row(line, columns)
+        except ValueError:
+            break
+        if not line.endswith("\n") or row.step > step:
+            break
+        kept.append(line)
+        rows.append(row)
+    if not kept:
         path.unlink()
-    return [parse_row(line, columns) for line in kept]
+    elif kept != lines[1:]:
+        write_atomically(path, "".join([lines[0], *kept]))
+    return rows
 
 
 def parse_row(line: str, columns: tuple[str, ...] = COLUMNS) -> Row:
@@ -233,6 +312,7 @@ def as_written(row: Row) -> dict[str, Any]:
 
 def flush(directory: Path) -> None:
     """Bring metrics.csv to the disk: before a checkpoint says that its rows exist."""
+    check_held(directory)
     path = directory / METRICS
     if path.exists():
         with path.open("a") as file:
@@ -242,4 +322,6 @@ def flush(directory: Path) -> None:
 def first_line(error: BaseException) -> str:
     """An error in one line of at most 200 characters."""
     text = str(error).strip().splitlines()
+    if isinstance(error, SystemExit):
+        return f"it called for the end of the process (exit code {error.code})"
     return (text[0] if text else type(error).__name__)[:200]

@@ -248,6 +248,7 @@ class Settings:
     checkpoint_every: float = 60.0  # seconds
     keep_checkpoint: bool = False
     overwrite: bool = False
+    fail_fast: bool = False  # the first failure of a sweep ends it
     loggers: list[str] = field(default_factory=list)  # tensorboard, mlflow, wandb, beside the CSV
     launch: Launch = field(default_factory=Launch)
 
@@ -265,6 +266,7 @@ CIRCUMSTANCES = frozenset(
         "checkpoint_every",
         "keep_checkpoint",
         "overwrite",
+        "fail_fast",
         "loggers",
     ]
 ) | {

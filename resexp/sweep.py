@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 class Session:
     """What one ``resexp run`` is about to do, does, and did."""
 
-    def __init__(self, *, dry_run: bool = False) -> None:
+    def __init__(self, *, dry_run: bool = False, command: str = "") -> None:
         self.dry_run = dry_run
+        self.command = command  # as it was typed
         self.outcomes: list[Outcome] = []
-        self.failures: list[tuple[Job, Exception]] = []
+        self.failures: list[tuple[Job, BaseException]] = []
         self.refusal: UsageError | None = None  # why the only job could not start
         self.screen: Screen | None = None
         self.jobs: list[Job] = []  # of a sweep, checked
@@ -89,16 +91,26 @@ class Session:
         """
         from resexp.task import perform
 
+        if self.failures and job.settings.fail_fast:
+            return
         if self.screen is None:
             self.screen = Screen([job])
         try:
             outcome = perform(job, self.screen.watch)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, UsageError) and not self.screen.several:
                 raise
             self.failed(job, error)
         else:
             self.ended(outcome)
+
+    def perform_all(self) -> None:
+        """Carry out the planned jobs: one after another, or several at a time."""
+        if self.jobs[0].settings.launch.name in ("processes", "lockstep"):
+            self.perform_together()
+            return
+        for job in self.jobs:
+            self.perform(job)
 
     def perform_together(self) -> None:
         """Carry out the planned jobs, several at a time: taking turns, or each in a process."""
@@ -113,13 +125,16 @@ class Session:
         else:
             at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(self.jobs))
             said = pool.run_all(pool.placed(self.jobs, at_a_time, cores(), gpus()), at_a_time)
-        for job, (kind, *told) in said:
-            if kind == "step":
-                self.screen.watch(*told)
-            elif kind == "over":
-                self.ended(told[0])
-            elif kind == "failed":
-                self.failed(job, told[0])
+        with contextlib.closing(said):
+            for job, (kind, *told) in said:
+                if kind == "step":
+                    self.screen.watch(*told)
+                elif kind == "over":
+                    self.ended(told[0])
+                elif kind == "failed":
+                    self.failed(job, told[0])
+                    if job.settings.fail_fast:
+                        return  # runs at work save and stop
 
     def ended(self, outcome: Outcome) -> None:
         """Remember and show a job that is over."""
@@ -130,7 +145,7 @@ class Session:
         trained = outcome.claim in (Claim.new, Claim.resume)
         self.screen.end(outcome.job, brief(outcome), trained=trained)
 
-    def failed(self, job: Job, error: Exception) -> None:
+    def failed(self, job: Job, error: BaseException) -> None:
         """Remember and show a job that failed."""
         from resexp.pool import WorkerDied
         from resexp.task import record_failure
@@ -138,7 +153,8 @@ class Session:
         assert self.screen is not None
         if isinstance(error, WorkerDied):
             record_failure(job, error)
-        error.__traceback__ = None  # it holds the network: error.txt has it in words
+        # The frames of the traceback hold the network: the next run may need its memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         self.failures.append((job, error))
         self.screen.end(job, f"failed  {first_line(error)}", trained=False)
 
@@ -173,6 +189,9 @@ class Session:
             "skipped (finished before)": sum(one.claim is Claim.done for one in self.outcomes),
             "left to another process": sum(one.claim is Claim.busy for one in self.outcomes),
             "failed": len(self.failures),
+            "not done (fail_fast=true)": max(
+                0, len(self.jobs) - len(self.outcomes) - len(self.failures)
+            ),
         }
         odd = {"collapsed", "diverged"}
         notes = [one for one in trained if one.record["status"] in odd]
@@ -187,9 +206,12 @@ class Session:
         return lines
 
     def retry(self) -> list[str]:
-        """The next command."""
-        if self.failures:
-            return [f"retry: {job.command}" for job, _ in self.failures]
+        """The next command: one that repeats what failed and nothing else."""
+        failed = [job for job, _ in self.failures]
+        if len(failed) > 1 and self.command and not failed[0].settings.overwrite:
+            return [f"retry: {self.command}   (the same command: what is finished is skipped)"]
+        if failed:
+            return [f"retry: {job.command}" for job in failed]
         return ["next: resexp plot, resexp table, resexp verdict"]
 
 
@@ -197,12 +219,12 @@ def brief(outcome: Outcome) -> str:
     """The end of a run in a few words, for a line of a sweep."""
     if outcome.claim is Claim.busy:
         return "left to another process"
-    record, last = outcome.record, outcome.record["last"]
+    record, last = outcome.record, outcome.record.get("last") or {}
     iou = f"IoU {percent(last['test_iou']):>6}  " if "test_iou" in last else ""
     status = "done before" if outcome.claim is Claim.done else record["status"]
     return (
         f"{status:<11} clean {percent(last.get('clean_train_error')):>6}  "
-        f"test {percent(last.get('test_error')):>6}  {iou}{clock(record['seconds'])}"
+        f"test {percent(last.get('test_error')):>6}  {iou}{clock(record.get('seconds') or 0)}"
     )
 
 
@@ -211,7 +233,7 @@ def closing(outcome: Outcome) -> str:
     job, record = outcome.job, outcome.record
     if outcome.claim is Claim.busy:
         return f"busy      {job.directory}   another process trains it"
-    error = percent(record["last"].get("clean_train_error"))
+    error = percent((record.get("last") or {}).get("clean_train_error"))
     place = f"{record['status']:<9} {job.directory}"
     if outcome.claim is Claim.done:
         place = f"done      {job.directory} (before: nothing to do)"

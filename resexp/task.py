@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_gpus, check_precision, choose_device, prepare
-from resexp.train.fit import State, begin, fit, is_last, row_steps
+from resexp.train.fit import State, begin, fit, is_last, row_follows, row_steps
 from resexp.train.loggers import check_loggers, open_loggers
 from resexp.train.ranks import ALONE, Ranks, synchronise
 
@@ -147,8 +146,9 @@ def steps(job: Job, watch: Watch) -> Turns:
             return Outcome(job, claim, record, warnings)
     except UsageError:
         raise
-    except Exception as error:
-        record_failure(job, error)
+    except (Exception, SystemExit) as error:
+        with suppress(OSError, UsageError):  # the disk may be full: the error itself comes first
+            record_failure(job, error)
         raise
 
 
@@ -248,7 +248,7 @@ def train(
     for known in rows:
         update(record, known, device)
     watch(record, state.step, None)
-    saved = time.monotonic()
+    timer = checkpoint.Timer(settings.checkpoint_every)
     over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
     over = ranks.spread(state, over)
     with ExitStack() as stack:
@@ -270,9 +270,10 @@ def train(
                     break
                 yield
                 prepare(threads, settings.deterministic, device)
-                if time.monotonic() - saved >= settings.checkpoint_every:
+                evaluates = row_follows(settings, state.step)
+                if timer.due(after_row=row is not None, before_row=evaluates):
                     save(job, state, record)
-                    saved = time.monotonic()
+                    timer.restart()
         except Interrupted:
             record["status"] = "interrupted"
             save(job, state, record)
@@ -344,7 +345,7 @@ def status(rows: list[Row], settings: Settings, chance_error: float) -> str:
     return "collapsed" if late and at_chance else "ok"
 
 
-def record_failure(job: Job, error: Exception) -> None:
+def record_failure(job: Job, error: BaseException) -> None:
     """Leave ``error.txt`` behind, and a status where there is a record; no finished run is touched.
 
     Also for a run whose process died before it could do so itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_run(
         (directory / "metrics.csv").write_text("\n".join(lines) + "\n")
     last: dict[str, Any] = {}
     for row in table:
-        last |= {key: value for key, value in row.items() if value is not None}
+        last |= {key: type(value)(spell(value)) for key, value in row.items() if value is not None}
     last = {key: value if math.isfinite(value) else None for key, value in last.items()}
     written = {
         "run": run,
@@ -91,6 +92,20 @@ def write_run(
     }
     (directory / "run.json").write_text(json.dumps(written | (record or {}), indent=1))
     return directory
+
+
+def write_grid(root: Path, depths: Sequence[int], seeds: int, **more: Any) -> int:
+    """Plain and residual runs of every depth and seed, the deeper plain the worse; how many."""
+    for depth in depths:
+        for seed in range(seeds):
+            for arch in ("plain", "residual"):
+                worse = depth / 8 if arch == "plain" else 1.0
+                shift = 1 + (seed % 7) / 10
+                loss, error = 0.01 * worse**2 * shift, 0.2 * worse * shift
+                write_run(
+                    root, arch, depth, seed, clean_loss=loss, clean_error=error, wiggle=2, **more
+                )
+    return 2 * len(depths) * seeds
 
 
 def curves(

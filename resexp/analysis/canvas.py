@@ -7,7 +7,6 @@ column is 85 mm wide), so text keeps its size in a paper.
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -20,9 +19,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from resexp.analysis.results import Run
+from resexp.records import replacing
 from resexp.settings import UsageError
 
 FORMS = ("png", "svg", "pdf")
@@ -211,14 +212,18 @@ def round_up(value: float) -> float:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all, in the form that its suffix names; no date inside."""
+    """Write a figure whole or not at all, in the form that its suffix names; no date inside.
+
+    Raises Unwritten where it does not fit.
+    """
     form = check_form(path.suffix.lstrip("."))
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form, {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with matplotlib.rc_context(STYLE):
+    for label in figure.findobj(Text):
+        if "$" in label.get_text() and "\\mathdefault" not in label.get_text():
+            label.set_parse_math(False)  # a name with dollars in it, not the tick of an axis
+    with matplotlib.rc_context(STYLE), replacing(path) as temporary:
         figure.savefig(temporary, format=form, dpi=200, metadata=metadata)
-    os.replace(temporary, path)
 
 
 def check_form(form: str) -> str:

@@ -10,12 +10,22 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resexp.records import COLUMNS as METRIC_COLUMNS
-from resexp.records import FINISHED, HEADERS, METRICS, RECORD, UNFINISHED, Row, parse_row
+from resexp.records import (
+    FINISHED,
+    HEADERS,
+    METRICS,
+    RECORD,
+    UNFINISHED,
+    Row,
+    parse_row,
+    read_json,
+)
+from resexp.screen import talk
 from resexp.settings import Settings, UsageError, as_dict, flatten
 
 if TYPE_CHECKING:
@@ -45,6 +55,8 @@ class Run:
 
     path: Path
     record: dict[str, Any]
+    _series: str = field(default="", repr=False, compare=False)  # both are asked for many times
+    _rows: list[Row] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def read(cls, directory: Path) -> Run:
@@ -91,8 +103,11 @@ class Run:
     @property
     def series(self) -> str:
         """The line it belongs to in a figure: ``residual`` or ``residual,arch.shortcut=B``."""
-        extras = self.extras
-        return ",".join([self.arch, *(f"{key}={spell(extras[key])}" for key in sorted(extras))])
+        if not self._series:
+            extras = self.extras
+            words = [f"{key}={spell(extras[key])}" for key in sorted(extras)]
+            self._series = ",".join([self.arch, *words])
+        return self._series
 
     @property
     def segments(self) -> bool:
@@ -138,9 +153,14 @@ class Run:
     def rows(self) -> list[Row]:
         """The rows of its metrics.csv; [] if it ended, or still is, before the first.
 
-        Raises UsageError naming the file and the line where the file is damaged. The last line of
-        an unfinished run may be torn: it is left out.
+        Read once. Raises UsageError naming the file and the line where the file is damaged. The
+        last line of an unfinished run may be torn: it is left out.
         """
+        if self._rows is None:
+            self._rows = self._read_rows()
+        return list(self._rows)
+
+    def _read_rows(self) -> list[Row]:
         path = self.path / METRICS
         if not path.exists() and not self.finished:
             return []
@@ -158,6 +178,13 @@ class Run:
         if columns not in HEADERS:
             raise UsageError(f"{path}, line 1 is not {','.join(METRIC_COLUMNS)}.")
         return _parse(path, lines[1:], columns)
+
+
+def row_marks(run: Run, step: int) -> list[int]:
+    """The steps of the rows that a run has after ``step`` steps."""
+    every, steps = run.setting("eval_every"), run.setting("steps")
+    marks = list(range(every, step + 1, every))
+    return marks if step < steps or step in marks else [*marks, step]
 
 
 def _parse(path: Path, lines: list[str], columns: tuple[str, ...]) -> list[Row]:
@@ -192,7 +219,9 @@ def find_runs(
         if record is not None:
             runs.append(Run(path.parent, record))
         elif skipped is not None:
-            skipped.append(f"{path} is not a record of a run: left out.")
+            skipped.append(
+                f"{path} is not a record of a run: left out. See resexp doctor --results."
+            )
     wanted = [_filter(text, runs) for text in filters]
     runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
@@ -201,8 +230,16 @@ def find_runs(
 def require_runs(
     root: Path, filters: Sequence[str] = (), skipped: list[str] | None = None
 ) -> list[Run]:
-    """``find_runs``, with a UsageError where there is nothing."""
-    runs = find_runs(root, filters, skipped)
+    """``find_runs``, with a UsageError where there is nothing.
+
+    What is left out is said on stderr, unless it is added to ``skipped``: no number is computed
+    from fewer runs than there are without a word.
+    """
+    left_out: list[str] = [] if skipped is None else skipped
+    runs = find_runs(root, filters, left_out)
+    if skipped is None:
+        for sentence in left_out:
+            talk.print(f"warning: {sentence}")
     if runs:
         return runs
     if filters and find_runs(root):
@@ -265,16 +302,31 @@ def spell(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A record, or None: anything may lie in a results folder."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
+    record = read_json(path)
+    return record if isinstance(record, dict) and not fault(record) else None
+
+
+def fault(record: dict[str, Any]) -> str:
+    """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
     for key, kind in NEEDED.items():
         if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
-            return None
-    return record if record["status"] in (*FINISHED, *UNFINISHED) else None
+            return f"{key} is missing or of another type"
+    for key in ("run", "name", "arch"):
+        if not record[key].isprintable():
+            return f"{key} has characters that cannot be printed"
+    if record["status"] not in (*FINISHED, *UNFINISHED):
+        return f"status is none of {', '.join((*FINISHED, *UNFINISHED))}"
+    for key, value in record["last"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"last.{key} is not a number"
+    classes = record["data"].get("classes")
+    if not isinstance(classes, int) or classes < 1:
+        return "data.classes is not a number of classes"
+    flat, usual = flatten(record["settings"]), _defaults()
+    for key in ("steps", "batch_size", "eval_every", "clean_every"):
+        if not isinstance(flat.get(key, usual[key]), int) or flat.get(key, usual[key]) < 1:
+            return f"settings.{key} is not a number of steps, images or rows"
+    return ""
 
 
 _default_settings: dict[str, Any] = {}

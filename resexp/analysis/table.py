@@ -426,7 +426,7 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _piped(cell: str) -> str:
-    return cell.replace("|", "\\|")
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 LATEX_ESCAPES = {

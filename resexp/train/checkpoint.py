@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from pathlib import Path
 
 import torch
 
+from resexp.records import replacing
 from resexp.train.fit import State
 
 NAME = "checkpoint.pt"
@@ -15,17 +17,41 @@ BEFORE = "checkpoint.before.pt"  # the one before, in case the newest is torn
 TEMPORARY = "checkpoint.pt.tmp"
 
 
+class Timer:
+    """Says when a checkpoint is due, by a clock that nobody can set.
+
+    It is due ``every`` seconds after the last, and before an evaluation that would pass that time:
+    a kill then costs no more than ``every`` seconds of training, and never training and evaluation.
+    """
+
+    def __init__(self, every: float) -> None:
+        self.every = every
+        self.evaluation = 0.0  # seconds of the newest turn that had one
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint was just written."""
+        self.saved = self.turn = time.monotonic()
+
+    def due(self, *, after_row: bool, before_row: bool) -> bool:
+        """Whether to write one now, between two steps; to be asked after every step."""
+        now = time.monotonic()
+        if after_row:
+            self.evaluation = now - self.turn
+        self.turn = now
+        return now - self.saved + self.evaluation * before_row >= self.every
+
+
 def save(directory: Path, state: State, digest: str) -> None:
     """Write the state beside the run's other files and keep the checkpoint before it."""
     path = directory / NAME
-    temporary = directory / TEMPORARY
-    with temporary.open("wb") as file:
-        torch.save({"digest": digest, **state.state_dict()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        os.replace(path, directory / BEFORE)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            torch.save({"digest": digest, **state.state_dict()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, directory / BEFORE)
 
 
 def load(directory: Path, state: State, digest: str) -> list[str]:

@@ -130,6 +130,11 @@ def row_steps(settings: Settings, step: int) -> list[int]:
     return steps if step < settings.steps or step in steps else [*steps, step]
 
 
+def row_follows(settings: Settings, step: int) -> bool:
+    """Whether the step after ``step`` steps ends with an evaluation."""
+    return (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps
+
+
 def train_step(
     state: State,
     settings: Settings,

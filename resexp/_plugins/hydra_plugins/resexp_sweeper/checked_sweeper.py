@@ -3,17 +3,20 @@
 Hydra loads plugins in a way in which dataclasses cannot have postponed annotations: none here.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 
 @dataclass
@@ -30,8 +33,11 @@ class CheckedSweeper(Sweeper):
     """The grid of all values, as Hydra's own sweeper, but nothing is trained or written unchecked.
 
     The task function may have an attribute ``plan``: it is given every job's configuration, raises
-    on the first that cannot be run, and returns the indices of those to launch.
+    on the first that cannot be run, and returns the indices of those to launch. Of the ``hydra``
+    node these have the parts named in ``KEPT``.
     """
+
+    KEPT = ("overrides", "runtime", "launcher")
 
     def setup(
         self,
@@ -53,6 +59,53 @@ class CheckedSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=loader)
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
         if self.plan is not None:
-            configs = [loader.load_sweep_config(self.config, job) for job in jobs]
-            jobs = [jobs[index] for index in self.plan(configs)]
+            jobs = [jobs[index] for index in self.plan(self.composed(jobs, parser))]
         return self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
+
+    def composed(self, jobs: Sequence[list[str]], parser: OverridesParser) -> list[DictConfig]:
+        """Every job's configuration.
+
+        Composing takes Hydra 100 ms, so it does that once for each choice of options, such as
+        arch; values, such as depth, are then set in copies, by the same function of Hydra's.
+        """
+        words = {word for job in jobs for word in job}
+        known = {word: parser.parse_override(word) for word in words}
+        bases: dict[tuple[str, ...], DictConfig] = {}
+        configs = []
+        for job in jobs:
+            parsed = [known[word] for word in job]
+            values = [one for one in parsed if self.sets_value(one)]
+            if any(one.is_add() or one.is_force_add() or one.is_delete() for one in parsed):
+                values = []  # what it adds or takes away may be what another sets
+            chosen = tuple(str(one.input_line) for one in parsed if one not in values)
+            if chosen not in bases:
+                bases[chosen] = self.compose(list(chosen))
+            config = copy.deepcopy(bases[chosen])
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            config.hydra.overrides.task = job
+            configs.append(config)
+        return configs
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """One configuration by Hydra's own way."""
+        assert self.hydra_context and self.config is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with flag_override(config.hydra, ["struct", "readonly"], False):
+            for name in [name for name in config.hydra if name not in self.KEPT]:
+                del config.hydra[name]
+        return config
+
+    def sets_value(self, override: Override) -> bool:
+        """Whether an override gives a setting that exists a value, and chooses no option."""
+        assert self.config is not None
+        key = override.key_or_group
+        if override.package is not None or override.is_hydra_override():
+            return False
+        if key in self.config.hydra.runtime.choices or "/" in key:
+            return False
+        absent = object()
+        try:
+            value = OmegaConf.select(self.config, key, default=absent)
+        except Exception:  # no setting's name: composing will say so
+            return False
+        return value is not absent and not isinstance(value, DictConfig)

