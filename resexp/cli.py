@@ -370,9 +370,9 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     from resexp.twin import contract, text
 
     words = overrides or []
-    if not any(word.startswith("arch=") for word in words):
-        words = ["arch=residual", *words]
     job = compose(words)
+    if job.arch == "plain" and "arch=plain" not in words:  # nothing was chosen
+        job = compose(["arch=residual", *words])
     checks = contract(job)
     if as_json:
         emit([check.as_dict() for check in checks])

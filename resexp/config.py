@@ -224,7 +224,7 @@ def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) ->
     named: dict[str, Any] = {}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-        if key in unnamed or key.startswith("hydra"):
+        if key in unnamed or key.startswith("hydra") or override == "twin=none":
             continue
         named[key] = choices[key] if key in choices else flat[key]
     return named

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from resexp import elsewhere
 from resexp.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
 from resexp.screen import Screen, clock, key, percent, show_plan, talk
-from resexp.settings import Job, Merge, UsageError
+from resexp.settings import Job, Merge, Twin, UsageError
 
 if TYPE_CHECKING:
     from resexp.task import Outcome
@@ -259,7 +259,7 @@ def twin_of(job: Job) -> Job | None:
     """
     typed = [word for word in job.overrides if not word.startswith("twin=")]
     extras = {key: value for key, value in job.extras.items() if key != "twin"}
-    if len(typed) < len(job.overrides):  # a twin: the network itself
+    if job.settings.twin is not Twin.none:  # the network itself
         return replace(job, extras=extras, overrides=typed)
     if job.arch not in ("plain", "residual"):
         if job.settings.arch.merge is Merge.plain:
