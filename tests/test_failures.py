@@ -27,8 +27,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def raising(seed: int, error: BaseException) -> Any:
     """``fit``, but that the runs of one seed raise after their first step."""
 
-    def disturbed(state: Any, settings: Any, images: Any) -> Iterator[Any]:
-        for row in fit(state, settings, images):
+    def disturbed(state: Any, settings: Any, *more: Any) -> Iterator[Any]:
+        for row in fit(state, settings, *more):
             if settings.seed == seed:
                 raise error
             yield row
@@ -80,7 +80,7 @@ def test_a_failed_run_does_not_keep_its_network(
 
     alive: list[Any] = []
 
-    def disturbed(state: Any, settings: Any, images: Any) -> Iterator[Any]:
+    def disturbed(state: Any, *_: Any) -> Iterator[Any]:
         gc.collect()
         assert not [one for one in alive if one() is not None]
         alive.append(weakref.ref(state.network))
@@ -113,12 +113,12 @@ def test_with_overwrite_only_what_failed_is_retried(
     assert all("seed=0" in one for one in retries)
 
 
-@pytest.mark.parametrize("launch", ["local", "processes"])
+@pytest.mark.parametrize("launch", ["local", "processes", "lockstep"])
 def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, launch: str) -> None:
-    if launch == "local":
+    if launch != "processes":
         monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
-        words = []
-    else:
+        words = [f"launch={launch}", "launch.jobs=1"]
+    else:  # a worker knows nothing of a patch
         words = ["launch=processes", "launch.jobs=1"]
         monkeypatch.setattr("resexp.pool.hire", failing_hire)
     answer = run("-m", "seed=0,1,2", "fail_fast=true", *words)
