@@ -286,7 +286,7 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             f"{DRAWS} random paths of each length, the same in each network; slope below 0 (factor "
             "below 1): longer paths carry less",
             "weight: norm times the number of paths, without cancellation; share: exact part of "
-            "the whole gradient, cancellation counted, may be negative; both add up to 1 over lengths",
+            "the whole gradient, cancellation counted, may be negative; both add up to 1",
             "the verdict is of trained networks with the batch's statistics; at the start running "
             "statistics make normalisation do nothing",
             f"{IMAGES} training images, one batch, depth {rows[0]['depth']}; seeds "
