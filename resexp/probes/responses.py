@@ -165,12 +165,17 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             control = (
                 f"; without decay on scales {arch}-{depth} has {without:.3f} for {with_decay:.3f}"
             )
+
+    def ratio(arch: str) -> float:
+        return average(by_seed(rows, arch, deep, usual, "branch_over_input"))
+
     seeds = sorted({int(row["seed"] or 0) for row in rows})
     return Finding(
         judge(plain, residual, trend),
         f"at depth {deep} the second convolutions' responses have standard deviation "
         f"{average(residual):.2f} in residual networks and {average(plain):.2f} in plain ones; "
-        f"residual by depth, shallow first: {', '.join(f'{one:.2f}' for one in trend)}{control}.",
+        f"residual by depth, shallow first: {', '.join(f'{one:.2f}' for one in trend)}{control}; "
+        f"|F(x)|/|x| is {ratio('residual'):.2f} and {ratio('plain'):.2f}.",
         rows,
         numbers,
         [
