@@ -264,8 +264,8 @@ def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
         judge(losses, errors),
         f"plain-{deep} built from plain-{shallow} has its loss to {apart:.0e} nats "
         f"({means['constructed']:.4f}), {means['warm']:.4f} trained on, {means['scratch']:.4f} "
-        f"from the usual start; asked for y = x, {LAYERS} layers miss by {means['plain']:.3f} plain "
-        f"and {means['residual']:.4f} residual.",
+        f"from the usual start; asked for y = x, {LAYERS} layers miss by "
+        f"{means['plain']:.3f} plain and {means['residual']:.4f} residual.",
         rows,
         numbers,
         [

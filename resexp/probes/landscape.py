@@ -88,7 +88,7 @@ def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str,
         cell("slice", direction=number, a=a, loss=loss)
         for number in range(DIRECTIONS)
         for d in [direction(weights, number)]
-        for a in torch.linspace(-1, 1, POINTS).tolist()
+        for a in points(POINTS)
         for loss in [at(network, weights, [(a, d)], images, labels)]
     ]
 
@@ -97,7 +97,7 @@ def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, 
     """f along the first two directions at once."""
     weights = filters(network)
     first, second = direction(weights, 0), direction(weights, 1)
-    side = torch.linspace(-1, 1, GRID).tolist()
+    side = points(GRID)
     return [
         cell(
             "plane", a=a, b=b, loss=at(network, weights, [(a, first), (b, second)], images, labels)
@@ -105,6 +105,11 @@ def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, 
         for a in side
         for b in side
     ]
+
+
+def points(count: int) -> list[float]:
+    """Evenly spaced from -1 to 1; of an odd number the middle one is exactly 0."""
+    return [2 * number / (count - 1) - 1 for number in range(count)]
 
 
 def filters(network: nn.Module) -> list[Tensor]:
