@@ -60,7 +60,7 @@ def test_the_verdict_needs_every_part() -> None:
     assert identity.judge(losses | {"warm": [0.01, 0.01, 0.03]}, errors) is Verdict.inconclusive
     assert identity.judge(losses, errors | {"residual": [0.1] * 3}) is Verdict.inconclusive
     assert identity.judge(losses | {"scratch": [0.01] * 3}, errors) is Verdict.not_supported
-    assert identity.judge(losses, errors | {"residual": [0.9] * 3}) is Verdict.not_supported
+    assert identity.judge(losses, errors | {"plain": [0.005] * 3}) is Verdict.not_supported
     assert identity.judge({k: v[:2] for k, v in losses.items()}, errors) is Verdict.inconclusive
 
 

@@ -151,7 +151,9 @@ def at(
 # --- curvature
 
 
-def curvature(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+def curvature(
+    network: nn.Module, images: Tensor, labels: Tensor, iterations: int = ITERATIONS
+) -> tuple[float, float]:
     """The least and the greatest eigenvalue of the Hessian in all parameters, by Lanczos."""
     parameters = list(network.parameters())
     gradients = torch.autograd.grad(
@@ -164,7 +166,7 @@ def curvature(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float
         return torch.cat([part.flatten() for part in parts])
 
     start = torch.randn(len(gradient), generator=torch.Generator().manual_seed(0))
-    return extremes(product, start.to(gradient), ITERATIONS)
+    return extremes(product, start.to(gradient), iterations)
 
 
 def extremes(

@@ -17,13 +17,13 @@ def draw(rows: Rows) -> Figure:
     depths = sorted({row["depth"] for row in rows})
     figure = blank(PAGE, 72 * MM)
     shallow, deep, *planes = figure.subplots(1, 4)
+    deep.sharey(shallow)
     for axis, depth in ((shallow, depths[0]), (deep, depths[-1])):
         for arch, colour in COLOURS.items():
             lines(axis, where(rows, arch=arch, depth=depth, kind="slice"), colour)
         axis.set_yscale("log")
         axis.set_xlabel("step along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
-    deep.sharey(shallow)
     shallow.set_ylabel("training loss, nats")
     for axis, arch in zip(planes, COLOURS, strict=True):
         contours(axis, where(rows, arch=arch, kind="plane"))
