@@ -216,7 +216,7 @@ def regression(settings: Settings, merge: Merge, layers: int, steps: int) -> flo
         schedule.step()
     x = noise(8 * BATCH, generator)
     with torch.no_grad():
-        return ((network.eval()(x) - x).norm() / x.norm()).item()
+        return float((network.eval()(x) - x).norm() / x.norm())
 
 
 def noise(count: int, generator: torch.Generator) -> Tensor:

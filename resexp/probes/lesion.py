@@ -137,7 +137,7 @@ def error(one: Patient, order: Sequence[int]) -> float:
     """Percent of the test images, with these blocks in this order."""
     with arranged(one, order) as network:
         wrong = network(one.images).argmax(1) != one.labels
-    return 100 * wrong.double().mean().item()
+    return float(100 * wrong.double().mean())
 
 
 @torch.no_grad()

@@ -237,7 +237,7 @@ def band(weights: Sequence[float]) -> tuple[int, int]:
 
 def share_of_paths(n: int, first: int, last: int) -> float:
     """The share of the 2^n paths whose length is from ``first`` to ``last``."""
-    return sum(math.comb(n, k) for k in range(first, last + 1)) / 2**n
+    return sum(math.comb(n, k) for k in range(first, last + 1)) / float(2**n)
 
 
 def concluded(rows: list[dict[str, Cell]]) -> Finding:
@@ -255,8 +255,10 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             norms, weights, shares = (
                 [float(row[column] or 0) for row in one] for column in ("norm", "weight", "share")
             )
-            means = (sum(k * part for k, part in enumerate(some)) for some in (weights, shares))
-            found[place].append((slope(norms), *means))
+            by_weight, by_share = (
+                sum((k * part for k, part in enumerate(some)), 0.0) for some in (weights, shares)
+            )
+            found[place].append((slope(norms), by_weight, by_share))
             average = [a + w / len(seeds) for a, w in zip(average, weights, strict=True)]
         bands[place] = band(average)
         words = ("slope of log10 norm per block", "mean length by weight", "mean length by share")

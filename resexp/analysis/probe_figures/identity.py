@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resexp.analysis.canvas import MM, PAGE, blank, head
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 PARTS = {
     "shallow": "shallow,\ntrained",
@@ -21,17 +21,17 @@ def draw(rows: Rows) -> Figure:
     figure = blank(PAGE, 70 * MM)
     losses, errors = figure.subplots(1, 2, width_ratios=[3, 2])
     for at, part in enumerate(PARTS):
-        dots(losses, at, [row["loss"] for row in where(rows, part=part)], PLAIN)
+        dots(losses, at, [row["loss"] for row in those(rows, part=part)], PLAIN)
     losses.set_xticks(range(len(PARTS)), list(PARTS.values()))
     losses.set_ylabel("training loss, nats")
     for at, (arch, colour) in enumerate({"plain": PLAIN, "residual": RESIDUAL}.items()):
-        some = where(rows, part="regression", arch=arch)
+        some = those(rows, part="regression", arch=arch)
         dots(errors, at, [row["relative_error"] for row in some], colour)
     errors.set_xticks(range(2), ["plain", "residual"])
     errors.set_xlim(-0.6, 1.6)
     errors.set_ylabel("error at y = x, |f(x) - x| / |x|")
     depths = sorted({row["depth"] for row in rows if row["part"] != "regression"})
-    layers = where(rows, part="regression")[0]["depth"]
+    layers = those(rows, part="regression")[0]["depth"]
     seeds = len({row["seed"] for row in rows})
     head(
         figure,
@@ -41,7 +41,7 @@ def draw(rows: Rows) -> Figure:
     return figure
 
 
-def dots(axis: Axes, at: int, values: list[float | None], colour: str) -> None:
+def dots(axis: Axes, at: int, values: list[float], colour: str) -> None:
     """The seeds at one place of the axis."""
     axis.plot([at] * len(values), values, "o", color=colour, ms=4, alpha=0.8)
     axis.plot([at - 0.25, at + 0.25], [mean(values)] * 2, color=colour, linewidth=1.4)

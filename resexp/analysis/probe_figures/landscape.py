@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, those
 
 COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
 
@@ -20,13 +20,13 @@ def draw(rows: Rows) -> Figure:
     deep.sharey(shallow)
     for axis, depth in ((shallow, depths[0]), (deep, depths[-1])):
         for arch, colour in COLOURS.items():
-            lines(axis, where(rows, arch=arch, depth=depth, kind="slice"), colour)
+            lines(axis, those(rows, arch=arch, depth=depth, kind="slice"), colour)
         axis.set_yscale("log")
         axis.set_xlabel("step along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
     shallow.set_ylabel("training loss, nats")
     for axis, arch in zip(planes, COLOURS, strict=True):
-        contours(axis, where(rows, arch=arch, kind="plane"))
+        contours(axis, those(rows, arch=arch, kind="plane"))
         axis.set_title(f"{arch} {depths[-1]}, nats", loc="left", fontweight="bold")
     seeds = len({row["seed"] for row in rows})
     head(
@@ -42,7 +42,7 @@ def draw(rows: Rows) -> Figure:
 def lines(axis: Axes, rows: Rows, colour: str) -> None:
     """A thin line a seed and direction."""
     for seed, direction in sorted({(row["seed"], row["direction"]) for row in rows}):
-        some = where(rows, seed=seed, direction=direction)
+        some = those(rows, seed=seed, direction=direction)
         axis.plot(
             [row["a"] for row in some],
             [row["loss"] for row in some],
@@ -55,7 +55,7 @@ def lines(axis: Axes, rows: Rows, colour: str) -> None:
 def contours(axis: Axes, rows: Rows) -> None:
     """The loss over two directions, by lines of equal loss."""
     side = sorted({row["a"] for row in rows})
-    losses = [[where(rows, a=a, b=b)[0]["loss"] for a in side] for b in side]
+    losses = [[those(rows, a=a, b=b)[0]["loss"] for a in side] for b in side]
     drawn = axis.contour(side, side, losses, levels=8, cmap="viridis", linewidths=0.8)
     axis.clabel(drawn, fontsize=5, fmt="%.2g")
     axis.set_xlabel("a")

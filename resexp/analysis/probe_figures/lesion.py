@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 COLOURS = {"plain": (PLAIN, "o"), "residual": (RESIDUAL, "s")}
 
@@ -19,13 +19,13 @@ def draw(rows: Rows) -> Figure:
     deep = max(row["depth"] for row in rows)
     figure = blank(PAGE, 72 * MM)
     one, several, orders = figure.subplots(1, 3, sharey=True)
-    by_block(one, where(rows, depth=deep))
+    by_block(one, those(rows, depth=deep))
     one.set_ylabel("test error, percent")
     one.set_title(f"one block deleted, depth {deep}", loc="left", fontweight="bold")
-    medians(several, where(rows, kind="delete k"), "k")
+    medians(several, those(rows, kind="delete k"), "k")
     several.set_xlabel("blocks deleted (random sets, median)")
     several.set_title("residual, several deleted", loc="left", fontweight="bold")
-    scattered(orders, where(rows, kind="reorder"))
+    scattered(orders, those(rows, kind="reorder"))
     orders.set_title("residual, reordered", loc="left", fontweight="bold")
     for axis in (one, several, orders):
         axis.set_ylim(0, 100)
@@ -40,11 +40,11 @@ def draw(rows: Rows) -> Figure:
 def by_block(axis: Axes, rows: Rows) -> None:
     """Means over seeds for each block, and the undamaged network's error as a dotted line."""
     for arch, (colour, mark) in COLOURS.items():
-        some = where(rows, arch=arch, kind="delete")
+        some = those(rows, arch=arch, kind="delete")
         blocks = sorted({row["block"] for row in some})
-        errors = [mean(row["error_percent"] for row in where(some, block=at)) for at in blocks]
+        errors = [mean(row["error_percent"] for row in those(some, block=at)) for at in blocks]
         axis.plot(blocks, errors, color=colour, marker=mark, ms=2.5, lw=1.1)
-        whole = [row["error_percent"] for row in where(rows, arch=arch, kind="whole")]
+        whole = [row["error_percent"] for row in those(rows, arch=arch, kind="whole")]
         axis.axhline(mean(whole), color=colour, linewidth=0.8, linestyle=(0, (1, 1.4)))
     axis.set_xlabel("block, from the input")
 
@@ -52,7 +52,7 @@ def by_block(axis: Axes, rows: Rows) -> None:
 def medians(axis: Axes, rows: Rows, column: str) -> None:
     """The median over sets and seeds, and the middle half of them."""
     values = sorted({row[column] for row in rows})
-    errors = [sorted(row["error_percent"] for row in where(rows, **{column: at})) for at in values]
+    errors = [sorted(row["error_percent"] for row in those(rows, **{column: at})) for at in values]
     axis.plot(values, [median(some) for some in errors], color=RESIDUAL, marker="s", ms=2.5, lw=1.1)
     quarters = [(some[len(some) // 4], some[-1 - len(some) // 4]) for some in errors]
     low, high = [one for one, _ in quarters], [other for _, other in quarters]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import RESIDUAL, Rows, mean, those
 
 STROKES = {"start": (DASHES, "o"), "end": ("-", "s")}
 PANELS = {
@@ -22,18 +22,18 @@ PANELS = {
 
 def draw(rows: Rows) -> Figure:
     """Three numbers by length: one path, all paths of a length by norms, all of them exactly."""
-    running, rows = where(rows, statistics="running", when="start"), where(rows, statistics="batch")
+    running, rows = those(rows, statistics="running", when="start"), those(rows, statistics="batch")
     figure = blank(PAGE, 72 * MM)
     axes = figure.subplots(1, 3)
     for axis, column in zip(axes, PANELS, strict=True):
         for when, (stroke, mark) in STROKES.items():
-            by_length(axis, where(rows, when=when), column, RESIDUAL, stroke, mark)
+            by_length(axis, those(rows, when=when), column, RESIDUAL, stroke, mark)
     by_length(axes[0], running, "norm", GREY, DASHES, "^")
     for axis, label in zip(axes, PANELS.values(), strict=True):
         axis.set_ylabel(label)
         axis.set_xlabel("length: branches on the path")
     lengths = sorted({row["k"] for row in rows})
-    paths = [mean(row["paths_share"] for row in where(rows, k=at)) for at in lengths]
+    paths = [mean(row["paths_share"] for row in those(rows, k=at)) for at in lengths]
     axes[1].plot(lengths, paths, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.4)))
     axes[2].axhline(0, color=GREY, linewidth=0.6)
     seeds, first = len({row["seed"] for row in rows}), rows[0]
@@ -56,7 +56,7 @@ def draw(rows: Rows) -> Figure:
 def by_length(axis: Axes, rows: Rows, column: str, colour: str, stroke: Any, mark: str) -> None:
     """Means over seeds, geometric where the axis is logarithmic."""
     lengths = sorted({row["k"] for row in rows})
-    values = [average([row[column] for row in where(rows, k=at)], column) for at in lengths]
+    values = [average([row[column] for row in those(rows, k=at)], column) for at in lengths]
     axis.plot(lengths, values, color=colour, linestyle=stroke, marker=mark, ms=2.5, linewidth=1.1)
     if column == "norm":
         axis.set_yscale("log")

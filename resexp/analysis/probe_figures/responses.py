@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
-STROKES = ("-", DASHES, (0, (1, 1.4)))
+STROKES: tuple[Any, ...] = ("-", DASHES, (0, (1, 1.4)))
 
 
 def draw(rows: Rows) -> Figure:
     """The deepest and the shallowest networks by layer, sorted, and branch over input."""
-    rows = where(rows, decay=rows[0]["decay"])
+    rows = those(rows, decay=rows[0]["decay"])
     depths = sorted({row["depth"] for row in rows}, reverse=True)[: len(STROKES)]
     figure = blank(PAGE, 76 * MM)
     order, ranked, ratios = figure.subplots(1, 3)
     for arch, colour in COLOURS.items():
         for depth, stroke in zip(depths, STROKES, strict=False):
-            some = where(rows, arch=arch, depth=depth)
-            style = {"color": colour, "linestyle": stroke, "linewidth": 1.1}
+            some = those(rows, arch=arch, depth=depth)
+            style: dict[str, Any] = {"color": colour, "linestyle": stroke, "linewidth": 1.1}
             layers, values = means(some, "std")
             order.plot(layers, values, **style)
             ranked.plot(layers, sorted(values, reverse=True), **style)
@@ -44,7 +46,7 @@ def draw(rows: Rows) -> Figure:
 def means(rows: Rows, column: str) -> tuple[list[int], list[float]]:
     """Layers, and the mean over seeds at each."""
     layers = sorted({row["layer"] for row in rows})
-    return layers, [mean(row[column] for row in where(rows, layer=at)) for at in layers]
+    return layers, [mean(row[column] for row in those(rows, layer=at)) for at in layers]
 
 
 def label(axis: Axes, y: str, x: str) -> None:

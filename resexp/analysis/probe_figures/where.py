@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from resexp.analysis.canvas import COLUMN, MM, blank, head
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 ARMS = ("none", "stage 1", "stage 2", "stage 3", "all")
 
@@ -16,7 +16,7 @@ def draw(rows: Rows) -> Figure:
     axis = figure.subplots()
     for at, arm in enumerate(ARMS):
         colour = PLAIN if arm == "none" else RESIDUAL
-        losses = [row["loss"] for row in where(rows, arm=arm)]
+        losses = [row["loss"] for row in those(rows, arm=arm)]
         axis.plot([at] * len(losses), losses, "o", color=colour, ms=4, alpha=0.8)
         axis.plot([at - 0.25, at + 0.25], [mean(losses)] * 2, color=colour, linewidth=1.4)
     axis.set_xticks(range(len(ARMS)), ARMS)
