@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from resexp import models, task
 from resexp.analysis.results import Run
 from resexp.data import Images, batches
-from resexp.settings import Settings, UsageError
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train import checkpoint
 from resexp.train.device import choose_device
 from resexp.train.fit import begin, fit
@@ -129,6 +129,28 @@ def probe(name: str) -> Probe:
 
 
 # --- networks and images
+
+
+def twins(cases: Sequence[Case], name: str, seeds: int) -> dict[tuple[str, int, int], Case]:
+    """The plain and residual cases of the first ``seeds`` seeds, in order of (arch, depth, seed).
+
+    With batch normalisation and the blocks of He et al. 2015 only. Raises UsageError, on behalf of
+    the probe ``name``, if either of the two is missing.
+    """
+    known = {
+        (case.arch, case.settings.depth, case.settings.seed): case
+        for case in reversed(cases)  # so that the first of several with other settings stays
+        if case.arch in ("plain", "residual")
+        and case.settings.twin is Twin.none
+        and case.settings.arch == Arch(merge=Merge(case.arch))
+    }
+    chosen = sorted({seed for _, _, seed in known})[:seeds]
+    if {arch for arch, _, _ in known} != {"plain", "residual"}:
+        raise UsageError(
+            f"{name} compares plain and residual networks, both trained. "
+            "Choose arch=plain,residual."
+        )
+    return {place: known[place] for place in sorted(known) if place[2] in chosen}
 
 
 def load(settings: Settings) -> Images:

@@ -46,6 +46,6 @@ def mean(values: Iterable[float | None]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-def where(rows: Rows, **wanted: object) -> Rows:
+def those(rows: Rows, **wanted: object) -> Rows:
     """The rows with these cells."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 SOLID, DASHED, DOTTED = "-", (0, (4, 2)), (0, (1, 1.4))
 
@@ -31,13 +31,13 @@ def draw(rows: Rows) -> Figure:
     watched = max((row["depth"] for row in rows if row["step"] != 0), default=deep)
     figure = blank(PAGE, 72 * MM)
     weights, activations, steps = figure.subplots(1, 3)
-    by_layer(weights, where(rows, depth=deep, step=0), "g")
+    by_layer(weights, those(rows, depth=deep, step=0), "g")
     weights.set_ylabel("gradient of the weights (norm)")
-    by_layer(activations, where(rows, depth=deep, step=0), "a")
+    by_layer(activations, those(rows, depth=deep, step=0), "a")
     activations.set_ylabel("gradient of activations (norm)")
     for axis in (weights, activations):
         axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
-    by_step(steps, where(rows, depth=watched))
+    by_step(steps, those(rows, depth=watched))
     steps.set_title(f"depth {watched}, training", loc="left", fontweight="bold")
     seeds = len({row["seed"] for row in rows})
     head(
@@ -45,7 +45,7 @@ def draw(rows: Rows) -> Figure:
         f"Loss gradients by layer, {seeds} seeds; batch normalised unless no norm; right, "
         "above 0: larger near the input",
     )
-    arms = [arm for arm in ARMS if where(rows, arm=arm)]
+    arms = [arm for arm in ARMS if those(rows, arm=arm)]
     handles = [Line2D([], [], color=ARMS[arm][0], linestyle=ARMS[arm][1]) for arm in arms]
     legend(figure, handles, arms)
     return figure
@@ -54,9 +54,9 @@ def draw(rows: Rows) -> Figure:
 def by_layer(axis: Axes, rows: Rows, column: str) -> None:
     """A norm at every convolution, a line an arm: geometric means over seeds."""
     for arm, (colour, stroke) in ARMS.items():
-        some = [row for row in where(rows, arm=arm) if row[column]]
+        some = [row for row in those(rows, arm=arm) if row[column]]
         layers = sorted({row["layer"] for row in some})
-        logs = [mean(math.log10(row[column]) for row in where(some, layer=at)) for at in layers]
+        logs = [mean(math.log10(row[column]) for row in those(some, layer=at)) for at in layers]
         axis.plot(layers, [10**log for log in logs], color=colour, linestyle=stroke, linewidth=1.3)
     axis.set_yscale("log")
     axis.set_xlabel("convolution, from the input")
@@ -68,9 +68,9 @@ def by_step(axis: Axes, rows: Rows) -> None:
     for arm, (colour, stroke) in ARMS.items():
         values = []
         for step in steps:
-            some = [row for row in where(rows, arm=arm) if str(row["step"]) == step]
+            some = [row for row in those(rows, arm=arm) if str(row["step"]) == step]
             seeds = sorted({row["seed"] for row in some})
-            values.append(mean(tilt(where(some, seed=seed)) for seed in seeds))
+            values.append(mean(tilt(those(some, seed=seed)) for seed in seeds))
         axis.plot(steps, values, color=colour, linestyle=stroke, linewidth=1.3, marker="o", ms=3)
     axis.axhline(0, color=GREY, linewidth=0.6)
     axis.set_xlabel("step")

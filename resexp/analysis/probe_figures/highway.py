@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, SERIES_STYLES, blank, head, legend
-from resexp.analysis.probe_figures import Rows, mean, where
+from resexp.analysis.probe_figures import Rows, mean, those
 
 COLOURS = dict(zip(("plain", "residual", "preact"), SERIES_STYLES, strict=False))
 PANELS = {
@@ -22,13 +22,13 @@ def draw(rows: Rows) -> Figure:
     deep = max(row["depth"] for row in rows)
     figure = blank(PAGE, 72 * MM)
     for axis, (column, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        by_block(axis, where(rows, depth=deep), column)
+        by_block(axis, those(rows, depth=deep), column)
         axis.set_ylabel(label)
     seeds = len({row["seed"] for row in rows})
     head(figure, f"Every block that keeps its input's shape, depth {deep}: means of {seeds} seeds")
     handles = [Line2D([], [], color=colour, marker=mark, ms=3) for colour, mark in COLOURS.values()]
     labels = [*COLOURS]
-    if where(rows, when="end"):
+    if those(rows, when="end"):
         handles += [Line2D([], [], color=GREY), Line2D([], [], color=GREY, linestyle=DASHES)]
         labels += ["at the start", "trained"]
     legend(figure, handles, labels)
@@ -39,9 +39,9 @@ def by_block(axis: Axes, rows: Rows, column: str) -> None:
     """A line an arm and stage of training."""
     for arm, (colour, mark) in COLOURS.items():
         for when, stroke in (("start", "-"), ("end", DASHES)):
-            some = where(rows, arm=arm, when=when)
+            some = those(rows, arm=arm, when=when)
             blocks = sorted({row["block"] for row in some})
-            values = [mean(row[column] for row in where(some, block=at)) for at in blocks]
+            values = [mean(row[column] for row in those(some, block=at)) for at in blocks]
             axis.plot(blocks, values, color=colour, linestyle=stroke, marker=mark, ms=2.5, lw=1.1)
     level = 0.5 if column == "shortcut_share" else 1.0
     axis.axhline(level, color=GREY, linewidth=0.6)

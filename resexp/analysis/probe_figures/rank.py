@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 ARMS: dict[str, tuple[str, Any]] = {
     "attention alone": (PLAIN, (0, (4, 2))),
@@ -24,15 +24,15 @@ def draw(rows: Rows) -> Figure:
     """Left: rel(X) by layer. Right: the last layer's gradient by number of layers."""
     figure = blank(PAGE, 74 * MM)
     left, right = figure.subplots(1, 2)
-    lines(left, where(rows, measured="rank"))
+    lines(left, those(rows, measured="rank"))
     left.set_yscale("log")
     left.set_ylim(bottom=FLOOR)
     left.set_xlabel("layer")
     left.set_ylabel("tokens less their mean, over tokens (norms)")
     left.set_title("do tokens stay apart?", loc="left", fontweight="bold")
-    lines(right, where(rows, measured="gradient"))
+    lines(right, those(rows, measured="gradient"))
     right.set_xscale("log", base=2)
-    depths = sorted({row["layers"] for row in where(rows, measured="gradient")})
+    depths = sorted({row["layers"] for row in those(rows, measured="gradient")})
     right.set_xticks(depths, [str(depth) for depth in depths])
     right.set_ylim(bottom=0)
     right.set_xlabel("layers of the network")
@@ -48,7 +48,7 @@ def draw(rows: Rows) -> Figure:
 def lines(axis: Axes, rows: Rows) -> None:
     """Means over seeds, a line an arm."""
     for arm, (colour, stroke) in ARMS.items():
-        some = where(rows, arm=arm)
+        some = those(rows, arm=arm)
         layers = sorted({row["layers"] for row in some})
-        values = [mean(row["value"] for row in where(some, layers=at)) for at in layers]
+        values = [mean(row["value"] for row in those(some, layers=at)) for at in layers]
         axis.plot(layers, values, color=colour, linestyle=stroke, lw=1.3, marker="o", ms=3)

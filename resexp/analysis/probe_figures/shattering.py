@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
-from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, where
+from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 #: Colour for the merge, stroke for the normalisation and scale.
 ARMS: dict[str, tuple[str, Any]] = {
@@ -28,11 +28,11 @@ def draw(rows: Rows) -> Figure:
     depths, lags = sorted({row["depth"] for row in rows}), sorted({row["lag"] for row in rows})
     shown = depths[-2]
     for arm, (colour, stroke) in ARMS.items():
-        own = where(rows, arm=arm)
+        own = those(rows, arm=arm)
         style = {"color": colour, "linestyle": stroke, "linewidth": 1.3, "marker": "o", "ms": 3}
-        values = [autocorrelation(where(own, depth=at, lag=1)) for at in depths]
+        values = [autocorrelation(those(own, depth=at, lag=1)) for at in depths]
         by_depth.plot(depths, values, **style)
-        values = [autocorrelation(where(own, depth=shown, lag=at)) for at in lags]
+        values = [autocorrelation(those(own, depth=shown, lag=at)) for at in lags]
         by_lag.plot(lags, values, **style)
     for axis in (by_depth, by_lag):
         axis.axhline(0, color=GREY, linewidth=0.6)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resexp.analysis.canvas import GREY, MM, PAGE, SERIES_STYLES, blank, head, legend
-from resexp.analysis.probe_figures import Rows, mean, where
+from resexp.analysis.probe_figures import Rows, mean, those
 
 STYLES = dict(zip(("plain", "residual", "rezero", "preact"), SERIES_STYLES, strict=True))
 THRESHOLD = 0.5
@@ -19,7 +19,7 @@ def draw(rows: Rows) -> Figure:
     left, right = figure.subplots(1, 2)
     for arm, (colour, _) in STYLES.items():
         for seed in sorted({row["seed"] for row in rows}):
-            some = where(rows, arm=arm, seed=seed)
+            some = those(rows, arm=arm, seed=seed)
             steps = [row["step"] for row in some]
             left.plot(steps, [row["loss"] for row in some], color=colour, lw=0.9, alpha=0.8)
     left.axhline(THRESHOLD, color=GREY, linewidth=0.6)
@@ -41,7 +41,7 @@ def draw(rows: Rows) -> Figure:
 def points(axis: Axes, rows: Rows) -> None:
     """Steps by arm; hollow where the network did not get there; a bar at the mean."""
     for place, (arm, (colour, mark)) in enumerate(STYLES.items()):
-        last = {row["seed"]: row for row in where(rows, arm=arm)}
+        last = {row["seed"]: row for row in those(rows, arm=arm)}
         for at, row in enumerate(last.values()):
             x = place + 0.08 * (at - (len(last) - 1) / 2)
             inside = colour if row["reached"] else "white"

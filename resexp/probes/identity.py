@@ -1,0 +1,301 @@
+"""Can a plain network learn to do nothing? A deep solution built from a shallow one, and searched.
+
+- ``constructed``: a trained shallow plain network, its stages lengthened by blocks that are
+  the identity: Dirac convolutions, normalisation whose scale and shift undo its statistics. As the
+  input of such a block is not negative, ReLUs change nothing: the deep network's loss is the
+  shallow one's, so a solution as good exists at that depth.
+- ``warm``: the constructed network trained on for some steps at the recipe's last rate.
+- ``scratch``: the deep network trained from its usual start, as its run was.
+- ``regression``: y = x asked of a stack of convolutions, plain and residual, with the recipe's rate
+  and decay: |f(x) - x| / |x| on new images. Images are noise made non-negative, for a ReLU at the
+  end can give nothing else. A residual stack is the identity where its branches are 0, so it
+  starts nearer by construction: partly a tautology, and no evidence about other tasks.
+
+The rule, at least three seeds. Every constructed loss within 1e-6 of the shallow one, no warm loss
+above its constructed one, every scratch loss above it, and in regression every residual error below
+0.01 and every plain one at least ten times as large: supported. A scratch loss no higher than the
+constructed one in every seed, or a plain error below 0.01 in every seed: not supported (training
+finds it). Else inconclusive: where neither stack learned y = x the regression decides nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from resexp.models.blocks import stack
+from resexp.models.initial import initialise
+from resexp.models.layers import Norm
+from resexp.probes import (
+    Case,
+    Cell,
+    Finding,
+    Needs,
+    Tell,
+    Verdict,
+    at_start,
+    load,
+    snapshots,
+    some_images,
+    trained,
+)
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.train.fit import begin, fit
+
+CLAIM = "A deep plain network could do as well as a shallow one, but training does not find it."
+SOURCE = "He et al. 2015, sections 1 and 3.1"
+NEEDS = Needs.settings
+USUAL = ["depth=8,20", "arch=plain", "seed=0,1,2"]
+
+IMAGES = 512
+SEEDS = 3
+WARM_STEPS = 30
+LAYERS = 20  # convolutions of the regression's stack
+WIDTH, SIDE = 8, 8  # its channels, and pixels a side
+REGRESSION_STEPS = 200
+BATCH = 32
+SAME = 1e-6  # nats
+CLOSE, TIMES = 0.01, 10.0
+
+
+def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+    """The shallowest depth, and the first of at least 20 or else the deepest."""
+    chosen = {
+        (case.settings.depth, case.settings.seed): case
+        for case in reversed(cases)
+        if case.settings.arch == Arch() and case.settings.twin is Twin.none
+    }
+    depths = sorted({depth for depth, _ in chosen})
+    if len(depths) < 2:
+        raise UsageError(
+            "identity needs plain networks of two depths. Choose arch=plain depth=8,20."
+        )
+    shallow, deep = depths[0], next((one for one in depths[1:] if one >= 20), depths[-1])
+    seeds = sorted(
+        {seed for _, seed in chosen if (shallow, seed) in chosen and (deep, seed) in chosen}
+    )[:SEEDS]
+    rows: list[dict[str, Cell]] = []
+    for done, seed in enumerate(seeds):
+        tell(2 * done, 2 * len(seeds), f"plain {shallow} and {deep}, seed {seed}")
+        rows += built(chosen[shallow, seed], chosen[deep, seed])
+        tell(2 * done + 1, 2 * len(seeds), f"learning y = x, seed {seed}")
+        for merge in (Merge.plain, Merge.residual):
+            error = regression(chosen[deep, seed].settings, merge, LAYERS, REGRESSION_STEPS)
+            rows.append(row("regression", merge.value, LAYERS, seed, None, error))
+    return concluded(rows, shallow, deep)
+
+
+def built(shallow: Case, deep: Case) -> list[dict[str, Cell]]:
+    """Losses of the shallow network, of the one built from it, trained on, and of the usual one."""
+    settings, data = deep.settings, load(deep.settings)
+    images, labels = some_images(settings, data, IMAGES)
+    seed = settings.seed
+    source = ended(shallow).eval()
+    made = constructed(source, at_start(settings, data), images)
+    networks = {"shallow": source, "constructed": copy.deepcopy(made)}
+    networks["warm"] = trained_on(made, settings)
+    networks["scratch"] = ended(deep)
+    return [
+        row(
+            part,
+            "plain",
+            shallow.settings.depth if part == "shallow" else settings.depth,
+            seed,
+            loss(network, images, labels),
+            None,
+        )
+        for part, network in networks.items()
+    ]
+
+
+def ended(case: Case) -> nn.Module:
+    """The case's trained network, from its checkpoint or trained anew."""
+    data = load(case.settings)
+    if case.checkpoint is not None:
+        return trained(case, data)
+    return list(snapshots(case.settings, data, [case.settings.steps]))[-1][1]
+
+
+@torch.no_grad()
+def constructed(shallow: nn.Module, deep: nn.Module, images: Tensor) -> nn.Module:
+    """``deep`` with the parameters of ``shallow``, and identities for the blocks it has more.
+
+    Each stage keeps the shallow network's blocks first. Evaluation mode.
+    """
+    deep.eval()
+    for name in ("stem", "end", "classifier"):
+        deep.get_submodule(name).load_state_dict(shallow.get_submodule(name).state_dict())
+    x = shallow.eval().get_submodule("stem")(images)
+    stages: dict[tuple[int, ...], list[nn.Module]] = {}
+    for block in shallow.get_submodule("blocks").children():
+        x = block(x)
+        stages.setdefault(tuple(x.shape[1:]), []).append(block)
+    x = deep.get_submodule("stem")(images)
+    used: dict[tuple[int, ...], int] = {}
+    for block in deep.get_submodule("blocks").children():
+        shape = tuple(block(x).shape[1:])
+        at = used.get(shape, 0)
+        used[shape] = at + 1
+        if at < len(stages[shape]):
+            block.load_state_dict(stages[shape][at].state_dict())
+        else:
+            become_identity(block, x)
+        x = block(x)
+    return deep
+
+
+@torch.no_grad()
+def become_identity(block: nn.Module, x: Tensor) -> None:
+    """A plain block that outputs its input, where that is like ``x`` [N, C, H, W], not negative.
+
+    Normalisation has the statistics of x, and scales and shifts that undo them, so that the block
+    is the identity at evaluation, and nearly so while training.
+    """
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    for layer in block.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.dirac_(layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+            layer.weight.copy_((layer.running_var.double() + layer.eps).sqrt())
+            layer.bias.copy_(layer.running_mean)
+
+
+def trained_on(network: nn.Module, settings: Settings) -> nn.Module:
+    """The network after WARM_STEPS more at the recipe's last rate."""
+    rate = settings.lr * settings.lr_drop ** len(settings.milestones)
+    more = replace(
+        settings,
+        lr=rate,
+        milestones=[],
+        warmup_steps=0,
+        steps=WARM_STEPS,
+        eval_every=WARM_STEPS + 1,
+    )
+    state = begin(network, more)
+    for _ in fit(state, more, load(settings)):
+        pass
+    return network
+
+
+@torch.no_grad()
+def loss(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy in nats, in evaluation mode."""
+    return cross_entropy(network.eval()(images).double(), labels).item()
+
+
+def regression(settings: Settings, merge: Merge, layers: int, steps: int) -> float:
+    """The relative error of a stack of ``layers`` convolutions that learned y = x."""
+    norm = Norm(settings.bn_eps, settings.bn_momentum)
+    network, _ = stack(Arch(merge=merge), WIDTH, WIDTH, [layers // 2], norm)
+    initialise(network, settings.seed, settings.init)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [int(share * steps) for share in settings.milestones], settings.lr_drop
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    for _ in range(steps):
+        x = noise(BATCH, generator)
+        optimizer.zero_grad()
+        mse_loss(network(x), x).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    x = noise(8 * BATCH, generator)
+    with torch.no_grad():
+        return float((network.eval()(x) - x).norm() / x.norm())
+
+
+def noise(count: int, generator: torch.Generator) -> Tensor:
+    """Non-negative images [count, WIDTH, SIDE, SIDE]: normal values, those below 0 set to 0."""
+    return torch.randn(count, WIDTH, SIDE, SIDE, generator=generator).relu()
+
+
+def row(
+    part: str, arch: str, depth: int, seed: int, nats: float | None, error: float | None
+) -> dict[str, Cell]:
+    return {
+        "part": part,
+        "arch": arch,
+        "depth": depth,
+        "seed": seed,
+        "loss": nats,
+        "relative_error": error,
+    }
+
+
+# --- numbers out of rows
+
+
+def values(rows: Sequence[dict[str, Cell]], part: str, arch: str = "plain") -> list[float]:
+    """A number a seed: a loss, or the error of the regression."""
+    column = "relative_error" if part == "regression" else "loss"
+    some = [row[column] for row in rows if (row["part"], row["arch"]) == (part, arch)]
+    return [math.nan if value is None else float(value) for value in some]
+
+
+def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
+    """The finding from all rows."""
+    losses = {part: values(rows, part) for part in ("shallow", "constructed", "warm", "scratch")}
+    errors = {arch: values(rows, "regression", arch) for arch in ("plain", "residual")}
+    means = {part: sum(some) / len(some) for part, some in (losses | errors).items()}
+    numbers = {f"nats, {part}": means[part] for part in losses}
+    numbers |= {f"relative error of y = x, {arch} {LAYERS}": means[arch] for arch in errors}
+    apart = max(
+        abs(one - other)
+        for one, other in zip(losses["shallow"], losses["constructed"], strict=True)
+    )
+    numbers["nats, constructed and shallow apart at most"] = apart
+    seeds = sorted({int(row["seed"] or 0) for row in rows})
+    return Finding(
+        judge(losses, errors),
+        f"plain-{deep} built from plain-{shallow} has its loss to {apart:.0e} nats "
+        f"({means['constructed']:.4f}), {means['warm']:.4f} trained on, {means['scratch']:.4f} "
+        f"from the usual start; asked for y = x, {LAYERS} layers miss by "
+        f"{means['plain']:.3f} plain and {means['residual']:.4f} residual.",
+        rows,
+        numbers,
+        [
+            f"losses in nats on {IMAGES} training images at most, evaluation mode; lower is better",
+            f"warm: {WARM_STEPS} steps at the recipe's last rate; the statistics of identity "
+            "blocks are those of the images",
+            f"regression: |f(x) - x| / |x|, stack of {LAYERS} 3x3 convolutions of {WIDTH} channels "
+            f"with batch normalisation, {REGRESSION_STEPS} steps of {BATCH} images of "
+            f"{SIDE}x{SIDE}, the recipe's rate, drops and decay; new images, evaluation mode",
+            "a residual stack is the identity at zero by construction: the regression is partly a "
+            "tautology",
+            f"seeds {', '.join(map(str, seeds))}",
+        ],
+    )
+
+
+def judge(losses: dict[str, list[float]], errors: dict[str, list[float]]) -> Verdict:
+    """The rule in the module's docstring, by seed."""
+    built, scratch = losses["constructed"], losses["scratch"]
+    plain, residual = errors["plain"], errors["residual"]
+    if len(built) < SEEDS:
+        return Verdict.inconclusive
+    if (
+        all(abs(b - s) <= SAME for b, s in zip(built, losses["shallow"], strict=True))
+        and all(w <= b for w, b in zip(losses["warm"], built, strict=True))
+        and all(s > b for s, b in zip(scratch, built, strict=True))
+        and all(r < CLOSE and p >= TIMES * r for p, r in zip(plain, residual, strict=True))
+    ):
+        return Verdict.supported
+    found = all(s <= b for s, b in zip(scratch, built, strict=True))
+    if found or all(p < CLOSE for p in plain):
+        return Verdict.not_supported
+    return Verdict.inconclusive
