@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,6 @@ from resexp.records import (
     parse_row,
     read_json,
 )
-from resexp.screen import talk
 from resexp.settings import Settings, UsageError, as_dict, flatten
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def require_runs(
     runs = find_runs(root, filters, left_out)
     if skipped is None:
         for sentence in left_out:
-            talk.print(f"warning: {sentence}")
+            print(f"warning: {sentence}", file=sys.stderr)
     if runs:
         return runs
     if filters and find_runs(root):
