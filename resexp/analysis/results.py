@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import sys
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -227,19 +227,16 @@ def find_runs(
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
 
 
-def require_runs(
-    root: Path, filters: Sequence[str] = (), skipped: list[str] | None = None
-) -> list[Run]:
+def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
     """``find_runs``, with a UsageError where there is nothing.
 
-    What is left out is said on stderr, unless it is added to ``skipped``: no number is computed
-    from fewer runs than there are without a word.
+    What is left out is said on stderr: no number is computed from fewer runs than there are without
+    a word.
     """
-    left_out: list[str] = [] if skipped is None else skipped
+    left_out: list[str] = []
     runs = find_runs(root, filters, left_out)
-    if skipped is None:
-        for sentence in left_out:
-            print(f"warning: {sentence}", file=sys.stderr)
+    for sentence in left_out:
+        print(f"warning: {sentence}", file=sys.stderr)
     if runs:
         return runs
     if filters and find_runs(root):
