@@ -115,6 +115,7 @@ def modules(packages: set[str]) -> set[str]:
     """What can be imported where these are installed."""
     unlike = {
         "hydra-core": {"hydra", "omegaconf"},
+        "hydra-ray-launcher": {"ray"},
         "torchvision": {"torchvision", "numpy", "PIL"},
         "mlflow-skinny": {"mlflow"},
     }

@@ -476,8 +476,9 @@ def test_rows_go_by_the_header(tmp_path: Path) -> None:
     path = run.path / records.METRICS
     assert tuple(path.read_text().splitlines()[0].split(",")) == HEADERS[1]
     path.write_text(path.read_text().replace("test_iou", "test_overlap"))
+    [damaged] = find_runs(tmp_path)
     with pytest.raises(UsageError, match=r"line 1 is not step,epoch"):
-        run.rows()
+        damaged.rows()
     assert records.keep_rows(run.path, 44) == []
 
 
