@@ -269,7 +269,7 @@ def again(record: dict[str, Any], *, overwrite: bool = False) -> str:
 
 def move(directory: Path) -> str:
     """The command that takes a directory out of every reader's way."""
-    return f"mv {quoted(directory)} {quoted(Path('..') / f'{directory.name}.bad')}"
+    return f"mkdir -p rejected; mv {quoted(directory)} rejected/"
 
 
 def quoted(path: Path) -> str:

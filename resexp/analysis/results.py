@@ -55,7 +55,9 @@ class Run:
 
     path: Path
     record: dict[str, Any]
-    _series: str = field(default="", repr=False, compare=False)  # both are asked for many times
+    # What is asked for many times, kept.
+    _settings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _series: str = field(default="", repr=False, compare=False)
     _rows: list[Row] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -125,7 +127,9 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """A setting by its flat key, such as ``data.name``; its default if the run is older."""
-        return (_defaults() | flatten(self.record["settings"]))[key]
+        if not self._settings:
+            self._settings = _defaults() | flatten(self.record["settings"])
+        return self._settings[key]
 
     def value(self, column: str) -> float | None:
         """The newest value of a column of metrics.csv, from run.json; None if there is none."""
