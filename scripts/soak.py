@@ -2,7 +2,7 @@
 
 Command    nice -n 15 python scripts/soak.py --kills 1000 --out results/soak
 Hardware   two CPU cores, 1 GB of memory
-Cost       about 2 s a kill: 35 minutes; stopped at any time, the same command goes on
+Cost       2 to 5 s a kill: an hour or so; stopped at any time, the same command goes on
 Expected   rows lost 0, rows doubled 0, rows changed 0, runs repeated 0
 
 Two workers share sweeps of tiny networks on the digits through ``resexp.task.perform``, so they
