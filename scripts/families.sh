@@ -13,7 +13,6 @@ archs=plain,residual,preact,highway,shortcut_gate,scaled_shortcut,dropout_shortc
 archs=$archs,rezero,skipinit,fixup,stochastic_depth,se
 $resexp run -m depth=8,20,56 arch=$archs seed=0,1,2,3,4 \
     results=results/digits name=families launch=processes threads=1 "$@"
-$resexp plot $here
 $resexp plot $here --which families
 $resexp table $here --format markdown >$here/table.md
 $resexp report $here
