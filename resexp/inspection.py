@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resexp.analysis.results import Run, fault, row_marks
+from resexp.analysis.results import Run, fault
 from resexp.lock import CLAIM, CLOCK, LOCK, is_held
 from resexp.records import (
     BEGUN,
@@ -25,6 +25,7 @@ from resexp.records import (
     TIME_COLUMNS,
     as_written,
     read_json,
+    row_steps,
 )
 from resexp.settings import Settings, UsageError, as_dict, digest, flatten, run_name
 
@@ -206,7 +207,7 @@ def of_rows(run: Run) -> Iterator[Found]:
     if not run.finished:
         return
     steps = [row.step for row in rows]
-    expected = row_marks(run, steps[-1] if steps else 0)
+    expected = row_steps(run.setting("eval_every"), run.setting("steps"), steps[-1] if steps else 0)
     if steps != expected or not (run.status == "diverged" or steps[-1] == run.setting("steps")):
         yield (
             "fail",

@@ -264,6 +264,12 @@ def append_row(directory: Path, row: Row) -> None:
         raise unwritten(path, error) from error
 
 
+def row_steps(eval_every: int, steps: int, step: int) -> list[int]:
+    """The steps of the rows that a run of ``steps`` steps has after ``step`` of them."""
+    marks = list(range(eval_every, step + 1, eval_every))
+    return marks if step < steps or step in marks else [*marks, step]
+
+
 def keep_rows(directory: Path, step: int) -> list[Row]:
     """Cut metrics.csv after ``step``, where a resumed run goes on; returns the rows that stay.
 

@@ -23,7 +23,7 @@ from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_gpus, check_precision, choose_device, prepare
-from resexp.train.fit import State, begin, fit, is_last, row_follows, row_steps
+from resexp.train.fit import State, begin, fit, is_last, row_follows
 from resexp.train.loggers import check_loggers, open_loggers
 from resexp.train.ranks import ALONE, Ranks, synchronise
 
@@ -293,7 +293,9 @@ def restored(
     state = begin(network, settings)
     warnings = checkpoint.load(directory, state, record["digest"])
     rows = records.keep_rows(directory, state.step)
-    if [row.step for row in rows] == row_steps(settings, state.step):
+    if [row.step for row in rows] == records.row_steps(
+        settings.eval_every, settings.steps, state.step
+    ):
         return state, rows, warnings
     warnings.append(f"{directory / records.METRICS} lacks rows: the run begins again")
     checkpoint.remove(directory)

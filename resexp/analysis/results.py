@@ -184,13 +184,6 @@ class Run:
         return _parse(path, lines[1:], columns)
 
 
-def row_marks(run: Run, step: int) -> list[int]:
-    """The steps of the rows that a run has after ``step`` steps."""
-    every, steps = run.setting("eval_every"), run.setting("steps")
-    marks = list(range(every, step + 1, every))
-    return marks if step < steps or step in marks else [*marks, step]
-
-
 def _parse(path: Path, lines: list[str], columns: tuple[str, ...]) -> list[Row]:
     """Rows from the lines below the header, each at a later step than the one before."""
     rows: list[Row] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
-from resexp.models.layers import LAYOUTS, Convolution, Norm, sequence
+from resexp.models.layers import LAYOUTS, Convolution, Norm, norm_of, sequence
 from resexp.models.merges import SUMS
 from resexp.settings import Arch, Settings, convolutions_per_block
 
@@ -26,7 +26,7 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
         width=settings.width,
         channels=channels,
         classes=classes,
-        norm=Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm),
+        norm=norm_of(settings),
     )
 
 

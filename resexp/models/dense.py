@@ -17,7 +17,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from resexp.models.blocks import Block
-from resexp.models.layers import Convolution, Norm, sequence
+from resexp.models.layers import Convolution, Norm, norm_of, sequence
 from resexp.models.merges import Concatenate, Drop
 from resexp.models.options import Range, read
 from resexp.settings import Merge, Normalisation, Settings, Twin, Unit, UsageError
@@ -54,7 +54,7 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
     """The network of ``settings``, for images of any size from 8 by 8."""
     options = read(Options, settings.arch.options)
     bottleneck = settings.arch.unit is Unit.bottleneck
-    norm = Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
+    norm = norm_of(settings)
     width = options.stem_channels or 2 * options.growth
     stem, _ = sequence(["conv"], channels, [Convolution(width, 3)], norm)
     layers = (settings.depth - 4) // (6 if bottleneck else 3)

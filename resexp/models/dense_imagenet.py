@@ -12,7 +12,7 @@ from typing import Annotated
 
 from resexp.models.dense import MERGES, DenseNetwork, Form, chosen
 from resexp.models.imagenet import Stem, check_size, opening
-from resexp.models.layers import Norm
+from resexp.models.layers import norm_of
 from resexp.models.options import Range, read
 from resexp.settings import Settings
 
@@ -47,7 +47,7 @@ def check(settings: Settings, size: tuple[int, int] | None) -> None:
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> DenseNetwork:
     """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
     options = read(Options, settings.arch.options)
-    norm = Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
+    norm = norm_of(settings)
     width = 2 * options.growth
     stem = opening(options.stem, ["norm", "relu"], channels, width, norm)
     added = [[options.growth] * count for count in LAYERS[settings.depth]]

@@ -14,7 +14,7 @@ from enum import StrEnum
 from torch import Tensor, nn
 
 from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
-from resexp.models.layers import LAYOUTS, Convolution, Norm, sequence
+from resexp.models.layers import LAYOUTS, Convolution, Norm, norm_of, sequence
 from resexp.models.merges import SUMS
 from resexp.models.options import read
 from resexp.settings import Arch, Settings, Unit, UsageError
@@ -64,7 +64,7 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
         stem=options.stem,
         channels=channels,
         classes=classes,
-        norm=Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm),
+        norm=norm_of(settings),
     )
 
 

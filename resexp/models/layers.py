@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resexp.settings import Arch, BottleneckStride, Normalisation, Order, Unit
+from resexp.settings import Arch, BottleneckStride, Normalisation, Order, Settings, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,11 @@ class Norm:
         # The counter is needed by cumulative averages only and costs a kernel a layer on a GPU.
         norm.num_batches_tracked = None
         return norm
+
+
+def norm_of(settings: Settings) -> Norm:
+    """The normalisation that ``settings`` ask for."""
+    return Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
 
 
 GROUPS = 8

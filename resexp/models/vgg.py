@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from resexp.models.layers import Dropout, Norm
+from resexp.models.layers import Dropout, Norm, norm_of
 from resexp.settings import Merge, Normalisation, Settings, UsageError
 
 MERGES = (Merge.plain,)
@@ -44,7 +44,7 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
         width=settings.width,
         channels=channels,
         classes=classes,
-        norm=Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm),
+        norm=norm_of(settings),
     )
 
 

@@ -124,12 +124,6 @@ def is_last(row: Row | None, settings: Settings) -> bool:
     return row is not None and (row.step == settings.steps or not math.isfinite(row.train_loss))
 
 
-def row_steps(settings: Settings, step: int) -> list[int]:
-    """The steps of the rows that a run has after ``step`` steps."""
-    steps = list(range(settings.eval_every, step + 1, settings.eval_every))
-    return steps if step < settings.steps or step in steps else [*steps, step]
-
-
 def row_follows(settings: Settings, step: int) -> bool:
     """Whether the step after ``step`` steps ends with an evaluation."""
     return (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps
