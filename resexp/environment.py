@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from resexp.settings import Settings
+from resexp.settings import Engine, Settings
 from resexp.train.device import device_name
 
 
-def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, Any]:
-    """The ``environment`` of run.json."""
+def environment(
+    settings: Settings, device: torch.device, threads: int, engine: Engine = Engine.eager
+) -> dict[str, Any]:
+    """The ``environment`` of run.json, with the engine that was chosen."""
     on_gpu = device.type == "cuda"
     cudnn = torch.backends.cudnn.version() if on_gpu else None  # type: ignore[no-untyped-call]
     commit, dirty = checkout()
@@ -31,6 +33,7 @@ def environment(settings: Settings, device: torch.device, threads: int) -> dict[
         "device_name": device_name(device),
         "threads": threads,
         "precision": settings.precision.value,
+        "engine": engine.value,
         "deterministic": settings.deterministic or not on_gpu,
         "platform": platform.platform(),
         "process": os.getpid(),

@@ -124,6 +124,16 @@ class WeightDecayOn(StrEnum):
 class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"  # activations in bfloat16; weights, statistics and loss stay fp32
+    fp64 = "fp64"  # everything in float64: a reference, slow
+
+
+class Engine(StrEnum):
+    """How the step of training is carried out: which kernels, and launched by whom."""
+
+    eager = "eager"  # PyTorch's operations, one after another: the reference
+    graph = "graph"  # the same, captured in a CUDA graph once and replayed
+    triton = "triton"  # a graph, with own kernels for normalisation, activation and addition
+    auto = "auto"  # on a GPU the fastest that passes a trial at the start of the run; else eager
 
 
 class BnEval(StrEnum):
@@ -244,6 +254,7 @@ class Settings:
     name: str = "digits"  # folder under results
     results: str = "results"
     device: str = "auto"  # auto, cpu, cuda or cuda:1
+    engine: Engine = Engine.auto
     threads: int = 0  # CPU threads; 0 is one a core
     checkpoint_every: float = 60.0  # seconds
     keep_checkpoint: bool = False
@@ -262,6 +273,7 @@ CIRCUMSTANCES = frozenset(
         "name",
         "results",
         "device",
+        "engine",
         "threads",
         "checkpoint_every",
         "keep_checkpoint",

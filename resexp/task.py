@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -19,13 +19,15 @@ from resexp import models, records
 from resexp.data import batches
 from resexp.environment import environment, peak_memory_mb
 from resexp.records import Claim, Row
-from resexp.settings import Data, Job, Settings, UsageError, as_dict, digest
+from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
 from resexp.train.device import check_gpus, check_precision, choose_device, prepare
+from resexp.train.engine import check_engine, check_repeats
 from resexp.train.fit import State, begin, fit, is_last, row_follows
 from resexp.train.loggers import check_loggers, open_loggers
 from resexp.train.ranks import ALONE, Ranks, synchronise
+from resexp.train.trial import choose
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
 AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class may be most of all
@@ -61,6 +63,7 @@ def check(job: Job, *, here: bool = True) -> Claim:
         device = choose_device(job.settings.device)
         check_precision(job.settings.precision, device)
         check_gpus(job.settings.launch.ranks, device)
+        check_engine(job.settings, device)
     claim = records.look(job)
     if claim is not Claim.done:
         check_loggers(job.settings.loggers)
@@ -166,6 +169,8 @@ def load(settings: Data, device: torch.device) -> images.Images:
     if found is None:
         _newest = None  # before the next is loaded: there may not be room for both
         found = _loaded[key] = images.load(settings).to(device)
+        if device.type == "cuda":  # runs on other streams will read them
+            torch.cuda.synchronize(device)
     _newest = found
     return found
 
@@ -175,14 +180,18 @@ def opened(
 ) -> dict[str, Any]:
     """The record of a run that is about to train, written, beside its settings.
 
-    A resumed run keeps the threads it began with, unless it goes on with another number of ranks:
-    sums on another number of either differ in the last bits.
+    A resumed run keeps the threads and the engine it began with, unless it goes on with another
+    number of ranks or on another kind of device: its sums would differ in the last bits.
     """
     before = records.read_record(job.directory) if claim is Claim.resume else {}
     ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
     alike = ranks_before == job.settings.launch.ranks
-    threads = (alike and before.get("environment", {}).get("threads")) or job.settings.threads
-    threads = prepare(threads, job.settings.deterministic, device)
+    there, settings = before.get("environment", {}) if alike else {}, job.settings
+    threads = prepare(there.get("threads") or settings.threads, settings.deterministic, device)
+    if there.get("device") == device.type:
+        settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
+    check_repeats(settings.engine, job.arch, network)
+    engine, trials = choose(settings, data, network)
     size = models.measure(network, data.channels, data.size)
     record = {
         "run": job.run,
@@ -214,7 +223,8 @@ def opened(
         "seconds": 0.0,
         "images_per_second": None,
         "peak_memory_mb": None,
-        "environment": environment(job.settings, device, threads),
+        "engine_trials": [asdict(trial) for trial in trials],
+        "environment": environment(job.settings, device, threads, engine),
         "started": before.get("started") or now(),
         "updated": now(),
         "error": None,
@@ -243,7 +253,7 @@ def train(
     device = data.train_images.device
     network = build(settings, data, ranks)
     record = opened(job, claim, data, network, device)
-    threads = record["environment"]["threads"]
+    threads, engine = record["environment"]["threads"], Engine(record["environment"]["engine"])
     state, rows, warnings = restored(job, record, data, network.to(device), ranks)
     for known in rows:
         update(record, known, device)
@@ -258,7 +268,7 @@ def train(
         try:
             yield
             prepare(threads, settings.deterministic, device)  # another run may have had a turn
-            for row in () if over else fit(state, settings, data, ranks):
+            for row in () if over else fit(state, settings, data, ranks, engine):
                 if row is not None:
                     records.append_row(directory, row)
                     rows.append(row)

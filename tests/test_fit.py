@@ -18,8 +18,8 @@ from resexp.models.merges import SUMS
 from resexp.records import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row, spell
 from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
 from resexp.train import device
-from resexp.train.evaluate import autocast
 from resexp.train.fit import State, begin, fit
+from resexp.train.precision import autocast
 
 #: Seven steps with rows after four and seven; both drops of the rate fall between them.
 SMALL = Settings(

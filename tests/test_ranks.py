@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from resexp import data, models
 from resexp.config import compose
@@ -67,12 +68,13 @@ def trained(network: nn.Module, images: Tensor, share: float, ranks: Ranks) -> d
         loss = outputs.square().mean() * share
         loss.backward()
         wrong = (outputs > 1).sum()
-        sums.append(ranks.add_up(network, loss.detach(), wrong))
+        gradient = parameters_to_vector(one.grad for one in network.parameters())
+        sums.append(ranks.add_up(gradient, loss.detach(), wrong))
         with torch.no_grad():
-            for parameter in network.parameters():
-                assert parameter.grad is not None
-                parameter -= 0.1 * parameter.grad
-                parameter.grad = None
+            vector_to_parameters(
+                parameters_to_vector(network.parameters()) - 0.1 * gradient, network.parameters()
+            )
+        network.zero_grad()
     network.eval()
     return {
         "state": copy.deepcopy(network.state_dict()),
@@ -272,7 +274,10 @@ def slow_losses(settings: Settings, ranks: int) -> list[float]:
             loss = nn.functional.cross_entropy(state.network(images), labels, reduction="sum")
             (loss / settings.batch_size).backward()
             losses[-1] += loss.item() / settings.batch_size
-        state.optimizer.step(learning_rate(settings, step))
+        rule = state.optimizer
+        rule.collect([parameter.grad for parameter in rule.parameters])
+        rule.step(torch.tensor(rule.rates(learning_rate(settings, step))))
+        state.network.zero_grad()
     return losses
 
 

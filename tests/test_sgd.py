@@ -27,6 +27,14 @@ def backward(network: nn.Module, step: int) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
+def descend(rule: Momentum, network: nn.Module, step: int, rate: float) -> None:
+    """One step of ours, on the ``step``-th batch."""
+    backward(network, step)
+    rule.collect([parameter.grad for parameter in rule.parameters])
+    rule.step(torch.tensor(rule.rates(rate), dtype=rule.weights.dtype))
+    network.zero_grad()
+
+
 def theirs(network: nn.Module, settings: Settings) -> torch.optim.SGD:
     """torch's optimizer, with the groups that weight decay needs."""
     decayed: list[Tensor] = []
@@ -60,8 +68,7 @@ def test_five_steps_end_where_torchs_optimizer_does(settings: Settings, dtype: t
     start = copy.deepcopy(mine)
     ours, torchs = Momentum(mine, settings), theirs(its, settings)
     for step, rate in enumerate(RATES):
-        backward(mine, step)
-        ours.step(rate)
+        descend(ours, mine, step, rate)
         torchs.zero_grad()
         backward(its, step)
         for group in torchs.param_groups:
@@ -81,8 +88,8 @@ def test_decay_on_weights_leaves_norms_and_biases_alone() -> None:
         network = models.build(settings, 1, 10)
         for parameter in network.parameters():
             nn.init.constant_(parameter, 2.0)
-            parameter.grad = torch.zeros_like(parameter)
-        Momentum(network, settings).step(0.5)
+        rule = Momentum(network, settings)
+        rule.step(torch.tensor(rule.rates(0.5)))  # all gradients are 0
         unchanged = [p for p in network.parameters() if torch.equal(p, torch.full_like(p, 2.0))]
         assert len(unchanged) == kept  # 7 norms of two each, and the classifier's bias
         assert all(p.dim() == 1 for p in unchanged)
@@ -91,11 +98,34 @@ def test_decay_on_weights_leaves_norms_and_biases_alone() -> None:
             torch.testing.assert_close(parameter, torch.full_like(parameter, 1.99))
 
 
-def test_a_step_forgets_the_gradients() -> None:
+def test_parameters_are_parts_of_one_tensor_that_stays_where_it_is() -> None:
     network = models.build(SMALL, 1, 10)
-    backward(network, 0)
-    Momentum(network, SMALL).step(0.1)
-    assert all(parameter.grad is None for parameter in network.parameters())
+    before = copy.deepcopy(network.state_dict())
+    rule = Momentum(network, SMALL)
+    where = rule.weights.data_ptr()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    ends = where + 4 * len(rule.weights)
+    for parameter, view in zip(rule.parameters, rule.views(rule.weights), strict=True):
+        assert parameter.data_ptr() == view.data_ptr()
+        assert where <= parameter.data_ptr() < ends
+        assert (parameter.data_ptr() - where) % 128 == 0
+    descend(rule, network, 0, 0.1)
+    assert rule.weights.data_ptr() == where
+    assert not torch.equal(network.state_dict()["stem.conv1.weight"], before["stem.conv1.weight"])
+
+
+def test_a_parameter_without_a_gradient_only_decays() -> None:
+    network = models.build(SMALL, 1, 10)
+    rule = Momentum(network, SMALL)
+    start = rule.weights.clone()
+    rule.gradient.fill_(7)  # of a step before
+    one = torch.full_like(rule.parameters[0], 3)
+    rule.collect([one, *[None] * (len(rule.parameters) - 1)])
+    rule.step(torch.tensor(rule.rates(0.5)))
+    gradients = [3, *[0] * (len(rule.parameters) - 1)]
+    parts = zip(rule.views(rule.weights), rule.views(start), gradients, strict=True)
+    for now, then, gradient in parts:
+        torch.testing.assert_close(now, then - 0.5 * (gradient + 0.01 * then))
 
 
 def velocities(optimizer: Momentum) -> list[Tensor]:
@@ -114,14 +144,12 @@ def test_a_saved_state_goes_on_as_if_it_had_never_stopped() -> None:
     network = models.build(settings, 1, 10)
     optimizer = Momentum(network, settings)
     for step in range(2):
-        backward(network, step)
-        optimizer.step(0.1)
+        descend(optimizer, network, step, 0.1)
     other = copy.deepcopy(network)
     again = Momentum(other, settings)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for one, rule in ((network, optimizer), (other, again)):
-        backward(one, 2)
-        rule.step(0.1)
+        descend(rule, one, 2, 0.1)
     parameters = zip(network.parameters(), other.parameters(), strict=True)
     assert all(torch.equal(mine, its) for mine, its in parameters)
     for before, after in zip(velocities(optimizer), velocities(again), strict=True):
@@ -134,8 +162,7 @@ def test_loading_copies_so_that_a_saved_state_stays_what_it_was() -> None:
     optimizer = Momentum(network, SMALL)
     saved = {"velocities": [torch.ones_like(v) for v in velocities(optimizer)]}
     optimizer.load_state_dict(saved)
-    backward(network, 0)
-    optimizer.step(0.1)
+    descend(optimizer, network, 0, 0.1)
     assert all(bool((v == 1).all()) for v in saved["velocities"])
 
 

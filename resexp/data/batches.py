@@ -46,11 +46,12 @@ class Plan:
 class Statistics:
     """What is subtracted from images scaled to 0..1, and what they are then divided by."""
 
-    mean: torch.Tensor  # float32 [H, W, C] or [C]
-    std: torch.Tensor  # float32 [C]
+    mean: torch.Tensor  # float32, or 64 as the reference, [H, W, C] or [C]
+    std: torch.Tensor  # of the same type, [C]
 
-    def to(self, device: torch.device | str) -> Statistics:
-        return Statistics(self.mean.to(device), self.std.to(device))
+    def to(self, place: torch.device | str | torch.Tensor) -> Statistics:
+        """On a device; or on that of a tensor, and in its type, which images then have too."""
+        return Statistics(self.mean.to(place), self.std.to(place))
 
 
 def plan(
@@ -193,8 +194,8 @@ def _cropped(
 
 
 def _normalised(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
-    """float32 of the shape of ``images``."""
-    return images.to(torch.float32).mul_(TO_UNIT).sub_(stats.mean).div_(stats.std)
+    """Of the shape of ``images`` and the type of ``stats``."""
+    return images.to(stats.mean.dtype).mul_(TO_UNIT).sub_(stats.mean).div_(stats.std)
 
 
 def _per_channel(total: torch.Tensor, square: torch.Tensor, pixels: int) -> Statistics:

@@ -52,7 +52,7 @@ def cpu_flags() -> set[str]:
 
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Raise UsageError where bfloat16 has no hardware: a silent fallback would name it wrongly."""
-    if precision is Precision.fp32:
+    if precision is not Precision.bf16:
         return
     if device.type == "cpu" and not bf16_on_cpu():
         raise UsageError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from resexp.data import UNLABELLED, Images, batches
 from resexp.data.stream import Streamed
 from resexp.settings import BnEval, Precision, Settings
+from resexp.train.precision import autocast
 
 # These decide memory and, in the last bits, sums.
 EVALUATION_BATCH = 1000  # images at most
@@ -27,12 +28,6 @@ class Score(NamedTuple):
     loss: float  # mean cross-entropy in nats
     error: float  # percent of the images, or of the labelled pixels of masks
     iou: float | None = None  # of masks: mean intersection over union, percent
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 activations where ``precision`` asks for them; losses are computed in fp32."""
-    enabled = precision is Precision.bf16
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @torch.no_grad()
@@ -66,11 +61,12 @@ def evaluate(
 
 
 def one_a_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, K] or [N, K, H, W] and their labels as float32 [L, K] and int64 [L].
+    """Logits [N, K] or [N, K, H, W] and their labels as float32 (or 64) [L, K] and int64 [L].
 
     Losses of [L, K] are deterministic on a GPU; those of [N, K, H, W] are not.
     """
-    return logits.float().movedim(1, -1).flatten(0, -2), labels.flatten()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.movedim(1, -1).flatten(0, -2), labels.flatten()
 
 
 def misses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
-from resexp.data.stream import look_ahead
 from resexp.models.merges import draw, drawn
 from resexp.records import Row
-from resexp.settings import Settings
-from resexp.train.evaluate import (
-    Score,
-    autocast,
-    evaluate,
-    evaluation_mode,
-    misses,
-    one_a_label,
-)
+from resexp.settings import Engine, Settings
+from resexp.train.agenda import Agenda
+from resexp.train.engine import ready
+from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, one_a_label
+from resexp.train.precision import Shadow, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
 from resexp.train.schedule import learning_rate
 from resexp.train.sgd import Momentum
@@ -36,6 +32,7 @@ class State:
 
     network: nn.Module
     optimizer: Momentum
+    shadow: Shadow  # the weights once more, as they are multiplied with
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
     wrong: Tensor  # int64, on the device: training labels answered wrongly since the last row
     counted: Tensor  # int64, on the device: training labels since the last row
@@ -68,10 +65,13 @@ class State:
 
 def begin(network: nn.Module, settings: Settings) -> State:
     """The state before the first step, on the network's device."""
+    network.to(weights_type(settings.precision))
     device = next(network.parameters()).device
+    optimizer = Momentum(network, settings)
     return State(
         network=network,
-        optimizer=Momentum(network, settings),
+        optimizer=optimizer,
+        shadow=Shadow(network, optimizer, settings.precision),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         wrong=torch.zeros((), dtype=torch.int64, device=device),
         counted=torch.zeros((), dtype=torch.int64, device=device),
@@ -80,7 +80,11 @@ def begin(network: nn.Module, settings: Settings) -> State:
 
 
 def fit(
-    state: State, settings: Settings, data: Images, ranks: Ranks = ALONE
+    state: State,
+    settings: Settings,
+    data: Images,
+    ranks: Ranks = ALONE,
+    engine: Engine = Engine.eager,
 ) -> Iterator[Row | None]:
     """Train from ``state`` to the last step, one optimizer step a turn.
 
@@ -89,23 +93,20 @@ def fit(
     A loss that is not finite ends the run with the row that shows it.
     """
     statistics = batches.statistics(data.train_images, settings.normalise)
+    statistics = statistics.to(state.optimizer.weights)
+    agenda = Agenda(settings, data, statistics, ranks)
+    step = ready(engine, state.network, partial(train_step, state, settings, agenda, ranks))
     origin = time.perf_counter() - state.seconds
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
         end = min(settings.steps, (first // settings.eval_every + 1) * settings.eval_every)
-        whole = batches.plan(
-            seed=settings.seed,
-            start=first,
-            stop=end,
-            images=len(data.train_labels),
-            batch_size=settings.batch_size,
-            crop_padding=settings.crop_padding,
-            flip=settings.flip,
-        )
-        plan = ranks.share(whole).to(data.train_images.device)
-        look_ahead(data.train_images, plan.index.unbind())
+        rates = [state.optimizer.rates(learning_rate(settings, one)) for one in range(first, end)]
+        agenda.fill(first, end, rates)
         for turn in range(end - first):
-            train_step(state, settings, data, statistics, plan, turn, ranks)
+            agenda.fetch(turn)
+            draw(state.random, settings.seed, state.step)
+            step()
+            state.step += 1
             state.seconds = time.perf_counter() - origin
             if state.step < end:
                 yield None
@@ -129,34 +130,26 @@ def row_follows(settings: Settings, step: int) -> bool:
     return (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps
 
 
-def train_step(
-    state: State,
-    settings: Settings,
-    data: Images,
-    statistics: batches.Statistics,
-    plan: batches.Plan,
-    turn: int,
-    ranks: Ranks,
-) -> None:
-    """One optimizer step on the ``turn``-th batch of ``plan``. Never waits for the device."""
-    index = plan.index[turn]
-    crop = plan.dy[turn], plan.dx[turn], plan.mirror[turn], settings.crop_padding
-    images = batches.batch(data.train_images, statistics, index, *crop)
-    draw(state.random, settings.seed, state.step)
+def train_step(state: State, settings: Settings, agenda: Agenda, ranks: Ranks) -> None:
+    """One optimizer step on the agenda's next batch.
+
+    It reads and writes memory that stays where it is, never waits for the device, and holds no
+    Python number that changes from step to step but for what ``draw`` decides: so a graph can hold
+    it.
+    """
+    images, labels, rates = agenda.next()
     with autocast(settings.precision, images.device):
-        logits = state.network(images)
-    labels = batches.answers(data.train_labels, index, *crop)
+        logits = state.shadow.call(state.network, images)
     share = len(labels) / settings.batch_size  # 1, or this rank's part of the whole mean
     logits, labels = one_a_label(logits, labels)
     loss = cross_entropy(logits, labels, ignore_index=UNLABELLED) * share
-    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.collect(torch.autograd.grad(loss, state.shadow.leaves, allow_unused=True))
     counts = torch.stack([misses(logits.detach(), labels), (labels != UNLABELLED).sum()])
-    loss, counts = ranks.add_up(state.network, loss.detach(), counts)
-    state.optimizer.step(learning_rate(settings, state.step))
+    loss, counts = ranks.add_up(state.optimizer.gradient, loss.detach(), counts)
+    state.optimizer.step(rates)
     state.loss_sum += loss
     state.wrong += counts[0]
     state.counted += counts[1]
-    state.step += 1
 
 
 def evaluation(

@@ -42,21 +42,19 @@ class Ranks:
         fields = (plan.index, plan.dy, plan.dx, plan.mirror)
         return Plan(*(field.tensor_split(self.size, 1)[self.rank] for field in fields))
 
-    def add_up(self, network: nn.Module, loss: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace the gradients by their sums over all ranks; returns those of loss and counts.
+    def add_up(self, gradient: Tensor, loss: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace a flat gradient by its sum over all ranks; returns those of loss and counts.
 
-        All in one message, as float32. Every rank must have gradients of the same parameters.
+        All in one message, in the gradient's type.
         """
         if self.size == 1:
             return loss, counts
-        gradients = [one.grad for one in network.parameters() if one.grad is not None]
-        parts = [*gradients, loss, counts.to(loss.dtype)]
-        whole = torch.cat([part.flatten() for part in parts])
+        parts = [part.to(gradient.dtype).flatten() for part in (gradient, loss, counts)]
+        whole = torch.cat(parts)
         dist.all_reduce(whole)
-        sums = torch.split(whole, [part.numel() for part in parts])
-        for gradient, total in zip(gradients, sums, strict=False):
-            gradient.copy_(total.view(gradient.shape))
-        return sums[-2].squeeze(), sums[-1].to(counts.dtype)
+        total, loss, numbers = torch.split(whole, [part.numel() for part in parts])
+        gradient.copy_(total)
+        return loss.squeeze(), numbers.to(counts.dtype)
 
     def highest(self, number: int) -> int:
         """The highest number that a rank says. Never waits for a GPU."""

@@ -1,13 +1,15 @@
-"""Stochastic gradient descent with momentum, as He et al. 2015 used it.
+"""Stochastic gradient descent with momentum, as He et al. 2015 used it, on flat memory.
 
-The rule of torch.optim.SGD (a test compares them), but with the rate as an argument, so that no
-scheduler's state can drift from the step; with velocities that exist from the start, so that a
-captured or resumed step has no first-step case; and without the 1.7 s import of torch._dynamo that
-constructing a torch optimizer costs.
+The rule of torch.optim.SGD (a test compares them), but with the rate as a tensor, so that a
+captured step can read it from a table and no scheduler's state can drift from the step; with
+velocities that exist from the start, so that a captured or resumed step has no first-step case; in
+a handful of kernels, however many parameters there are; and without the 1.7 s import of
+torch._dynamo that constructing a torch optimizer costs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +17,14 @@ from torch import Tensor, nn
 
 from resexp.settings import Settings, WeightDecayOn
 
+ALIGNMENT = 32  # elements: every parameter starts at 64 bytes, in bfloat16 too, as cuDNN likes it
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters that share a weight decay, and their velocities."""
+    """Parameters that lie side by side and share a weight decay."""
 
-    parameters: list[Tensor]
-    velocities: list[Tensor]
+    span: slice  # of the flat memory
     weight_decay: float
     rate: float = 1.0  # share of the learning rate
 
@@ -30,7 +33,8 @@ class Momentum:
     """v = m v + (g + d p);  p = p - rate v, or with Nesterov p - rate ((g + d p) + m v).
 
     The velocity does not hold the rate: right after a change of rate this differs from Caffe's
-    v = m v + rate g.
+    v = m v + rate g. Making one moves the network's parameters into ``weights``, one flat tensor
+    that stays where it is; ``gradient`` and ``velocity`` have its layout.
     """
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
@@ -40,38 +44,75 @@ class Momentum:
         decay = settings.weight_decay
         small = decay if everything else 0.0
         share = settings.arch.scalar_lr
-        weights: list[Tensor] = []
-        others: list[Tensor] = []
-        scalars: list[Tensor] = []  # single numbers, where they have a rate of their own
-        for one in network.parameters():
+        weights: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
+        scalars: dict[str, Tensor] = {}  # single numbers, where they have a rate of their own
+        for name, one in network.named_parameters():
             apart = share != 1 and one.numel() == 1
-            (scalars if apart else weights if one.dim() > 1 else others).append(one)
-        self.groups = [
-            group(weights, decay),
-            group(others, small),
-            *([group(scalars, small, share)] if scalars else []),
+            (scalars if apart else weights if one.dim() > 1 else others)[name] = one
+        named = weights | others | scalars
+        self.names = list(named)
+        self.parameters = list(named.values())
+        self.starts, size = places(self.parameters)
+        first = self.parameters[0]
+        self.weights = torch.zeros(size, dtype=first.dtype, device=first.device)
+        self.gradient = torch.zeros_like(self.weights)
+        self.velocity = torch.zeros_like(self.weights)
+        self.gradients = self.views(self.gradient)
+        for parameter, view in zip(self.parameters, self.views(self.weights), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+        ends = [*self.starts, size]
+        to_weights, to_others = len(weights), len(weights) + len(others)
+        groups = [
+            Group(slice(0, ends[to_weights]), decay),
+            Group(slice(ends[to_weights], ends[to_others]), small),
+            Group(slice(ends[to_others], size), small, share),
+        ]
+        self.groups = [one for one in groups if one.span.start < one.span.stop]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter's part of a tensor of the layout of ``weights``, in its own shape."""
+        return [
+            flat.as_strided(one.shape, one.stride(), start)
+            for one, start in zip(self.parameters, self.starts, strict=True)
         ]
 
+    def rates(self, rate: float) -> list[float]:
+        """The rate of each group, for a learning rate."""
+        return [rate * one.rate for one in self.groups]
+
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One update from the gradients, which are forgotten."""
-        for one in self.groups:
-            gradients = [gradient(parameter) for parameter in one.parameters]
+    def collect(self, gradients: Sequence[Tensor | None]) -> None:
+        """Write the gradients, in the order of ``parameters``, into the flat one.
+
+        None is zeros: a branch that this step left out.
+        """
+        pairs = list(zip(self.gradients, gradients, strict=True))
+        for view, one in pairs:
+            if one is None:
+                view.zero_()
+        there = [(view, one) for view, one in pairs if one is not None]
+        torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
+
+    @torch.no_grad()
+    def step(self, rates: Tensor) -> None:
+        """One update from ``gradient``, which is spoilt, with the groups' rates [G]."""
+        for rate, one in zip(rates.unbind(), self.groups, strict=True):
+            weights, gradient = self.weights[one.span], self.gradient[one.span]
+            velocity = self.velocity[one.span]
             if one.weight_decay:
-                torch._foreach_add_(gradients, one.parameters, alpha=one.weight_decay)
-            torch._foreach_mul_(one.velocities, self.momentum)
-            torch._foreach_add_(one.velocities, gradients)
+                gradient.add_(weights, alpha=one.weight_decay)
+            velocity.mul_(self.momentum).add_(gradient)
             if self.nesterov:
-                torch._foreach_add_(gradients, one.velocities, alpha=self.momentum)
-                torch._foreach_add_(one.parameters, gradients, alpha=-rate * one.rate)
+                gradient.add_(velocity, alpha=self.momentum)
+                weights.addcmul_(gradient, rate, value=-1)
             else:
-                torch._foreach_add_(one.parameters, one.velocities, alpha=-rate * one.rate)
-            for parameter in one.parameters:
-                parameter.grad = None
+                weights.addcmul_(velocity, rate, value=-1)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """The velocities, in the order of the parameters of each group."""
-        return {"velocities": [v for one in self.groups for v in one.velocities]}
+        """The velocities, in the order of ``parameters``."""
+        return {"velocities": self.views(self.velocity)}
 
     def load_state_dict(self, saved: dict[str, list[Tensor]]) -> None:
         """Set the velocities. Raises ValueError or RuntimeError on those of another network."""
@@ -80,12 +121,10 @@ class Momentum:
             velocity.copy_(value)
 
 
-def group(parameters: list[Tensor], weight_decay: float, rate: float = 1.0) -> Group:
-    """A group at rest."""
-    velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    return Group(parameters, velocities, weight_decay, rate)
-
-
-def gradient(parameter: Tensor) -> Tensor:
-    """The gradient; zeros for a parameter of a branch that this step left out."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def places(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Where each tensor starts in flat memory, in elements, and the size of the whole."""
+    starts, end = [], 0
+    for one in tensors:
+        starts.append(end)
+        end += -(-one.numel() // ALIGNMENT) * ALIGNMENT
+    return starts, end

@@ -1,0 +1,70 @@
+"""Number formats: what is computed in bfloat16, and the weights in that format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from resexp.settings import Precision
+from resexp.train.sgd import Momentum
+
+#: Layers that compute in bfloat16 with weights in bfloat16; autocast would cast theirs each time.
+LOWERED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def weights_type(precision: Precision) -> torch.dtype:
+    """The type of weights, images and statistics."""
+    return torch.float64 if precision is Precision.fp64 else torch.float32
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 activations where ``precision`` asks for them; losses are computed in fp32."""
+    enabled = precision is Precision.bf16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+class Shadow:
+    """With bf16 the weights of LOWERED layers in bfloat16, all cast in one go; else nothing.
+
+    The numbers are autocast's own, which would cast every weight, and its gradient back, alone: two
+    kernels a layer. ``leaves`` is what a step differentiates, in the order of the optimizer's
+    parameters.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Momentum, precision: Precision) -> None:
+        self.weights = optimizer.weights
+        self.copy: Tensor | None = None
+        self.replaced: dict[str, Tensor] = {}
+        if precision is Precision.bf16:
+            self.copy = torch.empty_like(self.weights, dtype=torch.bfloat16)
+            wanted = lowered(network)
+            views = zip(optimizer.names, optimizer.views(self.copy), strict=True)
+            self.replaced = {n: view.requires_grad_() for n, view in views if n in wanted}
+        named: Sequence[tuple[str, Tensor]] = list(
+            zip(optimizer.names, optimizer.parameters, strict=True)
+        )
+        self.leaves = [self.replaced.get(name, parameter) for name, parameter in named]
+
+    def call(self, network: nn.Module, images: Tensor) -> Tensor:
+        """The network's outputs with its weights as they are now."""
+        if self.copy is None:
+            outputs: Tensor = network(images)
+            return outputs
+        self.copy.data.copy_(self.weights)
+        outputs = functional_call(network, self.replaced, (images,), tie_weights=False)
+        return outputs
+
+
+def lowered(network: nn.Module) -> set[str]:
+    """The names of the parameters of :data:`LOWERED` layers."""
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in network.named_modules()
+        if isinstance(module, LOWERED)
+        for name, _ in module.named_parameters(recurse=False)
+    }

@@ -1,0 +1,199 @@
+"""resexp.train.engine: what a captured step may rely on, and how an engine is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from resexp import models
+from resexp.data import Images
+from resexp.settings import (
+    Arch,
+    Engine,
+    Launch,
+    Merge,
+    Normalisation,
+    Order,
+    Precision,
+    Settings,
+    UsageError,
+)
+from resexp.train import fit as fitting
+from resexp.train import trial
+from resexp.train.device import bf16_on_cpu
+from resexp.train.engine import check_engine, check_repeats
+from resexp.train.fit import begin, fit
+
+SMALL = Settings(
+    arch=Arch(merge=Merge.residual),
+    depth=8,
+    width=4,
+    steps=12,
+    eval_every=5,
+    batch_size=16,
+    crop_padding=1,
+    flip=True,
+    warmup_steps=2,
+    warmup_depth=8,
+)
+
+
+class Recorder(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: the operations of one step, repeated on the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        self.calls.append((func, args, kwargs or {}, outputs))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, before in self.calls:
+            after = [one for one in tree_leaves(func(*args, **kwargs)) if isinstance(one, Tensor)]
+            for old, new in zip(before, after, strict=True):
+                if old.data_ptr() != new.data_ptr():  # not a view, nor in place
+                    old.copy_(new)
+
+
+class Replayed:
+    """The third step is recorded and all that follow are its repetitions."""
+
+    def __init__(self, step: Any) -> None:
+        self.step, self.calls, self.recorder = step, 0, Recorder()
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls > 3:
+            self.recorder.replay()
+        elif self.calls == 3:
+            with self.recorder:
+                self.step()
+        else:
+            self.step()
+
+
+ARCHS = {
+    "plain": Arch(),
+    "residual": Arch(merge=Merge.residual),
+    "preact": Arch(merge=Merge.residual, order=Order.full_preactivation),
+    "highway": Arch(merge=Merge.highway),
+    "group": Arch(merge=Merge.residual, norm=Normalisation.group),
+    "fixup": Arch(merge=Merge.scaled, order=Order.fixup, branch_start=1.0, scalar_lr=0.1),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("precision", list(Precision))
+def test_one_recorded_step_repeated_is_every_step(
+    arch: str, precision: Precision, few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that changes is a Python number or lies in new memory: a graph can hold the step."""
+    if precision is Precision.bf16 and not bf16_on_cpu():
+        pytest.skip("this CPU has no bfloat16")
+    settings = replace(SMALL, arch=ARCHS[arch], precision=precision)
+    found = []
+    for ready in (lambda _engine, _network, step: step, lambda _e, _n, step: Replayed(step)):
+        monkeypatch.setattr(fitting, "ready", ready)
+        state = begin(models.build(settings, 1, 10), settings)
+        rows = [row for row in fit(state, settings, few_digits) if row is not None]
+        buffers = dict(state.network.named_buffers())
+        found.append((state.optimizer.weights, state.optimizer.velocity, buffers, rows))
+    (weights, velocity, buffers, rows), (again, speed, others, its) = found
+    assert torch.equal(weights, again)
+    assert torch.equal(velocity, speed)
+    assert all(torch.equal(buffers[name], others[name]) for name in buffers)
+    assert [row.train_loss for row in rows] == [row.train_loss for row in its]
+    assert [row.test_loss for row in rows] == [row.test_loss for row in its]
+
+
+def test_float64_is_the_reference_that_fp32_comes_near(few_digits: Images) -> None:
+    changes = {}
+    for precision in (Precision.fp32, Precision.fp64):
+        settings = replace(SMALL, precision=precision)
+        network = models.build(settings, 1, 10)
+        changes[precision], _ = trial.first_steps(settings, few_digits, network)
+        assert changes[precision].dtype is torch.float64
+    apart = trial.distance(changes[Precision.fp32], changes[Precision.fp64])
+    assert 0 < apart < 1e-4
+
+
+def test_an_engine_that_needs_a_gpu_is_refused_without_one() -> None:
+    cpu = torch.device("cpu")
+    for engine in (Engine.graph, Engine.triton):
+        with pytest.raises(UsageError, match=rf"engine={engine} needs a GPU.*engine=eager"):
+            check_engine(replace(SMALL, engine=engine), cpu)
+    check_engine(replace(SMALL, engine=Engine.auto), cpu)
+    check_engine(SMALL, cpu)
+
+
+def test_a_graph_is_of_one_process_and_triton_of_two_precisions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    two = replace(SMALL, engine=Engine.graph, launch=Launch(ranks=2))
+    with pytest.raises(UsageError, match=r"one process.*launch\.ranks=1"):
+        check_engine(two, gpu)
+    double = replace(SMALL, engine=Engine.triton, precision=Precision.fp64)
+    monkeypatch.setattr("resexp.train.engine.find_spec", lambda name: object())
+    with pytest.raises(UsageError, match=r"precision=fp64.*engine=graph"):
+        check_engine(double, gpu)
+    monkeypatch.setattr("resexp.train.engine.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="package triton"):
+        check_engine(replace(SMALL, engine=Engine.triton), gpu)
+
+
+def test_a_network_whose_steps_differ_is_refused_by_a_graph() -> None:
+    random = models.build(replace(SMALL, arch=Arch(merge=Merge.residual, survival=0.5)), 1, 10)
+    with pytest.raises(UsageError, match=r"arch=stochastic_depth.*engine=eager"):
+        check_repeats(Engine.graph, "stochastic_depth", random)
+    check_repeats(Engine.auto, "stochastic_depth", random)
+    check_repeats(Engine.graph, "residual", models.build(SMALL, 1, 10))
+
+
+def test_auto_is_eager_on_a_cpu_and_tries_nothing(few_digits: Images) -> None:
+    network = models.build(SMALL, 1, 10)
+    assert trial.choose(replace(SMALL, steps=64_000), few_digits, network) == (Engine.eager, [])
+
+
+def test_a_trial_leaves_the_network_as_it_was_and_eager_is_always_right(few_digits: Images) -> None:
+    network = models.build(SMALL, 1, 10)
+    before = [one.clone() for one in network.parameters()]
+    (eager,) = trial.tried(SMALL, few_digits, network)  # a CPU has no other
+    assert eager.engine is Engine.eager
+    assert eager.right
+    assert 0 < eager.distance < 1e-4
+    assert eager.milliseconds > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_fastest_of_those_that_are_right_is_chosen(
+    few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        trial.Trial(Engine.eager, 9.0, 1e-6, True),
+        trial.Trial(Engine.graph, 3.0, 1e-6, True),
+        trial.Trial(Engine.triton, 1.0, 0.5, False),
+    ]
+    monkeypatch.setattr(trial, "tried", lambda *_: found)
+    on_gpu = replace(few_digits, train_images=few_digits.train_images.to("meta"))
+    monkeypatch.setattr(trial, "GPU", "meta")
+    settings = replace(SMALL, steps=64_000)
+    assert trial.choose(settings, on_gpu, models.build(SMALL, 1, 10)) == (Engine.graph, found)
+
+
+def test_a_change_that_is_not_finite_is_infinitely_far() -> None:
+    truth = torch.ones(3, dtype=torch.float64)
+    assert trial.distance(truth * float("nan"), truth) == float("inf")
+    assert trial.distance(truth, truth) == 0
+    assert trial.distance(3 * truth, truth) == pytest.approx(2)
