@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 from resexp import data, models
-from resexp.records import Row, spell
-from resexp.settings import Arch, Data, Merge, Precision, Settings
+from resexp.config import compose
+from resexp.lockstep import run_all
+from resexp.records import COLUMNS, METRICS, TIME_COLUMNS, Row, spell
+from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
+from resexp.task import perform, unwatched
+from resexp.train import trial
 from resexp.train.device import prepare
 from resexp.train.fit import State, begin, fit
 
@@ -17,6 +24,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
 ]
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is no triton")
 
 SHORT = Settings(
     arch=Arch(merge=Merge.residual),
@@ -37,14 +46,14 @@ def start(settings: Settings, device: str) -> tuple[State, data.Images]:
     return begin(network.to(device), settings), images
 
 
-def rows(settings: Settings, device: str) -> list[Row]:
+def rows(settings: Settings, device: str, engine: Engine = Engine.eager) -> list[Row]:
     state, images = start(settings, device)
-    return [row for row in fit(state, settings, images) if row is not None]
+    return [row for row in fit(state, settings, images, engine=engine) if row is not None]
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text but for its two columns of time."""
-    return [spell(getattr(row, key)) for key in list(Row.__slots__)[:-2]]
+    """A row as text but for its columns of time."""
+    return [spell(getattr(row, key)) for key in COLUMNS if key not in TIME_COLUMNS]
 
 
 def test_a_gpu_trains_to_the_losses_of_the_cpu() -> None:
@@ -87,3 +96,131 @@ def test_nothing_waits_for_the_device_between_two_rows() -> None:
             next(turns)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# Engines
+
+
+ENGINES = [Engine.graph, pytest.param(Engine.triton, marks=needs_triton)]
+PRECISIONS = [Precision.fp32, Precision.bf16]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_replays_eagers_own_steps(precision: Precision) -> None:
+    """The kernels are the same, so in deterministic mode every number is: momentum included."""
+    settings = replace(SHORT, deterministic=True, precision=precision)
+    assert [cells(row) for row in rows(settings, "cuda", Engine.graph)] == [
+        cells(row) for row in rows(settings, "cuda")
+    ]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("merge", [Merge.plain, Merge.residual])
+def test_a_step_is_as_near_the_next_higher_precisions_as_eagers(
+    engine: Engine, precision: Precision, merge: Merge
+) -> None:
+    settings = replace(SHORT, arch=Arch(merge=merge), precision=precision)
+    images = data.load(Data()).to("cuda")
+    network = models.build(settings, images.channels, len(images.classes))
+    higher = replace(settings, precision=trial.HIGHER[precision])
+    truth, _ = trial.first_step(higher, images, network)
+    eager, _ = trial.first_step(settings, images, network)
+    mine, _ = trial.first_step(settings, images, network, engine)
+    assert trial.excess(mine, eager, truth, precision) <= trial.ALLOWED
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_hundred_steps_lose_as_much_as_eagers(engine: Engine) -> None:
+    settings = replace(SHORT, steps=200, eval_every=200)
+    eager, mine = rows(settings, "cuda")[-1], rows(settings, "cuda", engine)[-1]
+    assert mine.train_loss == pytest.approx(eager.train_loss, rel=0.03)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_replays_are_bit_equal_twice_and_among_others_on_streams_of_their_own(
+    engine: Engine,
+) -> None:
+    settings = replace(SHORT, deterministic=True)
+    alone = [cells(row) for row in rows(settings, "cuda", engine)]
+    assert [cells(row) for row in rows(settings, "cuda", engine)] == alone
+    turns, found = [], []
+    for _ in range(3):
+        stream = torch.cuda.Stream()
+        state, images = start(settings, "cuda")
+        torch.cuda.synchronize()
+        turns.append((stream, fit(state, settings, images, engine=engine)))
+        found.append([])
+    for _ in range(settings.steps):
+        for (stream, one), seen in zip(turns, found, strict=True):
+            with torch.cuda.stream(stream):
+                row = next(one)
+            if row is not None:
+                seen.append(cells(row))
+    assert found == [alone] * 3
+
+
+def test_a_resumed_graph_goes_on_to_the_byte() -> None:
+    settings = replace(SHORT, deterministic=True)
+    whole = rows(settings, "cuda", Engine.graph)
+    state, images = start(settings, "cuda")
+    turns = fit(state, settings, images, engine=Engine.graph)
+    for _ in range(7):
+        next(turns)
+    saved = copy.deepcopy(state.state_dict())
+    fresh, _ = start(settings, "cuda")
+    fresh.load_state_dict(saved)
+    after = fit(fresh, settings, images, engine=Engine.graph)
+    assert [cells(row) for row in after if row is not None] == [
+        cells(row) for row in whole if row.step > 7
+    ]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_replay_neither_waits_nor_allocates(engine: Engine) -> None:
+    settings = replace(SHORT, steps=40, eval_every=40)
+    state, images = start(settings, "cuda")
+    turns = fit(state, settings, images, engine=engine)
+    for _ in range(8):
+        next(turns)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            next(turns)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_auto_tries_every_engine_and_takes_a_right_one() -> None:
+    settings = replace(SHORT, steps=2_000)
+    images = data.load(Data()).to("cuda")
+    network = models.build(settings, images.channels, len(images.classes))
+    engine, trials = trial.choose(settings, images, network)
+    assert {one.engine for one in trials} >= {Engine.eager, Engine.graph}
+    assert engine in {one.engine for one in trials if one.right}
+    assert all(one.right for one in trials)
+
+
+def test_runs_in_lockstep_are_the_runs_alone(tmp_path: Path) -> None:
+    def csv(launch: str) -> list[list[list[str]]]:
+        words = ["device=cuda", "engine=graph", "deterministic=true", "steps=12", "eval_every=4"]
+        jobs = [
+            compose([*words, f"arch={arch}", "depth=8", f"results={tmp_path / launch}"])
+            for arch in ("plain", "residual")
+        ]
+        if launch == "alone":
+            for job in jobs:
+                perform(job)
+        else:
+            ends = list(run_all(jobs, 2, unwatched))
+            assert [kind for _, (kind, _) in ends] == ["over", "over"]
+        columns = slice(None, -2)  # but those of time
+        return [
+            [line.split(",")[columns] for line in (job.directory / METRICS).read_text().split()]
+            for job in jobs
+        ]
+
+    assert csv("lockstep") == csv("alone")
