@@ -28,6 +28,9 @@ FOLDER = Path("results/digits/mechanisms")
 PAGE = Path("docs/mechanisms.md")
 ENDS = 3  # layers at either end of a network that gradients compares
 TWICE = math.log10(2)  # decades: less than a factor of two is called no change
+HARDLY = 15.0  # points of error that a deleted block may cost and be called harmless
+
+RIGHT, WIDE, WRONG = "as told", "told too widely", "told wrongly"
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        return paired_t(list(self.values)).mean
+        return float(self.values.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Headline:
 
     told: str  # what textbooks and papers say
     measure: Callable[[pd.DataFrame], list[Measured]]
-    otherwise: Callable[[pd.DataFrame], str] | None = None  # how far it is told wrongly
+    #: How right the telling is, and why, where that is not what the finding says.
+    judged: Callable[[pd.DataFrame], tuple[str, str]] | None = None
 
 
 # --- rows
@@ -77,8 +81,10 @@ def choose(
 def by_seed(
     rows: pd.DataFrame, column: str, number: Callable[[pd.Series[float]], float]
 ) -> pd.Series[float]:
-    """A number of each seed's values, in the order of the rows."""
-    return rows.groupby("seed")[column].agg(number)
+    """A number of each seed's values, in the order of the rows; nan where one of them is."""
+    return rows.groupby("seed")[column].agg(
+        lambda some: number(some) if some.notna().all() else math.nan
+    )
 
 
 def values(frame: pd.DataFrame, where: Mapping[str, object], column: str) -> pd.Series[float]:
@@ -87,8 +93,14 @@ def values(frame: pd.DataFrame, where: Mapping[str, object], column: str) -> pd.
 
 
 def difference(one: pd.Series[float], other: pd.Series[float]) -> pd.Series[float]:
-    """Paired by seed; seeds that one of them lacks are left out."""
-    return (one - other).dropna()
+    """Paired by seed; seeds that one of them lacks are left out, values that are nan are not."""
+    seeds = one.index.intersection(other.index)
+    return one[seeds] - other[seeds]
+
+
+def decades(some: pd.Series[float]) -> pd.Series[float]:
+    """Their decimal logarithms."""
+    return some.map(math.log10)
 
 
 def depths_of(frame: pd.DataFrame, column: str, arms: Sequence[str]) -> list[int]:
@@ -106,27 +118,22 @@ def gradients(frame: pd.DataFrame) -> list[Measured]:
 
     def first_over_last(arm: str) -> pd.Series[float]:
         rows = choose(start, {"arm": arm, "depth": deep}, ["layer"])
-        ends = [by_seed(rows, "g", end) for end in (lambda g: g[:ENDS].sum(), last)]
-        return np.log10(ends[0] / ends[1])
-
-    def last(g: pd.Series[float]) -> float:
-        return float(g[-ENDS:].sum())
+        return by_seed(rows, "g", lambda g: math.log10(g.iloc[:ENDS].sum() / g.iloc[-ENDS:].sum()))
 
     def first_layer(depth: int) -> pd.Series[float]:
         where = {"arm": "plain no norm xavier", "depth": depth, "layer": 1}
-        return np.log10(values(start, where, "g"))
+        return decades(values(start, where, "g"))
 
     return [
         Measured(
-            f"plain-{deep}, gradient of the first {ENDS} layers over the last {ENDS}, at the start",
+            f"plain-{deep} at the start, first over last layers",
             first_over_last("plain"),
             "decades",
             "+.2f",
         ),
         Measured(f"residual-{deep}", first_over_last("residual"), "decades", "+.2f"),
         Measured(
-            f"control, no normalisation, Xavier's weights: first layer's gradient, plain-{deep} "
-            f"over plain-{depths[0]}",
+            f"control, no normalisation, Xavier's weights, depth {deep} over {depths[0]}",
             difference(first_layer(deep), first_layer(depths[0])),
             "decades",
             "+.1f",
@@ -134,14 +141,15 @@ def gradients(frame: pd.DataFrame) -> list[Measured]:
     ]
 
 
-def gradients_otherwise(frame: pd.DataFrame) -> str:
+def gradients_judged(frame: pd.DataFrame) -> tuple[str, str]:
     plain, residual, control = gradients(frame)
-    depth = residual.what.partition("-")[2]
     return (
-        f"told as vanishing. With batch normalisation the gradients of plain-{depth} "
+        RIGHT if plain.mean < -TWICE else WRONG,
+        "with batch normalisation the gradients of plain networks "
         f"{direction(plain.mean)} towards the input at the start, by {plain.mean:+.1f} decades "
-        f"(residual {residual.mean:+.1f}). Without normalisation and from Xavier's weights they "
-        f"{direction(control.mean)} with depth, by {control.mean:+.1f} decades."
+        f"from the last layers to the first ({residual.what}: {residual.mean:+.1f}). Without "
+        f"normalisation and from Xavier's weights the first layer's {direction(control.mean)} with "
+        f"depth, by {control.mean:+.1f} decades.",
     )
 
 
@@ -161,10 +169,10 @@ def highway(frame: pd.DataFrame) -> list[Measured]:
         deep = depths_of(some, "arm", [arm])[-1]
         rows = choose(some, {"arm": arm, "depth": deep}, ["block"])
         share = by_seed(rows, "shortcut_share", pd.Series.median)
-        what = f"{arm}-{deep} {words[moment]}, a block's gradient by its shortcut (median)"
+        what = f"{arm}-{deep} {words[moment]}, share of the shortcut"
         found.append(Measured(what, 100 * share, "%", ".0f"))
     error = by_seed(frame, "identity_error", pd.Series.max)
-    return [*found, Measured("the identity, largest error", error, "", ".0e", interval=False)]
+    return [*found, Measured("error of the equation", error, "", ".0e", interval=False)]
 
 
 def responses(frame: pd.DataFrame) -> list[Measured]:
@@ -174,17 +182,22 @@ def responses(frame: pd.DataFrame) -> list[Measured]:
 
     def average(arch: str, depth: int, column: str) -> pd.Series[float]:
         rows = choose(usual, {"arch": arch, "depth": depth}, ["layer"])
-        return by_seed(rows, column, pd.Series.mean)
+        return by_seed(rows.dropna(subset=[column]), column, pd.Series.mean)
 
     def less(column: str) -> pd.Series[float]:
         return difference(average("residual", deep, column), average("plain", deep, column))
 
     deeper = difference(average("residual", deep, "std"), average("residual", shallow, "std"))
     return [
-        Measured(f"response, residual-{deep} less plain-{deep}", less("std"), "(std)", "+.3f"),
-        Measured(f"residual-{deep} less residual-{shallow}", deeper, "(std)", "+.3f"),
         Measured(
-            f"size of F(x) over x, residual-{deep} less plain-{deep}",
+            f"standard deviation, residual-{deep} less plain-{deep}",
+            less("std"),
+            "",
+            "+.3f",
+        ),
+        Measured(f"residual-{deep} less residual-{shallow}", deeper, "", "+.3f"),
+        Measured(
+            f"|F(x)|/|x|, residual-{deep} less plain-{deep}",
             less("branch_over_input"),
             "",
             "+.2f",
@@ -203,19 +216,19 @@ def identity(frame: pd.DataFrame) -> list[Measured]:
     layers = int(frame.loc[frame["part"] == "regression", "depth"].max())
     return [
         Measured(
-            f"plain-{deep}, loss trained as usual less constructed",
+            f"loss of plain-{deep}, trained less constructed",
             difference(nats("scratch"), nats("constructed")),
             "nats",
             "+.4f",
         ),
         Measured(
-            "constructed and its shallow source apart",
+            "constructed and shallow apart",
             difference(nats("constructed"), nats("shallow")).abs(),
             "nats",
             ".0e",
             interval=False,
         ),
-        Measured(f"y = x, {layers} layers, relative error: plain", miss("plain"), "", ".3f"),
+        Measured(f"y = x, {layers} layers, error: plain", miss("plain"), "", ".3f"),
         Measured("residual", miss("residual"), "", ".3f"),
     ]
 
@@ -223,9 +236,10 @@ def identity(frame: pd.DataFrame) -> list[Measured]:
 def lesion(frame: pd.DataFrame) -> list[Measured]:
     deep = depths_of(frame, "arch", ["plain", "residual"])[-1]
     blocks = int(frame.loc[frame["depth"] == deep, "blocks"].iloc[0])
+    intact = values(frame, {"arch": "plain", "depth": deep, "kind": "whole"}, "error_percent")
     return [
         Measured(
-            f"one of {blocks} blocks deleted, plain-{deep}, test error (median block)",
+            f"plain-{deep}, one of {blocks} blocks (undamaged {intact.mean():.0f} %)",
             excess(frame, "plain", deep, pd.Series.median),
             "points",
             "+.1f",
@@ -234,7 +248,7 @@ def lesion(frame: pd.DataFrame) -> list[Measured]:
             f"residual-{deep}", excess(frame, "residual", deep, pd.Series.median), "points", "+.1f"
         ),
         Measured(
-            f"residual-{deep}, worst block",
+            "its worst block",
             excess(frame, "residual", deep, pd.Series.max),
             "points",
             "+.1f",
@@ -252,52 +266,77 @@ def excess(
     return difference(by_seed(deleted, "error_percent", number), whole)
 
 
-def lesion_otherwise(frame: pd.DataFrame) -> str:
-    told = []
+def lesion_judged(frame: pd.DataFrame) -> tuple[str, str]:
+    costs = {}
     for depth in depths_of(frame, "arch", ["residual"]):
-        rows = frame[(frame["arch"] == "residual") & (frame["depth"] == depth)]
-        points = excess(frame, "residual", depth, pd.Series.median).mean()
-        told.append(f"{points:+.1f} with {int(rows['blocks'].iloc[0])} blocks")
+        blocks = frame.loc[frame["depth"] == depth, "blocks"].iloc[0]
+        costs[int(blocks)] = excess(frame, "residual", depth, pd.Series.median).mean()
+    told = ", ".join(f"{points:+.1f} with {blocks} blocks" for blocks, points in costs.items())
     return (
-        "told of residual networks, whatever their depth. One deleted block (the median one) costs "
-        f"points of test error: {', '.join(told)}."
+        WIDE if max(costs.values()) > HARDLY else RIGHT,
+        "it is told of residual networks whatever their depth; deleting one block (the median one) "
+        f"costs points of test error: {told}.",
     )
 
 
 def paths(frame: pd.DataFrame) -> list[Measured]:
-    residual = frame[(frame["arch"] == "residual") & (frame["statistics"] == "batch")]
-    deep = depths_of(residual, "arch", ["residual"])[-1]
-    found = {}
-    for when in ("start", "end"):
-        rows = choose(residual, {"depth": deep, "when": when}, ["k"])
-        found[when] = {seed: slope(one["k"], one["norm"]) for seed, one in rows.groupby("seed")}
-    beyond = (rows["k"] * rows["weight"]).groupby(rows["seed"]).sum() - rows["blocks"].max() / 2
+    depth, trained = unravelled(frame, "end", "batch")
+    _, start = unravelled(frame, "start", "batch")
+    length = (trained["k"] * trained["weight"]).groupby(trained["seed"]).sum()
     return [
         Measured(
-            f"residual-{deep} trained, a path's gradient by each branch on it",
-            pd.Series(found["end"]),
+            f"residual-{depth} trained, a branch's factor",
+            slopes(trained),
             "times",
             ".2f",
             base=10,
         ),
-        Measured("at the start", pd.Series(found["start"]), "times", ".2f", base=10),
-        Measured("trained, mean length by weight, from half of all", beyond, "blocks", "+.1f"),
+        Measured("at the start", slopes(start), "times", ".2f", base=10),
+        Measured(
+            "trained, mean length less half of all",
+            length - trained["k"].max() / 2,
+            "blocks",
+            "+.1f",
+        ),
     ]
 
 
-def paths_otherwise(frame: pd.DataFrame) -> str:
-    trained, start, _ = paths(frame)
-    decays = {one.what: paired_t(list(one.values)).high < 0 for one in (trained, start)}
+def paths_judged(frame: pd.DataFrame) -> tuple[str, str]:
+    places = {
+        "trained": ("end", "batch"),
+        "at the start": ("start", "batch"),
+        "at the start with running statistics, where normalisation does nothing": (
+            "start",
+            "running",
+        ),
+    }
+    found = {
+        words: paired_t(list(slopes(unravelled(frame, *at)[1]))) for words, at in places.items()
+    }
+    trained, *before = (one.high < 0 for one in found.values())
+    word = WRONG if not trained else RIGHT if all(before) else WIDE
     said = {
-        (True, False): "The decay with length appears only after training",
-        (True, True): "The decay with length is there before training",
-        (False, True): "The decay with length is there at the start and not after training",
-        (False, False): "No decay with length is shown, before training or after",
-    }[decays[trained.what], decays[start.what]]
-    return (
-        f"told as a property of the architecture. {said}: each branch on a path multiplies its "
-        f"gradient by {10**start.mean:.2f} at the start and by {10**trained.mean:.2f} trained."
+        RIGHT: "longer paths carry less, trained and before training",
+        WIDE: "longer paths carry less after training, but not in every case before",
+        WRONG: "that longer paths carry less after training is not shown",
+    }[word]
+    factors = ", ".join(f"{10**one.mean:.2f} {words}" for words, one in found.items())
+    return word, (
+        f"it is told as a property of the architecture; {said}. Each branch on a path multiplies "
+        f"its gradient by {factors}."
     )
+
+
+def unravelled(frame: pd.DataFrame, when: str, statistics: str) -> tuple[int, pd.DataFrame]:
+    """The rows of the deepest residual networks, and their depth."""
+    depth = depths_of(frame, "arch", ["residual"])[-1]
+    where = {"arch": "residual", "depth": depth, "when": when, "statistics": statistics}
+    return depth, choose(frame, where, ["k"])
+
+
+def slopes(rows: pd.DataFrame) -> pd.Series[float]:
+    """log10 of what a branch multiplies a path's gradient by, by seed."""
+    return pd.Series({seed: slope(one["k"], one["norm"]) for seed, one in rows.groupby("seed")})
 
 
 def slope(x: pd.Series[float], y: pd.Series[float]) -> float:
@@ -311,8 +350,8 @@ def landscape(frame: pd.DataFrame) -> list[Measured]:
 
     def rough(arch: str, depth: int) -> pd.Series[float]:
         where = {"arch": arch, "depth": depth, "kind": "slice"}
-        rows = choose(frame, where, ["direction", "a"])
-        return rows.groupby(["seed", "direction"])["loss"].agg(roughness).groupby("seed").median()
+        slices = choose(frame, where, ["direction", "a"]).groupby(["seed", "direction"])["loss"]
+        return by_seed(slices.agg(roughness).reset_index(), "loss", pd.Series.median)
 
     return [
         Measured(
@@ -333,9 +372,9 @@ def roughness(losses: pd.Series[float]) -> float:
 
 def shattering(frame: pd.DataFrame) -> list[Measured]:
     networks = {
-        "plain centred": (24, "plain, centred, 24 layers: neighbouring gradients correlate"),
-        "residual batch norm 0.1": (50, "residual, branches times 0.1, 50 layers"),
-        "plain": (24, "control, plain, not centred, 24 layers"),
+        "plain centred": (24, "correlation, plain centred, 24 layers"),
+        "residual batch norm 0.1": (50, "residual, branches x 0.1, 50 layers"),
+        "plain": (24, "control, plain not centred, 24 layers"),
     }
     return [
         Measured(
@@ -354,20 +393,20 @@ def rank(frame: pd.DataFrame) -> list[Measured]:
 
     def gradient(arm: str, layers: int) -> pd.Series[float]:
         where = {"measured": "gradient", "arm": arm, "layers": layers}
-        return np.log10(values(frame, where, "value"))
+        return decades(values(frame, where, "value"))
 
     most = int(frame.loc[frame["measured"] == "gradient", "layers"].max())
     return [
         Measured(
-            "tokens apart after 4 layers without skips",
+            "tokens apart, 4 layers, no skips",
             apart("no skip pre-LN", 4),
             "",
             ".0e",
             interval=False,
         ),
-        Measured("after 12 with skips, pre-LN", apart("skip pre-LN", 12), "", ".2f"),
+        Measured("12 layers, skips, pre-LN", apart("skip pre-LN", 12), "", ".2f"),
         Measured(
-            f"last layer's gradient at {most} layers, post-LN over pre-LN",
+            f"gradient, {most} layers, post-LN over pre-LN",
             difference(gradient("skip post-LN", most), gradient("skip pre-LN", most)),
             "times",
             ".1f",
@@ -380,19 +419,19 @@ def where(frame: pd.DataFrame) -> list[Measured]:
     depth, step = frame.sort_values(["depth", "step"])[["depth", "step"]].iloc[-1]
     here = frame[(frame["depth"] == depth) & (frame["step"] == step)]
     nats = {
-        arm: np.log10(values(here, {"arm": arm}, "loss"))
+        arm: decades(values(here, {"arm": arm}, "loss"))
         for arm in ("none", "stage 1", "stage 2", "stage 3", "all")
     }
     best = min(("stage 1", "stage 2", "stage 3"), key=lambda arm: float(nats[arm].mean()))
     return [
         Measured(
-            f"depth {depth}, step {step}, log10 loss with skips in all stages less in none",
+            "log10 loss, skips in all stages less none",
             difference(nats["all"], nats["none"]),
             "decades",
             "+.2f",
         ),
         Measured(
-            f"in all less in the best single one, {best}",
+            f"all less the best alone, {best}",
             difference(nats["all"], nats[best]),
             "decades",
             "+.2f",
@@ -403,13 +442,13 @@ def where(frame: pd.DataFrame) -> list[Measured]:
 def speed(frame: pd.DataFrame) -> list[Measured]:
     def steps(arm: str) -> pd.Series[float]:
         rows = choose(frame, {"arm": arm, "depth": depth}, ["step"])
-        return np.log2(by_seed(rows, "steps_to_threshold", pd.Series.max))
+        return by_seed(rows, "steps_to_threshold", pd.Series.max).map(math.log2)
 
     depth = depths_of(frame, "arm", ["rezero", "preact", "residual"])[0]
     return [
         Measured(what, difference(steps(arm), steps("residual")), "times", ".2f", base=2)
         for arm, what in (
-            ("rezero", f"depth {depth}, steps to the threshold, ReZero over residual"),
+            ("rezero", "steps, ReZero over residual"),
             ("preact", "pre-activation over residual"),
         )
     ]
@@ -420,7 +459,7 @@ HEADLINES = {
     "gradients": Headline(
         "Every layer shrinks the gradient, so the first layers of a deep network hardly learn.",
         gradients,
-        gradients_otherwise,
+        gradients_judged,
     ),
     "highway": Headline(
         "dL/dx = dL/dy (dF/dx + 1): the 1 carries the gradient to any layer.",
@@ -439,13 +478,13 @@ HEADLINES = {
     "lesion": Headline(
         "Without one layer VGG falls to chance; ResNet-110 without one block hardly changes.",
         lesion,
-        lesion_otherwise,
+        lesion_judged,
     ),
     "paths": Headline(
         "A path's gradient falls exponentially with its length; 5 to 17 of 54 blocks, 0.45 % of "
         "the paths, carry most.",
         paths,
-        paths_otherwise,
+        paths_judged,
     ),
     "landscape": Headline(
         "At 56 layers chaotic without skips, smooth with them; at 20 hardly a difference.",
@@ -465,7 +504,8 @@ HEADLINES = {
         where,
     ),
     "speed": Headline(
-        "Both start faster than the original residual network.",
+        "ReZero: ResNet-56 reaches a threshold 32 % sooner. Pre-activation: 1001 layers optimise "
+        "faster.",
         speed,
     ),
 }
@@ -486,22 +526,25 @@ def page(folder: Path, link: str) -> str:
     found = {name: json.loads((folder / f"probe-{name}.json").read_text()) for name in HEADLINES}
     frames = {name: pd.read_csv(folder / f"probe-{name}.csv") for name in HEADLINES}
     recipes = dict.fromkeys(one["recipe"] for one in found.values())
+    judged = {
+        name: headline.judged(frames[name])
+        for name, headline in HEADLINES.items()
+        if headline.judged
+    }
     parts = [
         "# Why skips work: what is told, and what was measured",
         "Made by `scripts/mechanisms.py` from the files that `resexp probe` left in "
-        f"[{link.removeprefix('../')}]({link}): not written by hand, and a test compares it with "
-        "them. All of it again: `./scripts/mechanisms.sh`.",
-        "A finding is the word of a rule that was fixed before measuring, and holds under its "
-        f"recipe ({'; '.join(recipes)}), not in general. Numbers are means over n seeds, of "
-        "differences paired by seed where two networks are compared, with 95 % intervals of "
-        "Student's t (of ratios, geometric), each by itself; where an interval makes no sense, the "
-        "range. Three seeds make wide intervals. A decade is a factor of ten.",
-        "\n".join(table(found, frames, link)),
-        "## Usually told otherwise",
+        f"[{link.removeprefix('../')}]({link}); a test compares it with them. To measure all of it "
+        "again: `./scripts/mechanisms.sh`.",
+        "A finding is the word of a rule fixed before measuring, and holds under its recipe "
+        f"({'; '.join(recipes)}), not in general. Numbers are means over n seeds (of differences "
+        "and ratios paired by seed where two networks are compared; of ratios geometric) with 95 % "
+        "intervals of Student's t, each by itself; where an interval makes no sense, the range. "
+        "A decade is a factor of ten; errors are in percent.",
+        "\n".join(table(found, frames, {name: word for name, (word, _) in judged.items()}, link)),
+        "## How it is told",
         "\n".join(
-            f"- [{name}](#{name}): {plain(headline.otherwise(frames[name]))}"
-            for name, headline in HEADLINES.items()
-            if headline.otherwise
+            f"- [{name}](#{name}), **{word}**: {plain(why)}" for name, (word, why) in judged.items()
         ),
         *(section(one, link) for one in found.values()),
     ]
@@ -509,24 +552,29 @@ def page(folder: Path, link: str) -> str:
 
 
 def table(
-    found: Mapping[str, dict[str, Any]], frames: Mapping[str, pd.DataFrame], link: str
+    found: Mapping[str, dict[str, Any]],
+    frames: Mapping[str, pd.DataFrame],
+    words: Mapping[str, str],
+    link: str,
 ) -> list[str]:
-    """A row a probe."""
+    """A row a probe; ``words`` say of some how right the telling is."""
     lines = [
-        "| claim | probe | what textbooks say | what was measured | finding |",
+        "| claim | probe | what textbooks say | what was measured (95 % interval) | finding |",
         "|---|---|---|---|---|",
     ]
     for name, headline in HEADLINES.items():
         one = found[name]
-        measured = [plain(number(each)) for each in headline.measure(frames[name])]
+        measured = headline.measure(frames[name])
         finding = f"**{one['verdict']}**"
-        if headline.otherwise:
-            finding += "; [usually told otherwise](#usually-told-otherwise)"
+        if name in words:
+            finding += f"; [{words[name]}](#how-it-is-told)"
         cells = [
             plain(one["claim"]),
             f"[{name}](#{name})",
             f"{plain(headline.told)} ({plain(one['source'])})",
-            "<br>".join([*measured, f"[figure]({link}/probe-{name}.png)"]),
+            "<br>".join(
+                [*map(number, measured), f"{seeds(measured)}, [figure]({link}/probe-{name}.png)"]
+            ),
             finding,
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -534,21 +582,26 @@ def table(
 
 
 def number(one: Measured) -> str:
-    """``plain-56: +3.12 decades (95 % +2.90 to +3.34, n = 3)``."""
-    unit = f" {one.unit}" if one.unit else ""
-    n = len(one.values)
+    """``**+3.12 decades** (+2.90 to +3.34) plain-56``, in Markdown."""
+    what, unit, n = plain(one.what), f" {one.unit}" if one.unit else "", len(one.values)
     bad = int((~np.isfinite(one.values)).sum())
     if bad:
-        return f"{one.what}: not finite in {bad} of {n} seeds"
+        return f"**not finite** in {bad} of {n} seeds: {what}"
 
     def told(value: float) -> str:
         return format(one.base**value if one.base else value, one.form)
 
     if not one.interval:
-        return f"{one.what}: {told(one.values.min())} to {told(one.values.max())}{unit} (n = {n})"
+        return f"**{told(one.values.min())} to {told(one.values.max())}{unit}** (range) {what}"
     known = paired_t(list(one.values))
-    spread = f"95 % {told(known.low)} to {told(known.high)}, " if n > 1 else ""
-    return f"{one.what}: {told(known.mean)}{unit} ({spread}n = {n})"
+    spread = f"{told(known.low)} to {told(known.high)}" if n > 1 else "no interval"
+    return f"**{told(known.mean)}{unit}** ({spread}) {what}"
+
+
+def seeds(measured: Sequence[Measured]) -> str:
+    """Over how many seeds."""
+    counts = sorted({len(one.values) for one in measured})
+    return "n = " + " to ".join(map(str, counts))
 
 
 def section(found: Mapping[str, Any], link: str) -> str:
@@ -562,8 +615,7 @@ def section(found: Mapping[str, Any], link: str) -> str:
             f"**{verdict.capitalize()}** under this recipe: {plain(found['sentence'])}",
             f"![{claim} {verdict.capitalize()}.]({link}/probe-{name}.png)",
             "\n".join(
-                f"- {line}"
-                for line in [*map(plain, found["conventions"]), circumstances(found)]
+                f"- {line}" for line in [*map(plain, found["conventions"]), circumstances(found)]
             ),
         ]
     )
