@@ -329,9 +329,9 @@ def paths_judged(frame: pd.DataFrame) -> tuple[str, str]:
 
 def unravelled(frame: pd.DataFrame, when: str, statistics: str) -> tuple[int, pd.DataFrame]:
     """The rows of the deepest residual networks, and their depth."""
-    depth = depths_of(frame, "arch", ["residual"])[-1]
-    where = {"arch": "residual", "depth": depth, "when": when, "statistics": statistics}
-    return depth, choose(frame, where, ["k"])
+    some = frame[(frame["when"] == when) & (frame["statistics"] == statistics)]
+    depth = depths_of(some, "arch", ["residual"])[-1]
+    return depth, choose(some, {"arch": "residual", "depth": depth}, ["k"])
 
 
 def slopes(rows: pd.DataFrame) -> pd.Series[float]:
