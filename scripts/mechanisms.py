@@ -113,43 +113,51 @@ def depths_of(frame: pd.DataFrame, column: str, arms: Sequence[str]) -> list[int
 
 
 def gradients(frame: pd.DataFrame) -> list[Measured]:
-    start = frame[frame["step"].astype(str) == "0"]
-    *_, deep = depths = depths_of(start, "arm", ["plain", "residual", "plain no norm xavier"])
-
-    def first_over_last(arm: str) -> pd.Series[float]:
-        rows = choose(start, {"arm": arm, "depth": deep}, ["layer"])
-        return by_seed(rows, "g", lambda g: math.log10(g.iloc[:ENDS].sum() / g.iloc[-ENDS:].sum()))
+    frame = frame.assign(step=frame["step"].astype(str))
+    start, end = frame[frame["step"] == "0"], frame[frame["step"] == "end"]
+    shallow, *_, deep = depths_of(start, "arm", ["plain", "residual", "plain no norm xavier"])
 
     def first_layer(depth: int) -> pd.Series[float]:
         where = {"arm": "plain no norm xavier", "depth": depth, "layer": 1}
         return decades(values(start, where, "g"))
 
+    def told(what: str, some: pd.Series[float]) -> Measured:
+        return Measured(what, some, "decades", "+.1f")
+
     return [
-        Measured(
+        told(
             f"plain-{deep} at the start, first over last layers",
-            first_over_last("plain"),
-            "decades",
-            "+.2f",
+            first_over_last(start, "plain", deep, "g"),
         ),
-        Measured(f"residual-{deep}", first_over_last("residual"), "decades", "+.2f"),
-        Measured(
-            f"control, no normalisation, Xavier's weights, depth {deep} over {depths[0]}",
-            difference(first_layer(deep), first_layer(depths[0])),
-            "decades",
-            "+.1f",
+        told(f"residual-{deep}", first_over_last(start, "residual", deep, "g")),
+        told(
+            f"plain-{deep} trained, in units of the weights",
+            first_over_last(end, "plain", deep, "r"),
+        ),
+        told(
+            f"control, no normalisation, Xavier's weights, depth {deep} over {shallow}",
+            difference(first_layer(deep), first_layer(shallow)),
         ),
     ]
 
 
+def first_over_last(frame: pd.DataFrame, arm: str, depth: int, column: str) -> pd.Series[float]:
+    """log10 of the gradient of the first ENDS layers over that of the last ENDS, by seed."""
+    rows = choose(frame, {"arm": arm, "depth": depth}, ["layer"])
+    return by_seed(
+        rows, column, lambda some: math.log10(some.iloc[:ENDS].sum() / some.iloc[-ENDS:].sum())
+    )
+
+
 def gradients_judged(frame: pd.DataFrame) -> tuple[str, str]:
-    plain, residual, control = gradients(frame)
+    plain, residual, trained, control = (one.mean for one in gradients(frame))
     return (
-        RIGHT if plain.mean < -TWICE else WRONG,
-        "with batch normalisation the gradients of plain networks "
-        f"{direction(plain.mean)} towards the input at the start, by {plain.mean:+.1f} decades "
-        f"from the last layers to the first ({residual.what}: {residual.mean:+.1f}). Without "
-        f"normalisation and from Xavier's weights the first layer's {direction(control.mean)} with "
-        f"depth, by {control.mean:+.1f} decades.",
+        RIGHT if plain < -TWICE else WRONG,
+        f"with batch normalisation the gradients of plain networks {direction(plain)} towards the "
+        f"input at the start, by {plain:+.1f} decades from the last layers to the first (residual "
+        f"{residual:+.1f}); of trained ones, in units of the weights, they {direction(trained)}, "
+        f"by {trained:+.1f}. Without normalisation and from Xavier's weights the first layer's "
+        f"{direction(control)} with depth, by {control:+.1f} decades.",
     )
 
 
@@ -162,17 +170,21 @@ def direction(decades: float) -> str:
 
 def highway(frame: pd.DataFrame) -> list[Measured]:
     when = "end" if (frame["when"] == "end").any() else "start"
-    words = {"start": "at the start", "end": "trained"}
-    found = []
-    for arm, moment in (("residual", when), ("preact", "start")):
-        some = frame[frame["when"] == moment]
-        deep = depths_of(some, "arm", [arm])[-1]
-        rows = choose(some, {"arm": arm, "depth": deep}, ["block"])
-        share = by_seed(rows, "shortcut_share", pd.Series.median)
-        what = f"{arm}-{deep} {words[moment]}, share of the shortcut"
-        found.append(Measured(what, 100 * share, "%", ".0f"))
+    shallow, *_, deep = depths_of(frame, "arm", ["residual"])
+
+    def share(arm: str, depth: int, moment: str) -> Measured:
+        rows = choose(frame, {"arm": arm, "depth": depth, "when": moment}, ["block"])
+        percent = 100 * by_seed(rows, "shortcut_share", pd.Series.median)
+        moment = {"start": "at the start", "end": "trained"}[moment]
+        return Measured(f"by shortcuts, {arm}-{depth} {moment}", percent, "%", ".0f")
+
     error = by_seed(frame, "identity_error", pd.Series.max)
-    return [*found, Measured("error of the equation", error, "", ".0e", interval=False)]
+    return [
+        share("residual", deep, when),
+        share("residual", shallow, when),
+        share("preact", depths_of(frame, "arm", ["preact"])[-1], "start"),
+        Measured("error of the equation", error, "", ".0e", interval=False),
+    ]
 
 
 def responses(frame: pd.DataFrame) -> list[Measured]:
@@ -267,15 +279,23 @@ def excess(
 
 
 def lesion_judged(frame: pd.DataFrame) -> tuple[str, str]:
-    costs = {}
-    for depth in depths_of(frame, "arch", ["residual"]):
-        blocks = frame.loc[frame["depth"] == depth, "blocks"].iloc[0]
-        costs[int(blocks)] = excess(frame, "residual", depth, pd.Series.median).mean()
-    told = ", ".join(f"{points:+.1f} with {blocks} blocks" for blocks, points in costs.items())
+    def costs(arch: str) -> dict[int, float]:
+        """Points by the number of blocks."""
+        found = {}
+        for depth in depths_of(frame, "arch", [arch]):
+            blocks = int(frame.loc[frame["depth"] == depth, "blocks"].iloc[0])
+            found[blocks] = float(excess(frame, arch, depth, pd.Series.median).mean())
+        return found
+
+    residual, plain = (
+        ", ".join(f"{points:+.1f} with {blocks}" for blocks, points in costs(arch).items())
+        for arch in ("residual", "plain")
+    )
     return (
-        WIDE if max(costs.values()) > HARDLY else RIGHT,
+        WIDE if max(costs("residual").values()) > HARDLY else RIGHT,
         "it is told of residual networks whatever their depth; deleting one block (the median one) "
-        f"costs points of test error: {told}.",
+        f"costs them these points of test error, by blocks: {residual}. Plain ones: {plain}; a "
+        "network near chance has few to lose.",
     )
 
 

@@ -52,6 +52,7 @@ def gradients() -> list[Row]:
             "step": step,
             "layer": layer,
             "g": 7.0 if step == "end" else g * 10**seed if layer <= 3 else 1.0,
+            "r": 7.0 if step == "0" else 0.1 if layer <= 3 else 1.0,
         }
         for ((arm, depth), g), step, seed, layer in product(
             first.items(), steps, (0, 1), range(1, 8)
@@ -318,23 +319,25 @@ def test_every_probe_has_a_headline() -> None:
 
 def test_gradients_compare_first_and_last_layers_at_the_start() -> None:
     assert lines("gradients") == [
-        "**+2.50 decades** (-3.85 to +8.85) plain-56 at the start, first over last layers",
-        "**+0.50 decades** (-5.85 to +6.85) residual-56",
+        "**+2.5 decades** (-3.9 to +8.9) plain-56 at the start, first over last layers",
+        "**+0.5 decades** (-5.9 to +6.9) residual-56",
+        "**-1.0 decades** (-1.0 to -1.0) plain-56 trained, in units of the weights",
         "**-6.0 decades** (-6.0 to -6.0) control, no normalisation, Xavier's weights, depth 56 "
         "over 8",
     ]
 
 
-def test_without_trained_networks_the_highway_is_that_of_the_start() -> None:
+def test_the_highway_is_of_trained_networks_or_of_the_start_without_them() -> None:
     # Medians 0.6 and 0.7 trained; 0.5 at the start in both seeds.
     assert lines("highway") == [
-        "**65 %** (1 to 129) residual-56 trained, share of the shortcut",
-        "**50 %** (50 to 50) preact-56 at the start, share of the shortcut",
+        "**65 %** (1 to 129) by shortcuts, residual-56 trained",
+        "**65 %** (1 to 129) by shortcuts, residual-8 trained",
+        "**50 %** (50 to 50) by shortcuts, preact-56 at the start",
         "**1e-16 to 2e-16** (range) error of the equation",
     ]
     start = FRAMES["highway"][FRAMES["highway"]["when"] == "start"]
-    assert lines("highway", start)[0] == "**50 %** (50 to 50) residual-56 at the start, " + (
-        "share of the shortcut"
+    assert (
+        lines("highway", start)[0] == "**50 %** (50 to 50) by shortcuts, residual-56 at the start"
     )
 
 
@@ -437,6 +440,7 @@ def test_gradients_are_told_wrongly_where_they_explode_and_rightly_where_they_va
     word, why = judged("gradients")
     assert word == "told wrongly"
     assert "plain networks explode towards the input at the start, by +2.5 decades" in why
+    assert "of trained ones, in units of the weights, they vanish, by -1.0" in why
     assert "the first layer's vanish with depth, by -6.0 decades" in why
     vanishing = FRAMES["gradients"].copy()
     vanishing.loc[vanishing["layer"] <= 3, "g"] *= 1e-6
@@ -448,7 +452,7 @@ def test_gradients_are_told_wrongly_where_they_explode_and_rightly_where_they_va
 def test_lesions_are_told_too_widely_where_few_blocks_are_fragile() -> None:
     word, why = judged("lesion")
     assert word == "told too widely"
-    assert "+42.0 with 3 blocks, +2.0 with 27 blocks" in why
+    assert "by blocks: +42.0 with 3, +2.0 with 27. Plain ones: +62.0 with 3, +62.0 with 27;" in why
     deep = FRAMES["lesion"][FRAMES["lesion"]["depth"] == 56]
     assert judged("lesion", deep)[0] == "as told"
 
