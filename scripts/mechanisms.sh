@@ -15,5 +15,5 @@ $resexp run -m depth=8,20,44,56 arch=plain,residual seed=0,1,2,3,4 keep_checkpoi
     results=results/digits name=mechanisms launch=processes threads=1 "$@"
 $resexp probe all $here
 $resexp report $here
-$resexp verdict $here | tee $here/verdict.txt
 $python scripts/mechanisms.py
+$resexp verdict $here | tee $here/verdict.txt
