@@ -524,7 +524,7 @@ HEADLINES = {
         where,
     ),
     "speed": Headline(
-        "ReZero: ResNet-56 reaches a threshold 32 % sooner. Pre-activation: 1001 layers optimise "
+        "ReZero: ResNet-56 faster to a threshold by 32 %. Pre-activation: 1001 layers optimise "
         "faster.",
         speed,
     ),
