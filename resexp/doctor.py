@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from resexp import data
 from resexp.catalogue import config_folder, options
 from resexp.environment import checkout, package_version
 from resexp.lock import has_locks
-from resexp.settings import Data, Precision, Settings, UsageError
+from resexp.settings import Data, Engine, Precision, Settings, UsageError
 from resexp.train.device import (
     check_precision,
     choose_device,
@@ -23,6 +23,7 @@ from resexp.train.device import (
     cpu_flags,
     device_name,
 )
+from resexp.train.engine import check_engine
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ def examine(settings: Settings) -> list[Finding]:
         *gpus(),
         device(settings),
         bf16(settings),
+        engines(settings),
         writable(Path(settings.results)),
         *(data_set(name) for name in ("digits", "cifar10", "fashion_mnist")),
     ]
@@ -123,6 +125,21 @@ def bf16(settings: Settings) -> Finding:
     except UsageError as error:
         return Finding("warn", "bf16", str(error))
     return Finding("ok", "bf16", "precision=bf16 can be used")
+
+
+def engines(settings: Settings) -> Finding:
+    """The ways to carry out a step that this device has; auto chooses by trying them."""
+    there, refusals = [], []
+    for engine in (Engine.eager, Engine.graph, Engine.triton):
+        try:
+            check_engine(replace(settings, engine=engine), choose_device(settings.device))
+        except UsageError as error:
+            refusals.append(str(error))
+        else:
+            there.append(engine.value)
+    if len(there) > 1 and refusals:
+        return Finding("warn", "engines", f"{', '.join(there)}. {refusals[0]}")
+    return Finding("ok", "engines", ", ".join(there))
 
 
 def writable(results: Path) -> Finding:

@@ -110,7 +110,7 @@ def show(record: dict[str, Any]) -> str:
         "errors": f"train {percent(last.get('train_error'))}   "
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
         "machine": f"{place['device_name']}, {place['threads']} CPU threads, {place['precision']}, "
-        f"torch {place['torch']}, Python {place['python']}",
+        f"engine {place.get('engine', 'eager')}, torch {place['torch']}, Python {place['python']}",
         "code": f"commit {place['git_commit']}{dirty}"
         if place["git_commit"]
         else f"resexp {place['resexp'] or 'of unknown version'}",

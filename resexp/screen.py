@@ -47,6 +47,8 @@ def headline(record: dict[str, Any]) -> str:
     where = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device_name"]
     ranks = settings["launch"]["ranks"]
     where = f"{ranks} ranks, each on {where}" if ranks > 1 else where
+    engine = place.get("engine", "eager")  # absent in the records of older versions
+    where += "" if engine == "eager" else f", {engine}"
     return (
         f"{record['run']}  {data['name']} {data['train']:,} + {data['test']:,} images of "
         f"{height}x{width}{pixels}  {record['parameters']:,} parameters  "
