@@ -155,8 +155,8 @@ def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
     written = record(reading / "results/digits" / f"residual-8-s1,{EXTRAS}")
     keys = (
         "run name status arch depth seed extras settings digest overrides command data parameters "
-        "parameters_without_norm flops last seconds images_per_second peak_memory_mb environment "
-        "started updated error"
+        "parameters_without_norm flops last seconds images_per_second peak_memory_mb "
+        "engine_trials environment started updated error"
     )
     assert " ".join(written) == keys
     assert written["settings"]["arch"]["merge"] == "residual"
@@ -352,8 +352,8 @@ def test_several_processes_train_what_one_trains(here: Path, trained: Path) -> N
 def failing_at(seed: int, real: Callable[..., Any]) -> Callable[..., Any]:
     """``real`` training, but at this seed it fails after the first row."""
 
-    def failing(state: Any, settings: Settings, data: Any, ranks: Any) -> Iterator[Any]:
-        for row in real(state, settings, data, ranks):
+    def failing(state: Any, settings: Settings, *others: Any) -> Iterator[Any]:
+        for row in real(state, settings, *others):
             yield row
             if settings.seed == seed and row is not None:
                 raise RuntimeError("out of memory on cuda:0\nasked 2.1 GiB")

@@ -38,7 +38,10 @@ def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
         ("arch.shortcut=", ["arch.shortcut=A", "arch.shortcut=B", "arch.shortcut=C"]),
         ("dep", ["depth="]),
         ("depth=", []),
-        ("precis", ["precision=fp32", "precision=bf16"]),  # one key: its values at once
+        (
+            "precis",
+            ["precision=fp32", "precision=bf16", "precision=fp64"],
+        ),  # one key: its values at once
         ("flip=", ["flip=true", "flip=false"]),
         ("device=c", ["device=cpu", "device=cuda"]),
         ("experiment=he", ["experiment=he2015"]),

@@ -409,6 +409,7 @@ def test_the_circumstances_are_where_and_how_not_what() -> None:
         "data.stream",
         "data.workers",
         "device",
+        "engine",
         "fail_fast",
         "keep_checkpoint",
         "launch.address",
