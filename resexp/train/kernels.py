@@ -40,7 +40,9 @@ PROGRAMS = 128
 #: possible, for a program reads PROGRAMS * CHANNELS**2 / C partial sums of each kind.
 CHANNELS = 16
 
-TILE = 16384  # values that a program holds at a time, at most
+#: Values that a program holds at a time, at most; half as many where it has to loop, for which 16
+#: warps have no more registers.
+TILE = 16384
 VALUES_A_WARP = 512
 
 
@@ -72,7 +74,9 @@ def tiling(count: int, channels: int) -> Tiling:
     columns = min(triton.next_power_of_2(channels), CHANNELS)
     blocks = triton.cdiv(channels, columns)
     most = max(1, PROGRAMS // blocks)
-    rows = min(max(triton.next_power_of_2(triton.cdiv(count, most)), 32), TILE // columns)
+    rows = max(triton.next_power_of_2(triton.cdiv(count, most)), 32)
+    if rows * columns > TILE:
+        rows = TILE // columns // 2
     tiles = triton.cdiv(count, most * rows)
     return Tiling(rows, columns, tiles, triton.cdiv(count, tiles * rows), blocks)
 

@@ -1,0 +1,453 @@
+"""The Triton kernels against float64, in Triton's interpreter and, where there is one, on a GPU.
+
+The interpreter cuts bfloat16 off where a GPU rounds it, so its results in bfloat16 are up to one
+place (2**-7) away, a GPU's half of that.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from families import settings
+from torch import Tensor, nn
+
+from resexp import models
+from resexp.settings import Merge, Normalisation, Order, Shortcut
+from resexp.train.ranks import synchronise
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+SOURCE = "resexp.train.kernels"
+EPS = 2**-24  # what rounding to float32 may change, of a value
+FP32 = 5e-6  # largest error allowed, of the largest value: sums of some thousand values
+BF16 = 2**-7
+#: Relative error allowed of what is written in each precision.
+BOUND = {torch.float32: FP32, torch.bfloat16: BF16}
+
+on_gpu = pytest.mark.parametrize(
+    "kernels", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True
+)
+without_running = pytest.mark.parametrize("kernels", ["cuda"], indirect=True)
+
+
+@pytest.fixture(
+    scope="module", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The module: as it is, or a second copy that Triton's interpreter runs on the CPU.
+
+    What runs a kernel is settled when it is decorated. Triton's own ones (tl.sum) were when Triton
+    was imported, maybe by someone else, so they are decorated again, before and after.
+    """
+    if request.param == "cuda":
+        yield importlib.import_module(SOURCE)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        decorate_again()
+        spec = importlib.util.find_spec(SOURCE)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, SOURCE, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        yield module
+    decorate_again()
+
+
+def decorate_again() -> None:
+    for module in (triton.language.standard, triton.language):
+        importlib.reload(module)
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody has written yet holds nothing that could be taken for a result."""
+    for name in ("empty", "empty_like"):
+
+        def poisoned(*args: Any, make: Any = getattr(torch, name), **kwargs: Any) -> Tensor:
+            tensor: Tensor = make(*args, **kwargs)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        monkeypatch.setattr(torch, name, poisoned)
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers, [N, C, H, W] channels-last."""
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return numbers.to(dtype, memory_format=torch.channels_last)
+
+
+def normalisation(channels: int, device: str, momentum: float = 0.1) -> nn.BatchNorm2d:
+    """One whose parameters and running statistics are none of 0 and 1."""
+    norm = nn.BatchNorm2d(channels, momentum=momentum)
+    generator = torch.Generator().manual_seed(channels)
+    with torch.no_grad():
+        for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert vector is not None
+            vector.copy_(torch.rand(channels, generator=generator) + 0.2)
+    return norm.to(device)
+
+
+def error(value: Tensor, oracle: Tensor) -> float:
+    """The largest difference, in units of the oracle's largest value."""
+    assert value.shape == oracle.shape
+    difference = (value.cpu().double() - oracle).abs().max() / oracle.abs().max()
+    return float(difference)
+
+
+def check(
+    kernels: ModuleType,
+    x: Tensor,
+    skip: Tensor | None,
+    *,
+    relu: bool,
+    written: float,
+    summed: float = FP32,
+) -> None:
+    """Compare values, gradients and running statistics with torch's in float64.
+
+    ``written`` bounds the error of activations, ``summed`` that of vectors.
+    """
+    channels = x.shape[1]
+    norm = normalisation(channels, kernels.DEVICE, momentum=0.3)
+    dy = random(*x.shape, seed=99, dtype=x.dtype)
+    inputs = [one.to(kernels.DEVICE).requires_grad_() for one in (x, skip) if one is not None]
+    oracle = copy.deepcopy(norm).cpu().double()
+    exact = [one.double().requires_grad_() for one in (x, skip) if one is not None]
+
+    y = kernels.norm_act(inputs[0], norm, *inputs[1:], relu=relu)
+    assert "Activated" in y.grad_fn.name()
+    y.backward(dy.to(kernels.DEVICE))
+    expected = kernels.reference(exact[0], oracle, *exact[1:], relu=relu)
+    expected.backward(dy.double())
+
+    assert y.dtype == x.dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert error(y, expected.detach()) < written
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        assert mine.grad.dtype == mine.dtype
+        assert error(mine.grad, theirs.grad) < written
+    pairs = [
+        (norm.weight.grad, oracle.weight.grad),
+        (norm.bias.grad, oracle.bias.grad),
+        (norm.running_mean, oracle.running_mean),
+        (norm.running_var, oracle.running_var),
+    ]
+    for mine, theirs in pairs:
+        assert mine is not None and theirs is not None
+        assert error(mine, theirs) < summed
+    assert norm.num_batches_tracked == 1
+
+
+SHAPES = {
+    "less than a tile": (2, 3, 3, 5),
+    "one of four channels' blocks cut": (3, 33, 5, 7),
+    "as the stages": (4, 16, 8, 8),
+    "64 channels": (1, 64, 9, 4),
+}
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_kernels_compute_what_float64_does(
+    kernels: ModuleType,
+    poison: None,
+    shape: tuple[int, ...],
+    skipped: bool,
+    relu: bool,
+    dtype: torch.dtype,
+) -> None:
+    skip = random(*shape, seed=2, dtype=dtype) if skipped else None
+    x = random(*shape, seed=1, dtype=dtype)
+    check(kernels, x, skip, relu=relu, written=BOUND[dtype])
+
+
+def test_programs_may_loop_over_ragged_rows(
+    kernels: ModuleType, poison: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "PROGRAMS", 6)
+    monkeypatch.setattr(kernels, "TILE", 1024)
+    shape = (5, 18, 17, 11)
+    how = kernels.tiling(5 * 17 * 11, 18)
+    assert (how.tiles, how.parts, how.blocks) == (10, 3, 2)
+    check(kernels, random(*shape, seed=3), random(*shape, seed=4), relu=True, written=FP32)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8)])
+def test_kernels_compute_what_float64_does_at_the_size_of_figure_6(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = random(*shape, seed=5, dtype=dtype)
+    check(kernels, x, random(*shape, seed=6, dtype=dtype), relu=True, written=BOUND[dtype])
+    check(kernels, x, None, relu=False, written=BOUND[dtype])
+
+
+@on_gpu
+def test_activations_may_have_more_than_2_to_the_31_values(kernels: ModuleType) -> None:
+    if torch.cuda.mem_get_info()[0] < 24e9:
+        pytest.skip("needs 24 GB of free GPU memory")
+    x = torch.randn(2049, 65536, 16, device="cuda", dtype=torch.bfloat16)
+    x = x.view(2049, 256, 256, 16).permute(0, 3, 1, 2)
+    assert x.numel() > 2**31
+    norm = nn.BatchNorm2d(16, device="cuda")
+    with torch.no_grad():
+        y = kernels.norm_act(x, norm, relu=True)
+    assert error(y[-1], x[-1].cpu().double().relu()) < 2 * BF16
+
+
+def test_a_large_mean_costs_no_more_than_it_must(kernels: ModuleType, poison: None) -> None:
+    x = 100 + 0.1 * random(4, 16, 8, 8, seed=7)
+    naive = (x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()) / 0.01
+    assert (naive - 1).abs().max() > 0.05  # what E[x^2] - E[x]^2 makes of the variance
+    skip = random(4, 16, 8, 8, seed=8)
+    # A mean of 100 is rounded by 100 EPS, which is 1000 EPS of the standard deviation.
+    check(kernels, x, skip, relu=False, written=4000 * EPS, summed=4000 * EPS)
+
+
+def test_the_gradient_is_0_where_the_relu_met_0(kernels: ModuleType, poison: None) -> None:
+    levels = torch.tensor([-1.0, 0.0, 1.0, 0.0]).repeat(2 * 4 * 16)
+    x = levels.view(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(16, device=kernels.DEVICE)
+    y = kernels.norm_act(x.to(kernels.DEVICE), norm, relu=True)
+    assert torch.equal(y.cpu() > 0, x > 0)
+    y.sum().backward()
+    assert norm.bias.grad.tolist() == [2 * 4] * 16
+    # And with a shortcut that takes away all there is.
+    x = random(2, 16, 4, 4, seed=9).to(kernels.DEVICE)
+    norm = normalisation(16, kernels.DEVICE)
+    skip = (-kernels.norm_act(x, norm, relu=False)).detach().requires_grad_()
+    y = kernels.norm_act(x.requires_grad_(), norm, skip, relu=True)
+    y.backward(torch.ones_like(y))
+    assert skip.grad is not None and x.grad is not None
+    for one in (y, skip.grad, x.grad, norm.weight.grad, norm.bias.grad):
+        assert not one.count_nonzero()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_a_number_passes_the_relu(kernels: ModuleType) -> None:
+    x = random(2, 16, 4, 4, seed=10)
+    x[1, 3, 2, 2] = math.nan
+    y = kernels.norm_act(x.to(kernels.DEVICE), normalisation(16, kernels.DEVICE), relu=True)
+    assert y.isnan().all((0, 2, 3)).tolist() == [channel == 3 for channel in range(16)]
+    assert y.isnan().any((0, 2, 3)).sum() == 1
+
+
+def once(kernels: ModuleType, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """All that one forward and backward pass compute."""
+    norm = normalisation(inputs[0].shape[1], kernels.DEVICE)
+    inputs = [one.detach().requires_grad_() for one in inputs]
+    y = kernels.norm_act(inputs[0], norm, inputs[1], relu=True)
+    gradients = torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], dy)
+    assert norm.running_mean is not None and norm.running_var is not None
+    return [y.detach(), *gradients, norm.running_mean, norm.running_var]
+
+
+def test_two_runs_are_equal_to_the_bit(kernels: ModuleType) -> None:
+    shape = (128, 16, 32, 32) if kernels.DEVICE == "cuda" else (4, 16, 9, 9)
+    x, skip, dy = (random(*shape, seed=seed).to(kernels.DEVICE) for seed in (11, 12, 13))
+    first = once(kernels, [x, skip], dy)
+    assert all(map(torch.equal, first, once(kernels, [x, skip], dy)))
+
+
+@on_gpu
+def test_a_captured_graph_replays_to_the_same_bits(kernels: ModuleType) -> None:
+    tensors = [random(64, 32, 16, 16, seed=seed, dtype=torch.bfloat16) for seed in (14, 15, 16)]
+    x, skip, dy = (one.cuda() for one in tensors)
+    expected = once(kernels, [x, skip], dy)
+    norm = normalisation(32, "cuda")
+    before = copy.deepcopy(norm.state_dict())
+    inputs = [torch.zeros_like(x).requires_grad_(), torch.zeros_like(skip).requires_grad_()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = kernels.norm_act(inputs[0], norm, inputs[1], relu=True)
+        gradients = torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], dy)
+    with torch.no_grad():
+        inputs[0].copy_(x)
+        inputs[1].copy_(skip)
+    for _ in range(2):
+        norm.load_state_dict(before)
+        graph.replay()
+        assert norm.running_mean is not None and norm.running_var is not None
+        replayed = [y.detach(), *gradients, norm.running_mean, norm.running_var]
+        assert all(map(torch.equal, replayed, expected))
+        assert norm.num_batches_tracked == 1
+
+
+@on_gpu
+def test_nothing_waits_for_the_device(kernels: ModuleType) -> None:
+    x, skip, dy = (random(8, 16, 8, 8, seed=seed).cuda() for seed in (17, 18, 19))
+    once(kernels, [x, skip], dy)
+    norm = normalisation(16, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = kernels.norm_act(x, norm, skip.requires_grad_(), relu=True)
+        torch.autograd.grad(y, [skip, norm.weight], dy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def trained(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]:
+    """Losses of three steps of plain gradient descent."""
+    losses = []
+    for _ in range(3):
+        loss = nn.functional.cross_entropy(network(x), labels)
+        losses.append(loss.item())
+        network.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter -= 0.1 * parameter.grad
+    return losses
+
+
+def test_a_network_trains_as_in_float64(
+    kernels: ModuleType, poison: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "PROGRAMS", 3)  # each costs the interpreter 10 ms
+    network = models.build(settings("residual", 8, width=4), 3, 10)
+    oracle = copy.deepcopy(network).double()
+    assert kernels.use_kernels(network.to(kernels.DEVICE)) == 7
+    monkeypatch.setattr(kernels, "reference", None)  # every normalisation is the kernels'
+    x, labels = random(12, 3, 8, 8, seed=20), torch.arange(12) % 10
+    mine = trained(network, x.to(kernels.DEVICE), labels.to(kernels.DEVICE))
+    theirs = trained(oracle, x.double(), labels)
+    assert theirs[2] < 0.95 * theirs[0]
+    assert mine == pytest.approx(theirs, rel=1e-5)
+    for name, value in network.state_dict().items():
+        assert error(value, oracle.state_dict()[name]) < 1e-4, name
+
+
+NETWORKS: dict[str, tuple[Any, int]] = {
+    # The settings, and how many blocks end in one operation.
+    "plain": (settings("plain", 14, width=4), 6),
+    "residual": (settings("residual", 14, width=4), 6),
+    "projection": (settings("residual", 14, width=4, shortcut=Shortcut.B), 6),
+    "bottleneck": (settings("bottleneck", 11, width=4), 3),
+    "preact": (settings("preact", 14, width=4), 0),
+    "bn_after_addition": (settings("residual", 14, width=4, order=Order.bn_after_addition), 0),
+    "scaled": (settings("scaled_shortcut", 14, width=4), 0),
+    "stochastic_depth": (settings("stochastic_depth", 14, width=4), 0),
+    "se": (settings("se", 14, width=4), 0),
+    "dense": (settings("dense", 13), 0),
+    "resnet": (settings("resnet", 18, width=4), 8),
+    "rezero": (settings("rezero", 14, width=4), 0),
+    "group": (settings("residual", 14, width=4, norm=Normalisation.group), 0),
+}
+
+
+@without_running
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_stays_the_same_but_for_its_kernels(kernels: ModuleType, name: str) -> None:
+    of, blocks = NETWORKS[name]
+    network = models.build(of, 3, 10)
+    before = copy.deepcopy(network)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    norms = sum(type(module) is nn.BatchNorm2d for module in network.modules())
+    assert kernels.use_kernels(network) == norms
+    assert (norms == 0) == (name in ("rezero", "group"))
+
+    assert list(network.state_dict()) == list(before.state_dict())
+    after = [*network.named_parameters(), *network.named_buffers()]
+    assert [(key, id(value)) for key, value in after] == [(key, id(one)) for key, one in tensors]
+    kinds = [type(module) for module in network.modules()]
+    assert kinds.count(kernels.FusedNorm) == norms
+    assert kinds.count(kernels.FusedBlock) == blocks
+    assert nn.BatchNorm2d not in kinds
+    assert kernels.use_kernels(network) == 0
+
+    x = random(2, 3, 32, 32, seed=21)
+    for training in (True, False):  # on the CPU both take torch's operations
+        network.train(training)
+        before.train(training)
+        assert torch.equal(network(x), before(x))
+    before.load_state_dict(network.state_dict())
+    network.load_state_dict(before.state_dict())
+
+
+@without_running
+def test_synchronised_normalisations_stay(kernels: ModuleType) -> None:
+    network = models.build(settings("residual", 8, width=4), 3, 10)
+    synchronise(network)
+    assert kernels.use_kernels(network) == 0
+
+
+def test_evaluation_and_other_inputs_are_torchs_own(kernels: ModuleType) -> None:
+    x = random(4, 16, 8, 8, seed=22).to(kernels.DEVICE)
+    norm = normalisation(16, kernels.DEVICE)
+    skip = x.flip(0).contiguous(memory_format=torch.channels_last)
+    twin = copy.deepcopy(norm)
+    assert torch.equal(
+        kernels.norm_act(x, norm.eval(), skip, relu=True), (twin.eval()(x) + skip).relu()
+    )
+    norm.train()
+    twin.train()
+    assert kernels.suits(x, norm, skip)
+    assert not kernels.suits(x.contiguous(), norm, skip)
+    assert not kernels.suits(x.double(), norm, skip)
+    assert not kernels.suits(x, norm, skip[:1])
+    assert not kernels.suits(x, nn.BatchNorm2d(16, momentum=None), skip)
+    assert not kernels.suits(x, nn.BatchNorm2d(16, affine=False), skip)
+    y = kernels.norm_act(x.contiguous(), norm, skip, relu=False)
+    assert torch.equal(y, twin(x.contiguous()) + skip)
+    assert torch.equal(norm.running_var, twin.running_var)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        kernels.norm_act(x[:1, :, :1, :1].contiguous(), norm, relu=True)
+
+
+def test_a_normalisation_need_not_keep_averages(kernels: ModuleType, poison: None) -> None:
+    x = random(4, 16, 4, 4, seed=23)
+    norm = nn.BatchNorm2d(16, track_running_stats=False)
+    expected = kernels.reference(x.double(), copy.deepcopy(norm).double(), relu=True)
+    fused = kernels.FusedNorm(norm.to(kernels.DEVICE), relu=True)
+    assert error(fused(x.to(kernels.DEVICE)).detach(), expected.detach()) < FP32
+
+
+@without_running
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 5000, 8192, 32768, 131072, 401408, 2**33 + 1])
+@pytest.mark.parametrize("channels", [1, 3, 16, 33, 64, 2048, 4096])
+def test_every_value_has_one_program(kernels: ModuleType, count: int, channels: int) -> None:
+    how = kernels.tiling(count, channels)
+    part = how.tiles * how.rows
+    assert (how.parts - 1) * part < count <= how.parts * part
+    assert (how.blocks - 1) * how.columns < channels <= how.blocks * how.columns
+    assert how.parts == 1 or how.parts * how.blocks <= kernels.PROGRAMS
+    assert how.rows * how.columns <= kernels.TILE
+
+
+@without_running
+@pytest.mark.parametrize("kind", ["*fp32", "*bf16"])
+def test_the_kernels_compile_for_a_gpu_of_the_target(
+    kernels: ModuleType, kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the default, said aloud
+    how = kernels.tiling(131072, 16)
+    size = {"C": 16, "ROWS": how.rows, "TILES": how.tiles, "COLUMNS": how.columns}
+    size |= {"PARTS": how.parts, "RELU": True}
+    activations = ("x_ptr", "y_ptr", "skip_ptr", "dy_ptr", "dx_ptr", "dskip_ptr")
+    numbers = {"M": "i32", "eps": "fp32", "momentum": "fp32"}
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    for kernel in ("moments", "normalise", "sums", "gradient"):
+        function = getattr(kernels, f"{kernel}_kernel")
+        names = function.arg_names
+        types = numbers | {name: kind if name in activations else "*fp32" for name in names}
+        constants = {(names.index(name),): size[name] for name in names if name in size}
+        signature = {
+            name: "constexpr" if name in size else numbers.get(name, types[name]) for name in names
+        }
+        source = triton.compiler.ASTSource(function, signature, constants)
+        compiled = triton.compile(source, target=target, options={"num_warps": how.warps})
+        assert len(compiled.asm["cubin"]) > 1000
