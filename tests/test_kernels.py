@@ -12,6 +12,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,10 +22,10 @@ from families import settings
 from torch import Tensor, nn
 
 from resexp import models
-from resexp.settings import Merge, Normalisation, Order, Shortcut
+from resexp.settings import Normalisation, Order, Shortcut
 from resexp.train.ranks import synchronise
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
 
 SOURCE = "resexp.train.kernels"
 EPS = 2**-24  # what rounding to float32 may change, of a value
@@ -39,33 +40,34 @@ on_gpu = pytest.mark.parametrize(
 without_running = pytest.mark.parametrize("kernels", ["cuda"], indirect=True)
 
 
-@pytest.fixture(
-    scope="module", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """The module: as it is, or a second copy that Triton's interpreter runs on the CPU.
 
-    What runs a kernel is settled when it is decorated. Triton's own ones (tl.sum) were when Triton
-    was imported, maybe by someone else, so they are decorated again, before and after.
+    What runs a kernel is settled when it is decorated, Triton's own ones (tl.sum) too, and running
+    one leaves Triton changed. So the interpreter gets a Triton of its own, for this fixture's time.
     """
     if request.param == "cuda":
         yield importlib.import_module(SOURCE)
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        decorate_again()
+        others = take_away()
         spec = importlib.util.find_spec(SOURCE)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, SOURCE, module)  # dataclasses look there
         spec.loader.exec_module(module)
         yield module
-    decorate_again()
+    # Under other names Python still clears these at its end; else Triton's binding tells of leaks.
+    sys.modules.update({f"interpreted {name}": one for name, one in take_away().items()})
+    sys.modules.update(others)
 
 
-def decorate_again() -> None:
-    for module in (triton.language.standard, triton.language):
-        importlib.reload(module)
+def take_away() -> dict[str, ModuleType]:
+    """Let Triton be imported again, but for its compiled part, which stays as it is."""
+    names = [name for name in sys.modules if f"{name}.".startswith("triton.")]
+    return {name: sys.modules.pop(name) for name in names if not name.startswith("triton._C")}
 
 
 @pytest.fixture
@@ -100,8 +102,8 @@ def normalisation(channels: int, device: str, momentum: float = 0.1) -> nn.Batch
 def error(value: Tensor, oracle: Tensor) -> float:
     """The largest difference, in units of the oracle's largest value."""
     assert value.shape == oracle.shape
-    difference = (value.cpu().double() - oracle).abs().max() / oracle.abs().max()
-    return float(difference)
+    value, oracle = value.detach().cpu().double(), oracle.detach()
+    return float((value - oracle).abs().max() / oracle.abs().max())
 
 
 def check(
@@ -120,9 +122,10 @@ def check(
     channels = x.shape[1]
     norm = normalisation(channels, kernels.DEVICE, momentum=0.3)
     dy = random(*x.shape, seed=99, dtype=x.dtype)
-    inputs = [one.to(kernels.DEVICE).requires_grad_() for one in (x, skip) if one is not None]
+    given = [one for one in (x, skip) if one is not None]
+    inputs = [one.clone().to(kernels.DEVICE).requires_grad_() for one in given]
     oracle = copy.deepcopy(norm).cpu().double()
-    exact = [one.double().requires_grad_() for one in (x, skip) if one is not None]
+    exact = [one.double().requires_grad_() for one in given]
 
     y = kernels.norm_act(inputs[0], norm, *inputs[1:], relu=relu)
     assert "Activated" in y.grad_fn.name()
@@ -131,7 +134,7 @@ def check(
     expected.backward(dy.double())
 
     assert y.dtype == x.dtype and y.is_contiguous(memory_format=torch.channels_last)
-    assert error(y, expected.detach()) < written
+    assert error(y, expected) < written
     for mine, theirs in zip(inputs, exact, strict=True):
         assert mine.grad is not None and theirs.grad is not None
         assert mine.grad.dtype == mine.dtype
@@ -148,25 +151,27 @@ def check(
     assert norm.num_batches_tracked == 1
 
 
-SHAPES = {
-    "less than a tile": (2, 3, 3, 5),
-    "one of four channels' blocks cut": (3, 33, 5, 7),
-    "as the stages": (4, 16, 8, 8),
-    "64 channels": (1, 64, 9, 4),
-}
-
-
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 3, 3, 5), torch.float32),  # less than a tile
+        ((3, 33, 5, 7), torch.float32),  # the last of three blocks of channels has but one
+        ((3, 33, 5, 7), torch.bfloat16),
+        ((4, 16, 8, 8), torch.float32),
+        ((4, 16, 8, 8), torch.bfloat16),
+        ((1, 64, 9, 4), torch.float32),
+    ],
+    ids=str,
+)
 def test_kernels_compute_what_float64_does(
     kernels: ModuleType,
     poison: None,
     shape: tuple[int, ...],
+    dtype: torch.dtype,
     skipped: bool,
     relu: bool,
-    dtype: torch.dtype,
 ) -> None:
     skip = random(*shape, seed=2, dtype=dtype) if skipped else None
     x = random(*shape, seed=1, dtype=dtype)
@@ -316,7 +321,7 @@ def trained(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]:
 def test_a_network_trains_as_in_float64(
     kernels: ModuleType, poison: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "PROGRAMS", 3)  # each costs the interpreter 10 ms
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # each costs the interpreter 10 ms
     network = models.build(settings("residual", 8, width=4), 3, 10)
     oracle = copy.deepcopy(network).double()
     assert kernels.use_kernels(network.to(kernels.DEVICE)) == 7
@@ -344,6 +349,7 @@ NETWORKS: dict[str, tuple[Any, int]] = {
     "dense": (settings("dense", 13), 0),
     "resnet": (settings("resnet", 18, width=4), 8),
     "rezero": (settings("rezero", 14, width=4), 0),
+    "fixup": (settings("fixup", 14, width=4), 0),
     "group": (settings("residual", 14, width=4, norm=Normalisation.group), 0),
 }
 
@@ -357,7 +363,7 @@ def test_a_network_stays_the_same_but_for_its_kernels(kernels: ModuleType, name:
     tensors = [*network.named_parameters(), *network.named_buffers()]
     norms = sum(type(module) is nn.BatchNorm2d for module in network.modules())
     assert kernels.use_kernels(network) == norms
-    assert (norms == 0) == (name in ("rezero", "group"))
+    assert (norms == 0) == (name in ("fixup", "group"))
 
     assert list(network.state_dict()) == list(before.state_dict())
     after = [*network.named_parameters(), *network.named_buffers()]
@@ -412,7 +418,7 @@ def test_a_normalisation_need_not_keep_averages(kernels: ModuleType, poison: Non
     norm = nn.BatchNorm2d(16, track_running_stats=False)
     expected = kernels.reference(x.double(), copy.deepcopy(norm).double(), relu=True)
     fused = kernels.FusedNorm(norm.to(kernels.DEVICE), relu=True)
-    assert error(fused(x.to(kernels.DEVICE)).detach(), expected.detach()) < FP32
+    assert error(fused(x.to(kernels.DEVICE)), expected) < FP32
 
 
 @without_running
@@ -428,26 +434,25 @@ def test_every_value_has_one_program(kernels: ModuleType, count: int, channels: 
 
 
 @without_running
-@pytest.mark.parametrize("kind", ["*fp32", "*bf16"])
-def test_the_kernels_compile_for_a_gpu_of_the_target(
-    kernels: ModuleType, kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_kernels_compile_for_an_h200_where_there_is_none(
+    kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the default, said aloud
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the default; Triton 3.9 warns without
+    target = kernels.triton.backends.compiler.GPUTarget("cuda", 90, 32)
     how = kernels.tiling(131072, 16)
-    size = {"C": 16, "ROWS": how.rows, "TILES": how.tiles, "COLUMNS": how.columns}
-    size |= {"PARTS": how.parts, "RELU": True}
-    activations = ("x_ptr", "y_ptr", "skip_ptr", "dy_ptr", "dx_ptr", "dskip_ptr")
-    numbers = {"M": "i32", "eps": "fp32", "momentum": "fp32"}
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    for kernel in ("moments", "normalise", "sums", "gradient"):
-        function = getattr(kernels, f"{kernel}_kernel")
-        names = function.arg_names
-        types = numbers | {name: kind if name in activations else "*fp32" for name in names}
-        constants = {(names.index(name),): size[name] for name in names if name in size}
-        signature = {
-            name: "constexpr" if name in size else numbers.get(name, types[name]) for name in names
+    constants = {"C": 16, "ROWS": how.rows, "TILES": how.tiles, "COLUMNS": how.columns}
+    constants |= {"PARTS": how.parts, "RELU": True}
+    types = dict.fromkeys(constants, "constexpr") | {"M": "i32", "eps": "fp32", "momentum": "fp32"}
+    types |= {f"{name}_ptr": "*bf16" for name in ("x", "y", "skip", "dy", "dx", "dskip")}
+    for name in ("moments", "normalise", "sums", "gradient"):
+        kernel = getattr(kernels, f"{name}_kernel")
+        signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
+        values = {
+            (place,): constants[name]
+            for place, name in enumerate(kernel.arg_names)
+            if name in constants
         }
-        source = triton.compiler.ASTSource(function, signature, constants)
-        compiled = triton.compile(source, target=target, options={"num_warps": how.warps})
-        assert len(compiled.asm["cubin"]) > 1000
+        source = kernels.triton.compiler.ASTSource(kernel, signature, values)
+        compiled = kernels.triton.compile(source, target=target, options={"num_warps": how.warps})
+        assert compiled.asm["cubin"].startswith(b"\x7fELF")

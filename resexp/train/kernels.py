@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -385,9 +386,7 @@ class Activated(torch.autograd.Function):
         return dx, dweight, dbias, dskip, None, None
 
 
-def norm_act(
-    x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None, *, relu: bool
-) -> Tensor:
+def norm_act(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None, *, relu: bool) -> Tensor:
     """relu(norm(x) + skip), [N, C, H, W] -> the same, with or without ``skip`` and ReLU.
 
     By the kernels where they apply (:func:`suits`), else by :func:`reference`.
@@ -400,9 +399,7 @@ def norm_act(
     return y
 
 
-def reference(
-    x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None, *, relu: bool
-) -> Tensor:
+def reference(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None, *, relu: bool) -> Tensor:
     """What :func:`norm_act` means, in torch's operations."""
     y = nn.BatchNorm2d.forward(norm, x)
     if skip is not None:
@@ -418,7 +415,9 @@ def suits(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]  # of one value there is no variance, says torch
         and (skip is None or skip.shape == x.shape)
-        and all(one.dtype in (torch.float32, torch.bfloat16) for one in (x, skip) if one is not None)
+        and all(
+            one.dtype in (torch.float32, torch.bfloat16) for one in (x, skip) if one is not None
+        )
         and norm.affine
         and norm.momentum is not None
     )
@@ -469,10 +468,7 @@ def use_kernels(network: nn.Module) -> int:
     """
     count = 0
     for module in list(network.modules()):
-        children = list(module.named_children())
-        for (name, child), (after, follower) in zip(
-            children, [*children[1:], ("", None)], strict=True
-        ):
+        for (name, child), (after, follower) in pairwise([*module.named_children(), ("", None)]):
             if type(child) is nn.BatchNorm2d:
                 relu = type(module) is nn.Sequential and type(follower) is nn.ReLU
                 setattr(module, name, FusedNorm(child, relu=relu))
