@@ -26,6 +26,7 @@ ONLY_IN = {
     "omegaconf": ["config.py", "_plugins/"],
     "matplotlib": ["analysis/"],
     "pandas": ["analysis/"],
+    "triton": ["train/kernels.py"],
     "resexp.cli": ["__main__.py"],
     "resexp.config": ["cli.py", "__init__.py"],
 }

@@ -454,6 +454,7 @@ class FusedBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = x = self.before(x)
         *layers, norm = self.branch.children()
+        assert isinstance(norm, nn.BatchNorm2d)
         for layer in layers:
             y = layer(y)
         skip = self.merge.shortcut(x) if isinstance(self.merge, Add) else None
@@ -469,22 +470,22 @@ def use_kernels(network: nn.Module) -> int:
     count = 0
     for module in list(network.modules()):
         for (name, child), (after, follower) in pairwise([*module.named_children(), ("", None)]):
-            if type(child) is nn.BatchNorm2d:
+            if isinstance(child, Block) and fusible(child):
+                setattr(module, name, FusedBlock(child))
+            elif type(child) is nn.BatchNorm2d:
                 relu = type(module) is nn.Sequential and type(follower) is nn.ReLU
                 setattr(module, name, FusedNorm(child, relu=relu))
                 if relu:
                     setattr(module, after, nn.Identity())
                 count += 1
-            elif fusible(child):
-                setattr(module, name, FusedBlock(child))
     return count
 
 
-def fusible(module: nn.Module) -> bool:
-    """Whether this is a block that ends as relu(norm(x) + shortcut), or plain as relu(norm(x))."""
+def fusible(block: Block) -> bool:
+    """Whether a block is relu(norm(...) + shortcut) and, if plain, relu(norm(...))."""
     return (
-        type(module) is Block
-        and type(module.merge) in (Add, Drop)
-        and [type(one) for one in module.branch.children()][-1:] == [nn.BatchNorm2d]
-        and [type(one) for one in module.after.children()] == [nn.ReLU]
+        type(block) is Block
+        and type(block.merge) in (Add, Drop)
+        and [type(one) for one in block.branch.children()][-1:] == [nn.BatchNorm2d]
+        and [type(one) for one in block.after.children()] == [nn.ReLU]
     )
