@@ -433,6 +433,19 @@ def test_evaluation_and_other_inputs_are_torchs_own(kernels: ModuleType) -> None
         kernels.norm_act(x[:1, :, :1, :1].contiguous(), norm, relu=True)
 
 
+def test_a_sum_has_the_wider_type_of_its_parts(kernels: ModuleType, poison: None) -> None:
+    x = random(2, 16, 4, 4, seed=24, dtype=torch.bfloat16).to(kernels.DEVICE).requires_grad_()
+    skip = random(2, 16, 4, 4, seed=25).contiguous().to(kernels.DEVICE).requires_grad_()
+    norm = normalisation(16, kernels.DEVICE)
+    exact = kernels.reference(x.double(), copy.deepcopy(norm).double(), skip.double(), relu=True)
+    y = kernels.norm_act(x, norm, skip, relu=True)
+    assert y.dtype == torch.float32
+    assert error(y, exact.cpu()) < FP32
+    y.sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
+    assert skip.grad is not None and torch.equal(skip.grad, (y > 0).float())
+
+
 def test_a_normalisation_need_not_keep_averages(kernels: ModuleType, poison: None) -> None:
     x = random(4, 16, 4, 4, seed=23)
     norm = nn.BatchNorm2d(16, track_running_stats=False)
