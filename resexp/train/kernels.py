@@ -33,8 +33,8 @@ from resexp.models.merges import Add, Drop
 #: Where the kernels run.
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
-#: Programs a launch: one for nearly each of the 132 multiprocessors of an H200. More would not read
-#: an activation of Figure 6 faster, and each leaves partial sums that many others must read.
+#: Programs a launch: one for nearly each of the 132 multiprocessors of an H200. With more, each
+#: leaves partial sums that all others of its channels must read. By arithmetic; not yet measured.
 PROGRAMS = 128
 
 #: Channels of a program: 32 bytes in bfloat16, the least that a GPU's memory moves. As few as
