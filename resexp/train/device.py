@@ -92,7 +92,7 @@ def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         # Else PyTorch then writes NaN into every new tensor first: a launch more for each.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads
 
 
