@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Figure 6 of He et al. 2015: plain and residual networks of 20, 32, 44 and 56 layers on CIFAR-10,
+# 64,000 steps of 128, all at a time on one GPU. Into results/figure6.
+#   command   ./scripts/figure6.sh [KEY=VALUE]...   (again: finished runs are skipped, others go on)
+#   hardware  one GPU. Predicted for an H200 and bf16, seed 0, not yet measured: 6 to 12 minutes with
+#             engine=graph, 4 to 9 with engine=triton; for fp32 nothing is predicted
+#   expected  the deeper a plain network, the higher its training error; residual ones the other way
+#             round, at test errors near 8.75, 7.51, 7.17 and 6.97 % (the paper's table 6)
+#   rule      that of resexp verdict: the deepest of DEPTHS against 20 layers
+#
+# The environment decides the rest:
+#   DEPTHS=20,32,44,56   SEEDS=0   ENGINE=auto
+#   PRECISION=fp32       bf16 is for when it was shown to equal fp32 within seeds
+#   RESEXP_CIFAR10_JPEG  an archive or folder of CIFAR-10 as JPEG (its results say cifar10-jpeg);
+#                        without it data/ holds CIFAR-10, or it is downloaded to there
+#   RESULTS=results      NAME=figure6
+#   MINUTES              stop training after so many, save everything, and exit with 75
+#   OUT                  a folder: put everything there at the end, as NAME.tar.gz.00, 01, ...
+#   FROM                 a folder with these: take them from there first
+#   DRY=1                show what would be trained, and train nothing
+#   RESEXP               the command; else .venv/bin/resexp, or python3 -m resexp
+# So on machines that are lent for minutes and keep nothing, one piece is
+#   MINUTES=8 OUT=pieces/2 FROM=pieces/1 ./scripts/figure6.sh
+# Exit code: 0 all runs are done, 75 stopped: run it again, 1 a run failed (it goes on, too), 2 usage.
+set -euo pipefail
+shopt -s nullglob
+out=${OUT:+$(realpath -m "$OUT")}
+from=${FROM:+$(realpath -m "$FROM")}
+jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
+cd "$(dirname "$0")/.."
+if [ -n "${RESEXP:-}" ]; then
+    read -r -a resexp <<<"$RESEXP"
+elif [ -x "${RESEXP_VENV:-.venv}/bin/resexp" ]; then
+    resexp=("${RESEXP_VENV:-.venv}/bin/resexp")
+else
+    resexp=(python3 -m resexp)
+fi
+results=${RESULTS:-results}
+name=${NAME:-figure6}
+here=$results/$name
+sweep=(experiment=he2015)
+if [ -n "$jpeg" ]; then # the same recipe; records name no folder of this machine if they need not
+    sweep=(experiment=cifar10_jpeg "data.root=$(realpath -m --relative-base="$PWD" "$jpeg")")
+fi
+if [ "${PRECISION:-fp32}" != fp32 ]; then # what is at its default is not part of a run's name
+    sweep+=("precision=$PRECISION")
+fi
+sweep+=("depth=${DEPTHS:-20,32,44,56}" arch=plain,residual "seed=${SEEDS:-0}" launch=lockstep
+    "engine=${ENGINE:-auto}" "results=$results" "name=$name" "$@")
+if [ "${DRY:-0}" = 1 ]; then
+    exec "${resexp[@]}" run -m "${sweep[@]}" --dry-run
+fi
+
+# Takes the pieces in folder $1. What lies here and is not finished may be newer: it stays.
+unpack() {
+    local pieces=("$1/$name".tar.gz.[0-9]*) unfinished=("$here"/*/checkpoint.pt)
+    if [ ${#pieces[@]} -eq 0 ]; then
+        echo "FROM=$FROM holds no $name.tar.gz.00: leave it out to begin" >&2
+        exit 2
+    fi
+    if [ ${#unfinished[@]} -gt 0 ]; then
+        echo "$here holds unfinished runs: leave FROM out to go on with them, or move it away" >&2
+        exit 2
+    fi
+    mkdir -p "$results"
+    cat "${pieces[@]}" | tar -xz -C "$results"
+}
+
+# Puts everything into folder $1, in pieces of 15 MiB. The newest checkpoint of a run is enough.
+pack() {
+    mkdir -p "$1"
+    rm -f "$1/$name".tar.gz.[0-9]*
+    tar -cz -C "$results" --exclude='checkpoint.before.pt' --exclude='*.tmp' --exclude='*.bad' \
+        --exclude=.lock "$name" | split -b 15m -d - "$1/$name.tar.gz."
+    du -ch "$1/$name".tar.gz.[0-9]* | tail -n 1
+}
+
+# One part that fails costs neither the others nor the packing.
+draw() {
+    "${resexp[@]}" plot "$here" || code=1
+    "${resexp[@]}" plot "$here" --style paper --which curves || code=1
+    "${resexp[@]}" table "$here" --format markdown >"$here/table.md" || code=1
+    "${resexp[@]}" verdict "$here" >"$here/verdict.txt" || [ $? -gt 2 ] || code=1 # 3: not shown
+    "${resexp[@]}" report "$here" || code=1
+    cat "$here/table.md" "$here/verdict.txt"
+}
+
+[ -z "$from" ] || unpack "$from"
+began=$(date -u +%FT%TZ) SECONDS=0 signalled=1
+# In the background, for bash would not hear a signal before the command ends.
+timeout --preserve-status --signal=TERM --kill-after=60 "${MINUTES:-0}m" \
+    "${resexp[@]}" run -m "${sweep[@]}" &
+training=$!
+trap 'signalled=1; kill -TERM $training 2>/dev/null || true' INT TERM
+while [ $signalled -eq 1 ]; do # a signal ends wait, not the command
+    signalled=0 code=0
+    wait $training || code=$?
+done
+trap - INT TERM
+[ $code -ne 143 ] || code=75 # stopped before there was anything to save
+if [ -d "$here" ]; then
+    [ -e "$here/pieces.csv" ] || echo began,seconds,exit_code >"$here/pieces.csv"
+    echo "$began,$SECONDS,$code" >>"$here/pieces.csv"
+    [ $code -ne 0 ] || draw
+    [ -z "$out" ] || pack "$out"
+fi
+exit $code
