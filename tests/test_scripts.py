@@ -21,7 +21,9 @@ TINY = ["steps=150", "eval_every=30", "width=4", "batch_size=8", "warmup_steps=1
 def environment(**variables: object) -> dict[str, str]:
     """This process's, with these variables and what makes ``resexp`` this checkout's."""
     ours = {"RESEXP": f"{sys.executable} -m resexp", "PYTHONPATH": str(ROOT)}
-    kept = {key: value for key, value in os.environ.items() if key not in ("OUT", "FROM", "MINUTES")}
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("OUT", "FROM", "MINUTES")
+    }
     return kept | ours | {key: str(value) for key, value in variables.items()}
 
 
