@@ -1,6 +1,6 @@
 """The numbers that decide how an engine is written for a GPU. Prints a table, writes JSON.
 
-    python scripts/microbench.py [--output FILE] [--minutes 3] [--dry] [PART...]
+    python scripts/microbench.py [--output FILE] [--seconds 180] [--dry] [PART...]
 
 - ceilings: copies, matrix products, empty nodes of a CUDA graph, small elementwise kernels
 - steps: whole steps of resexp at 20 and 56 layers, by each engine; kernels a step
@@ -502,7 +502,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, help="file for all of it, JSON")
-    parser.add_argument("--minutes", type=float, default=3.0, help="for all parts together")
+    parser.add_argument("--seconds", type=float, default=180.0, help="for all parts together")
     parser.add_argument("--dry", action="store_true", help="without a GPU too, at tiny sizes")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one part, here
     options = parser.parse_args()
@@ -514,10 +514,10 @@ def main() -> int:
     if options.alone:
         perform(options.parts[0], options.output)
         return 0
-    return report(options.parts or list(PARTS), options.minutes, options.output)
+    return report(options.parts or list(PARTS), options.seconds, options.output)
 
 
-def report(parts: list[str], minutes: float, output: Path | None) -> int:
+def report(parts: list[str], seconds: float, output: Path | None) -> int:
     """Carry out the parts, print their rows, keep all in ``output``; 1 if something failed."""
     started = time.monotonic()
     about = environment(Settings(), DEVICE, 0)
@@ -527,9 +527,9 @@ def report(parts: list[str], minutes: float, output: Path | None) -> int:
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "rows"
     for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
-        seconds = 60 * minutes - (time.monotonic() - started)
+        remaining = seconds - (time.monotonic() - started)
         path.write_text("")
-        perform_apart(part, path, max(1.0, seconds if left == 1 else seconds / 2))
+        perform_apart(part, path, max(1.0, remaining if left == 1 else remaining / 2))
         rows = [json.loads(text) for text in path.read_text().splitlines()]
         shown = [row for row in rows if row.get("unit") != ""]  # names of kernels
         print("\n".join([part, *map(line, shown)]), flush=True)

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in one command: doctor, the tests marked gpu, the micro-benchmarks, and
+# resexp bench. Leaves small files in one folder; summary.txt says how each part went.
+#   command   ./scripts/gpu_check.sh [--dry]     --dry: without a GPU, all that a CPU can try, tiny
+#   hardware  one GPU; written for an H200
+#   cost      at most MINUTES, by default 9: a part that takes longer is stopped, and the next begins
+# OUT names the folder, else results/gpu-check (whose JSON files docs/performance.md shows); PYTHON
+# the interpreter, else .venv/bin/python or python3. No network, no installation.
+# Exit code: 0 all parts are ok, 1 one is not, 2 there is no GPU.
+set -euo pipefail
+folder=$(realpath -m "${OUT:-$(dirname "$0")/../results/gpu-check}")
+cd "$(dirname "$0")/.."
+python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
+[ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
+total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
+dry=()
+bench=(depth=20,32,44,56,110 arch=plain,residual)
+if [ "${1:-}" = --dry ]; then
+    dry=(--dry)
+    bench=(depth=8 arch=plain,residual batch_size=8 threads=1)
+elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "gpu_check: PyTorch finds no GPU here; --dry tries on the CPU what can be tried there" >&2
+    exit 2
+fi
+mkdir -p "$folder"
+rm -f "$folder"/{summary,doctor,tests,microbench,bench}.txt "$folder"/{microbench,bench}.json
+summary() { printf '%s\n' "$*" | tee -a "$folder/summary.txt"; }
+failures=0
+
+# part NAME PERCENT COMMAND...: a part of that share of the time at most, its output in NAME.txt
+part() {
+    local name=$1 most=$((total * $2 / 100)) left=$((total - SECONDS)) began=$SECONDS code=0 how limit
+    shift 2
+    limit=$((most < left ? most : left))
+    if [ "$limit" -lt 5 ]; then
+        failures=$((failures + 1))
+        summary "$(printf '%-11s left out: no time' "$name")"
+        return
+    fi
+    timeout --kill-after=5 "$limit" "${@//LIMIT/$((limit - 5))}" >"$folder/$name.txt" 2>&1 || code=$?
+    case $code in
+        0) how=ok ;;
+        124 | 137) how="out of time: limit $limit s" ;;
+        *) how="failed: exit code $code, see $name.txt" ;;
+    esac
+    [ $code -eq 0 ] || failures=$((failures + 1))
+    summary "$(printf '%-11s %4d s   %s' "$name" $((SECONDS - began)) "$how")"
+}
+
+summary "$(date -u +%FT%TZ)   commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+if command -v nvidia-smi >/dev/null; then
+    summary "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader || true)"
+fi
+mapfile -t tests < <(grep -l 'mark\.gpu' tests/test_*.py) # no others are imported
+part doctor 10 "$python" -m resexp doctor
+# Warnings of another machine's versions are shown, and are no errors.
+part tests 30 "$python" -m pytest -p no:cacheprovider -W default -m gpu -rs "${tests[@]}"
+part microbench 35 "$python" scripts/microbench.py "${dry[@]}" --seconds LIMIT \
+    --output "$folder/microbench.json"
+part bench 100 "$python" -m resexp bench --json --output "$folder/bench.json" "${bench[@]}"
+summary "$(printf '%-11s %4d s' all $SECONDS)"
+tail -n 1 "$folder/tests.txt" || true
+echo "in $folder"
+[ $failures -eq 0 ]
