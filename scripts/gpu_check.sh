@@ -15,10 +15,10 @@ python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
 total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
 dry=()
-bench=(depth=20,32,44,56,110 arch=plain,residual)
+bench=(--seconds 1 depth=20,32,44,56,110 arch=plain,residual)
 if [ "${1:-}" = --dry ]; then
     dry=(--dry)
-    bench=(depth=8 arch=plain,residual batch_size=8 threads=1)
+    bench=(--seconds 0.1 depth=8 arch=plain,residual batch_size=8 threads=1)
 elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "gpu_check: PyTorch finds no GPU here; --dry tries on the CPU what can be tried there" >&2
     exit 2

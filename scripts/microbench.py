@@ -3,7 +3,7 @@
     python scripts/microbench.py [--output FILE] [--seconds 180] [--dry] [PART...]
 
 - ceilings: copies, matrix products, empty nodes of a CUDA graph, small elementwise kernels
-- steps: whole steps of resexp at 20 and 56 layers, by each engine; kernels a step
+- steps: whole steps of resexp at 20 and 56 layers, by each engine, and what the host needs for them
 - streams: steps of 1, 2, 4 and 8 networks, each on a stream of its own
 - convolutions: cuDNN's three, at the three shapes of He et al. 2015, and the kernels it takes
 - searched: the same with cudnn.benchmark
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,7 @@ class Log:
     def __init__(self, path: Path, part: str) -> None:
         self.path = path
         self.part = part
+        self.calls: dict[str, Call] = {}  # timed, their kernels not yet named
 
     def write(self, what: str, **cells: object) -> None:
         """A row: value and unit, or error, or skipped; and perhaps a note."""
@@ -147,12 +149,22 @@ def by_the_wall(calls: Sequence[Call], rounds: int) -> float:
 
 def kernels(call: Call) -> list[str]:
     """The names of the kernels that a call launches, in their order."""
+    # Without this, a profiler after another can crash where graphs are replayed.
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         wait()
-    found = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    found = [event for event in profile.events() or () if event.device_type.name == "CUDA"]
     found.sort(key=lambda event: event.time_range.start)
     return [event.name for event in found]
+
+
+def name_kernels(log: Log) -> None:
+    """The kernels of every call that was timed: last, for a profiler may slow what follows it."""
+    for what, call in log.calls.items():
+        names = log.attempt(f"{what}, kernels", partial(kernels, call), True)
+        if names is not None:
+            log.write(f"{what}, kernels", value=len(names), unit="", note="; ".join(names))
 
 
 def sets(bytes_each: float) -> int:
@@ -296,10 +308,6 @@ def one_network(log: Log, what: str, settings: Settings, images: Images, engine:
     each = 1000 * statistics.median(whole) / count
     launched = 1000 * statistics.median(host) / count
     log.write(what, value=each, unit="ms a step", note=f"host {launched:.3f} ms")
-    names = log.attempt(f"{what}, kernels", lambda: kernels(lambda: next(turns)), True)
-    if names is not None:
-        count = sum(not name.startswith(("Mem", "mem")) for name in names)
-        log.write(f"{what}, kernels", value=count, unit="a step", note="")
 
 
 def window(
@@ -350,6 +358,7 @@ def convolutions(log: Log, benchmark: bool = False) -> None:
     for (channels, side), (name, kind) in itertools.product(STAGES, FORMATS.items()):
         what = f"{channels}x{side}x{side} {name}"
         log.attempt(what, partial(convolution, log, what, channels, side, kind))
+    name_kernels(log)
 
 
 def searched(log: Log) -> None:
@@ -366,9 +375,7 @@ def convolution(log: Log, what: str, channels: int, side: int, kind: torch.dtype
     for name, mask in (("forward", None), ("dgrad", (True, False)), ("wgrad", (False, True))):
         calls = [partial(convolve, x, dy, weight, mask) for x, dy in pairs]
         log.attempt(f"{name} {what}", partial(rotated, log, f"{name} {what}", calls, work))
-        names = log.attempt(f"{name} {what}, kernels", partial(kernels, calls[0]), True)
-        if names is not None:
-            log.write(f"{name} {what}, kernels", value=len(names), unit="", note="; ".join(names))
+        log.calls[f"{name} {what}"] = calls[0]
 
 
 def convolve(x: Tensor, dy: Tensor, weight: Tensor, mask: tuple[bool, bool] | None) -> object:
@@ -387,6 +394,7 @@ def norms(log: Log) -> None:
     for (channels, side), (name, kind) in itertools.product(STAGES, FORMATS.items()):
         what = f"{channels}x{side}x{side} {name}"
         log.attempt(what, partial(normalisation, log, what, channels, side, kind))
+    name_kernels(log)
 
 
 def normalisation(log: Log, what: str, channels: int, side: int, kind: torch.dtype) -> None:
@@ -397,13 +405,13 @@ def normalisation(log: Log, what: str, channels: int, side: int, kind: torch.dty
         calls = [partial(single, norm, x, dy) for x, dy in pairs]
         row = f"{name} norm {what}"
         log.attempt(row, partial(rotated, log, row, calls), name == "cuDNN")
-        names = log.attempt(f"{row}, kernels", partial(kernels, calls[0]), True)
-        if names is not None:
-            log.write(f"{row}, kernels", value=len(names), unit="", note="; ".join(names))
+        log.calls[row] = calls[0]
     for skipped in (False, True):
         words = f"norm{', addition' if skipped else ''}, ReLU {what}"
         calls = [partial(activated, torch_activation, norm, x, dy, skipped) for x, dy in pairs]
         log.attempt(f"torch {words}", partial(rotated, log, f"torch {words}", calls))
+        if kind is torch.float16:  # for which resexp has no kernels
+            continue
         own = [partial(activated, own_activation, norm, x, dy, skipped) for x, dy in pairs]
         log.attempt(f"own {words}", partial(rotated, log, f"own {words}", own), True)
 
