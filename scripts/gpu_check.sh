@@ -1,30 +1,42 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command: doctor, the tests marked gpu, the micro-benchmarks, and
-# resexp bench. Leaves small files in one folder; summary.txt says how each part went.
+# What only a GPU can show, in one command: doctor, a first run on a cold cache, the tests marked gpu,
+# the micro-benchmarks, and resexp bench. Leaves small files in one folder; summary.txt says how each
+# part went.
 #   command   ./scripts/gpu_check.sh [--dry]     --dry: without a GPU, all that a CPU can try, tiny
 #   hardware  one GPU; written for an H200
 #   cost      at most MINUTES, by default 9: a part that takes longer is stopped, and the next begins
-# OUT names the folder, else results/gpu-check (whose JSON files docs/performance.md shows); PYTHON
-# the interpreter, else .venv/bin/python or python3. No network, no installation.
+# OUT names the folder, else results/gpu-check, which docs/performance.md shows (with --dry
+# results/gpu-check-dry); PYTHON the interpreter, else .venv/bin/python or python3;
+# RESEXP_CIFAR10_JPEG the first run's images, else the digits. No network, no installation.
 # Exit code: 0 all parts are ok, 1 one is not, 2 there is no GPU.
 set -euo pipefail
-folder=$(realpath -m "${OUT:-$(dirname "$0")/../results/gpu-check}")
+folder=${OUT:+$(realpath -m "$OUT")}
+images=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
 cd "$(dirname "$0")/.."
+folder=${folder:-results/gpu-check${1:+-dry}}
 python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
 total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
 dry=()
 bench=(--seconds 1 depth=20,32,44,56,110 arch=plain,residual)
-if [ "${1:-}" = --dry ]; then
+first=(depth=56 batch_size=128 precision=bf16 engine=triton)
+[ -z "$images" ] || first+=(experiment=cifar10_jpeg "data.root=$images")
+if [ $# -gt 1 ] || [ "${1:---dry}" != --dry ]; then
+    echo "gpu_check: it takes --dry, or nothing" >&2
+    exit 2
+elif [ $# -eq 1 ]; then
     dry=(--dry)
     bench=(--seconds 0.1 depth=8 arch=plain,residual batch_size=8 threads=1)
+    first=(depth=8 batch_size=8 threads=1)
 elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "gpu_check: PyTorch finds no GPU here; --dry tries on the CPU what can be tried there" >&2
     exit 2
 fi
 mkdir -p "$folder"
-rm -f "$folder"/{summary,doctor,tests,microbench,bench}.txt "$folder"/{microbench,bench}.json
+rm -f "$folder"/{summary,doctor,first,tests,microbench,bench}.txt "$folder"/{microbench,bench}.json
+scratch=$(mktemp -d)
+trap 'rm -r "$scratch"' EXIT
 summary() { printf '%s\n' "$*" | tee -a "$folder/summary.txt"; }
 failures=0
 
@@ -48,17 +60,19 @@ part() {
     summary "$(printf '%-11s %4d s   %s' "$name" $((SECONDS - began)) "$how")"
 }
 
-summary "$(date -u +%FT%TZ)   commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+summary "$(date -u +%FT%TZ)   commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown) ${dry[*]}"
 if command -v nvidia-smi >/dev/null; then
     summary "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader || true)"
 fi
 mapfile -t tests < <(grep -l 'mark\.gpu' tests/test_*.py) # no others are imported
+# Seconds of the whole command: five steps, of which the fifth is a graph's, and an evaluation.
+part first 15 "$python" -m resexp run arch=residual steps=5 eval_every=5 "results=$scratch" "${first[@]}"
 part doctor 10 "$python" -m resexp doctor
 # Warnings of another machine's versions are shown, and are no errors.
 part tests 30 "$python" -m pytest -p no:cacheprovider -W default -m gpu -rs "${tests[@]}"
 part microbench 35 "$python" scripts/microbench.py "${dry[@]}" --seconds LIMIT \
     --output "$folder/microbench.json"
-part bench 100 "$python" -m resexp bench --json --output "$folder/bench.json" "${bench[@]}"
+part bench 100 "$python" -m resexp bench --output "$folder/bench.json" "${bench[@]}"
 summary "$(printf '%-11s %4d s' all $SECONDS)"
 tail -n 1 "$folder/tests.txt" || true
 echo "in $folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -86,7 +88,9 @@ def test_bash_can_read_a_script(script: Path) -> None:
 def test_figure6_plans_the_papers_eight_runs(tmp_path: Path) -> None:
     images = jpegs(tmp_path / "jpeg")
     variables = {"DRY": 1, "RESULTS": tmp_path, "RESEXP_CIFAR10_JPEG": images}
-    code, output = ended(figure6("batch_size=2", "width=2", **variables))  # quick to forecast
+    code, output = ended(
+        figure6("batch_size=2", "width=2", "threads=1", **variables)
+    )  # quick to forecast
     assert code == 0, output
     named = [line.split(",")[0] for line in output.splitlines() if " new " in line]
     assert named == [f"{a}-{d}-s0" for d in (20, 32, 44, 56) for a in ("plain", "residual")]
@@ -135,3 +139,59 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
     names = packed(tmp_path / "out/figure6.tar.gz.00")
     assert "figure6/report.html" in names
     assert not [name for name in names if name.endswith(".pt")]
+
+
+def gpu_check(*words: str, **variables: object) -> tuple[int, str]:
+    """The script's exit code and output."""
+    script = str(ROOT / "scripts/gpu_check.sh")
+    told = environment(PYTHON=sys.executable, **variables)
+    done = subprocess.run([script, *words], capture_output=True, text=True, env=told)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_gpu_check_says_in_a_line_that_there_is_no_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    code, output = gpu_check(OUT=tmp_path / "out")
+    assert code == 2 and output.count("\n") == 1
+    assert output.startswith("gpu_check: PyTorch finds no GPU")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_gpu_check_goes_through_its_parts_and_leaves_their_output(tmp_path: Path) -> None:
+    _, output = gpu_check("--dry", OUT=tmp_path)
+    summary = (tmp_path / "summary.txt").read_text().splitlines()
+    assert summary == output.splitlines()[: len(summary)]
+    parts = {line.split()[0]: line for line in summary[1:]}
+    assert list(parts) == ["first", "doctor", "tests", "microbench", "bench", "all"]
+    for name in ("first", "doctor", "tests", "microbench"):
+        assert parts[name].endswith(" s   ok"), (
+            parts[name],
+            (tmp_path / f"{name}.txt").read_text(),
+        )
+    found = json.loads((tmp_path / "microbench.json").read_text())
+    assert not found["on_gpu"] and not [row for row in found["rows"] if "error" in row]
+    measured = {row["part"] for row in found["rows"] if row.get("value", 0) > 0}
+    every = {"ceilings", "steps", "streams", "convolutions", "searched", "norms"}
+    assert measured == every
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_gpu_check_goes_on_when_a_part_fails_or_hangs(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *doctor*) sleep 60 ;; *pytest*) exit 3 ;; esac\n')
+    python.chmod(0o755)
+    script = str(ROOT / "scripts/gpu_check.sh")
+    told = environment(PYTHON=python, OUT=tmp_path / "out", MINUTES=1)
+    done = subprocess.run([script, "--dry"], capture_output=True, text=True, env=told)
+    assert done.returncode == 1
+    lines = (tmp_path / "out/summary.txt").read_text().splitlines()[1:]
+    said = {line.split()[0]: line.split(" s ")[-1].strip() for line in lines[:-1]}
+    assert said == {
+        "first": "ok",
+        "doctor": "out of time: limit 6 s",
+        "tests": "failed: exit code 3, see tests.txt",
+        "microbench": "ok",
+        "bench": "ok",
+    }
