@@ -117,6 +117,20 @@ def test_one_recorded_step_repeated_is_every_step(
     assert [row.test_loss for row in rows] == [row.test_loss for row in its]
 
 
+def test_how_many_steps_the_tables_hold_changes_nothing(
+    few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for most in (1_000, 3, 1):
+        monkeypatch.setattr("resexp.train.agenda.MOST", most)
+        state = begin(models.build(SMALL, 1, 10), SMALL)
+        losses = [row.train_loss for row in fit(state, SMALL, few_digits) if row is not None]
+        found.append((losses, state.optimizer.weights))
+    for losses, weights in found[1:]:
+        assert losses == found[0][0]
+        assert torch.equal(weights, found[0][1])
+
+
 def test_float64_is_the_reference_that_fp32_comes_near(few_digits: Images) -> None:
     network = models.build(SMALL, 1, 10)
     fp32, fp64 = (

@@ -118,6 +118,7 @@ def modules(packages: set[str]) -> set[str]:
         "hydra-ray-launcher": {"ray"},
         "torchvision": {"torchvision", "numpy", "PIL"},
         "mlflow-skinny": {"mlflow"},
+        "torch": {"torch", "triton"},  # for CUDA; without it resexp.train.engine refuses its engine
     }
     return {module for name in packages for module in unlike.get(name, {name})}
 

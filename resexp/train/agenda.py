@@ -5,6 +5,8 @@ They lie in memory that stays where it is, so that a step captured in a graph ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,47 +14,74 @@ from resexp.data import Images, batches
 from resexp.data.stream import Streamed, look_ahead
 from resexp.settings import Settings
 from resexp.train.ranks import Ranks
+from resexp.train.schedule import learning_rate
+
+#: Steps that the tables hold: at 128 images each they take 4 MB.
+MOST = 1_000
 
 
 class Agenda:
-    """The steps from one row of metrics.csv to the next."""
+    """Some steps ahead, at most to the next row of metrics.csv."""
 
     def __init__(
-        self, settings: Settings, data: Images, statistics: batches.Statistics, ranks: Ranks
+        self,
+        settings: Settings,
+        data: Images,
+        statistics: batches.Statistics,
+        ranks: Ranks,
+        rates: Callable[[float], list[float]],
     ) -> None:
         self.settings = settings
         self.data = data
         self.statistics = statistics
         self.ranks = ranks
-        self.most = min(settings.eval_every, settings.steps)  # steps between two rows
+        self.rates_of = rates  # the optimizer's groups' rates, of a learning rate
+        self.most = min(settings.eval_every, settings.steps, MOST)
         self.device = data.train_images.device
+        self.ahead = range(0)  # the steps that the tables hold
         self.turn = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.plan: Tensor | None = None  # int64 [most, 4, B]: row of the set, dy, dx, mirror
         self.rates: Tensor | None = None  # [most, G]
         self.wanted: list[Tensor] = []  # int64 [B] each, on the CPU: rows of a streamed set
         self.fetched: Tensor | None = None  # uint8 [B, H, W, C] of a streamed set
 
-    def fill(self, first: int, end: int, rates: list[list[float]]) -> None:
-        """Write the tables of steps ``first`` to ``end - 1``; the next step is ``first``."""
+    def prepare(self, step: int, end: int) -> None:
+        """Have ready what ``next`` gives for this step; ``end`` is the step after the next row.
+
+        To be called for each step in turn, outside of what is captured.
+        """
+        if step not in self.ahead:
+            self._fill(range(step, min(end, step + self.most)))
+        images = self.data.train_images
+        if isinstance(images, Streamed):
+            batch = images[self.wanted[step - self.ahead.start]]
+            if self.fetched is None:
+                self.fetched = torch.empty_like(batch)
+            self.fetched.copy_(batch)
+
+    def _fill(self, ahead: range) -> None:
+        """Write the tables of these steps and begin at their first row."""
         settings = self.settings
         whole = batches.plan(
             seed=settings.seed,
-            start=first,
-            stop=end,
+            start=ahead.start,
+            stop=ahead.stop,
             images=len(self.data.train_labels),
             batch_size=settings.batch_size,
             crop_padding=settings.crop_padding,
             flip=settings.flip,
         )
         plan = self.ranks.share(whole)
-        self.wanted = list(plan.index.unbind())
-        look_ahead(self.data.train_images, self.wanted)
+        rates = [self.rates_of(learning_rate(settings, step)) for step in ahead]
         packed = torch.stack([plan.index, plan.dy, plan.dx, plan.mirror.long()], 1)
         self.plan = self._written(self.plan, packed)
         self.rates = self._written(
             self.rates, torch.tensor(rates, dtype=self.statistics.mean.dtype)
         )
         self.turn.zero_()
+        self.ahead = ahead
+        self.wanted = list(plan.index.unbind())
+        look_ahead(self.data.train_images, self.wanted)
 
     def _written(self, table: Tensor | None, rows: Tensor) -> Tensor:
         """The table with new first rows; made at the first call, and never moved."""
@@ -61,15 +90,6 @@ class Agenda:
             table = torch.zeros(shape, dtype=rows.dtype, device=self.device)
         table[: len(rows)].copy_(rows)
         return table
-
-    def fetch(self, turn: int) -> None:
-        """Have the images of the ``turn``-th step on the device, where they are not already."""
-        images = self.data.train_images
-        if isinstance(images, Streamed):
-            batch = images[self.wanted[turn]]
-            if self.fetched is None:
-                self.fetched = torch.empty_like(batch)
-            self.fetched.copy_(batch)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next step's images [B, C, H, W], its labels [B] or masks, and its rates [G].

@@ -92,18 +92,16 @@ def fit(
     can record, show, save or stop between any two steps. ``data`` lies on the device that trains.
     A loss that is not finite ends the run with the row that shows it.
     """
-    statistics = batches.statistics(data.train_images, settings.normalise)
-    statistics = statistics.to(state.optimizer.weights)
-    agenda = Agenda(settings, data, statistics, ranks)
+    rule = state.optimizer
+    statistics = batches.statistics(data.train_images, settings.normalise).to(rule.weights)
+    agenda = Agenda(settings, data, statistics, ranks, rule.rates)
     step = ready(engine, state.network, partial(train_step, state, settings, agenda, ranks))
     origin = time.perf_counter() - state.seconds
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
         end = min(settings.steps, (first // settings.eval_every + 1) * settings.eval_every)
-        rates = [state.optimizer.rates(learning_rate(settings, one)) for one in range(first, end)]
-        agenda.fill(first, end, rates)
-        for turn in range(end - first):
-            agenda.fetch(turn)
+        while state.step < end:
+            agenda.prepare(state.step, end)
             draw(state.random, settings.seed, state.step)
             step()
             state.step += 1

@@ -104,6 +104,7 @@ def first_step(
     for _ in range(WARM):
         next(turns)
     state.load_state_dict(start)
+    state.step = WARM  # for the batches go on
     before = rule.weights.to(torch.float64, copy=True)
     next(turns)
     change = rule.views(rule.weights.double() - before)
