@@ -12,11 +12,22 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, load, paths, snapshots, some_images
+from resexp.probes import (
+    Case,
+    Verdict,
+    at_start,
+    ended,
+    load,
+    paths,
+    snapshots,
+    some_images,
+)
 from resexp.probes.paths import (
     band,
     by_length,
+    few,
     lengths,
+    on_short_paths,
     path,
     share_of_paths,
     slope,
@@ -91,12 +102,47 @@ def test_the_verdict_needs_both_signs_in_three_networks() -> None:
 def test_networks_are_measured_at_the_start_and_trained() -> None:
     settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=RESIDUAL)
     finding = paths.measure([Case("residual", settings)], lambda done, of, what: None)
-    assert {(row["when"], row["statistics"], row["k"]) for row in finding.rows} == set(
+    lengths = [row for row in finding.rows if row["kind"] == "length"]
+    assert {(row["when"], row["statistics"], row["k"]) for row in lengths} == set(
         itertools.product(("start", "end"), ("batch", "running"), range(4))
     )
+    assert [(row["kind"], row["k"]) for row in finding.rows[-2:]] == [
+        ("training", 3),
+        ("training", 1),
+    ]
     assert finding.verdict is Verdict.inconclusive
     with pytest.raises(UsageError, match="arch=residual"):
         paths.measure([Case("plain", Settings())], lambda done, of, what: None)
+
+
+def test_a_step_leaves_branches_that_pass_no_gradient_where_they_are() -> None:
+    """Without decay or momentum one step moves the chosen branches, and all of the rest."""
+    settings = Settings(
+        depth=20, width=4, steps=1, batch_size=8, momentum=0, weight_decay=0, arch=RESIDUAL
+    )
+    network = on_short_paths(settings, 4)
+    start = dict(at_start(settings, load(settings)).named_parameters())
+    moved = {name for name, one in network.named_parameters() if not torch.equal(one, start[name])}
+    branches = {int(name.split(".")[1]) for name in moved if ".branch." in name}
+    assert branches == set(few(0, 0, 9, 4))
+    assert {"classifier.weight", "stem.conv1.weight"} <= moved
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_branches_of_a_step_are_drawn_from_the_seed_and_the_step() -> None:
+    drawn = [few(seed, step, 54, 23) for seed in (0, 1) for step in range(100)]
+    assert all(len(set(one)) == 23 for one in drawn)
+    assert len({tuple(one) for one in drawn}) == 200
+    assert few(1, 7, 54, 23) == drawn[107]
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=54)
+    assert 60 <= counts.min() < counts.max() <= 110  # of 200, 85 expected
+
+
+def test_the_gradient_through_every_branch_is_ordinary_training() -> None:
+    settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=RESIDUAL)
+    ordinary = ended(Case("residual", settings)).state_dict()
+    for name, value in on_short_paths(settings, 3).state_dict().items():
+        assert torch.equal(value, ordinary[name]), name
 
 
 @pytest.mark.slow

@@ -66,6 +66,15 @@ def t_quantile(probability: float, freedom: int) -> float:
     return high
 
 
+def least_squares(points: Sequence[tuple[float, float]]) -> float:
+    """The slope of the line through points (x, y); nan of fewer than two."""
+    if len(points) < 2:
+        return math.nan
+    x = sum(x for x, _ in points) / len(points)
+    y = sum(y for _, y in points) / len(points)
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
 def paired_t(differences: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of paired differences with its t interval and one-sided bounds.
 

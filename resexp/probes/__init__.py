@@ -50,9 +50,11 @@ from torch import Tensor, nn
 from resexp import models, task
 from resexp.analysis.results import Run
 from resexp.data import Images, batches
+from resexp.data.stream import Streamed
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train import checkpoint
 from resexp.train.device import choose_device
+from resexp.train.evaluate import Score, evaluate, evaluation_mode
 from resexp.train.fit import begin, fit
 
 
@@ -203,6 +205,28 @@ def snapshots(
             yield state.step, copy.deepcopy(state.network)
         if state.step == last or not state.loss_sum.isfinite():
             return
+
+
+def ended(case: Case) -> nn.Module:
+    """The network at its last step: from the case's checkpoint, or trained anew."""
+    data = load(case.settings)
+    if case.checkpoint is not None:
+        return trained(case, data)
+    return list(snapshots(case.settings, data, [case.settings.steps]))[-1][1]
+
+
+def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
+    """Loss in nats on the training set and error on the test set, as a run's last row has them."""
+    data = load(settings)
+    statistics = batches.statistics(data.train_images, settings.normalise)
+
+    def score(images: Tensor | Streamed, labels: Tensor) -> Score:
+        return evaluate(network, images, labels, statistics, settings.precision)
+
+    with evaluation_mode(network, settings, data, statistics):
+        train = score(data.train_images, data.train_labels)
+        test = score(data.test_images, data.test_labels)
+    return {"train_loss": train.loss, "test_error_percent": test.error}
 
 
 def some_images(settings: Settings, data: Images, count: int) -> tuple[Tensor, Tensor]:

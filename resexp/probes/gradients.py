@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from resexp.analysis.statistics import least_squares
 from resexp.models.blocks import Block
 from resexp.probes import (
     Case,
@@ -204,13 +205,7 @@ def log_rho(rows: Sequence[dict[str, Cell]], column: str = "g") -> float:
 def slope(rows: Sequence[dict[str, Cell]]) -> float:
     """Least squares of log10 a by layer, per layer."""
     points = [(int(row["layer"] or 0), float(row["a"])) for row in rows if row["a"]]
-    logs = [(layer, math.log10(a)) for layer, a in points if 0 < a < math.inf]
-    if len(logs) < 2:
-        return math.nan
-    x = sum(layer for layer, _ in logs) / len(logs)
-    y = sum(log for _, log in logs) / len(logs)
-    spread = sum((layer - x) ** 2 for layer, _ in logs)
-    return sum((layer - x) * (log - y) for layer, log in logs) / spread
+    return least_squares([(layer, math.log10(a)) for layer, a in points if 0 < a < math.inf])
 
 
 def networks(

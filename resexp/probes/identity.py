@@ -40,10 +40,9 @@ from resexp.probes import (
     Tell,
     Verdict,
     at_start,
+    ended,
     load,
-    snapshots,
     some_images,
-    trained,
 )
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
@@ -112,14 +111,6 @@ def built(shallow: Case, deep: Case) -> list[dict[str, Cell]]:
         )
         for part, network in networks.items()
     ]
-
-
-def ended(case: Case) -> nn.Module:
-    """The case's trained network, from its checkpoint or trained anew."""
-    data = load(case.settings)
-    if case.checkpoint is not None:
-        return trained(case, data)
-    return list(snapshots(case.settings, data, [case.settings.steps]))[-1][1]
 
 
 @torch.no_grad()

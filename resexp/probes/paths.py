@@ -13,19 +13,25 @@ Both of networks at the start and trained, and with the batch's statistics of no
 as the running ones, which make normalisation do nothing at the start. Training makes the decay or
 deepens it: what one learns about paths at the start is another slope, and may be of another sign.
 
+Then training on short paths alone, as Veit et al. trained 23 of 54 blocks: in each step the
+gradient passes the branches of as large a share of the blocks, drawn anew from (seed, step), and
+the others by their shortcuts alone; nothing changes on the way forward. Final error and loss are
+compared with ordinary training from the same weights on the same batches.
+
 Signs: slope is of log10 norm by k, below 0 longer paths carry less. The mean length by weight is
-compared with n/2, that of all paths.
+compared with n/2, that of all paths. Differences are training on short paths less ordinary: above 0
+it is worse.
 
 The rule, on trained networks with the batch's statistics, at least three: slope below 0 and mean
 length by weight below n/2 in every one: supported. Both not below in every one: not supported. Else
-inconclusive.
+inconclusive. Training on short paths is reported, not judged.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -33,6 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from resexp.analysis.statistics import least_squares, paired_t
 from resexp.models.blocks import Block
 from resexp.probes import (
     Case,
@@ -42,16 +49,17 @@ from resexp.probes import (
     Tell,
     Verdict,
     at_start,
+    ended,
     load,
-    snapshots,
+    scored,
     some_images,
-    trained,
 )
 from resexp.randomness import words
-from resexp.settings import Arch, Merge, Twin, UsageError
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.train.fit import begin, fit
 
 CLAIM = "In a trained residual network the short paths carry the gradient."
-SOURCE = "Veit et al. 2016, section 4.3"
+SOURCE = "Veit et al. 2016, section 5"
 NEEDS = Needs.settings
 USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
 
@@ -61,6 +69,10 @@ DRAWS = 6  # random paths of each length
 STATISTICS = ("running", "batch")  # running first: the batch's change them
 BAND = 0.9  # of the weight, that the band of lengths holds
 PATHS = b"paths"
+FEW = b"few"
+PART = 23 / 54  # of the blocks, whose branches pass the gradient in a step
+
+Cells = dict[str, Cell]
 
 
 @dataclass(slots=True)
@@ -75,35 +87,35 @@ class Step:
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> Finding:
-    """Networks of one depth at the start and trained."""
-    chosen = watched(cases)
-    rows: list[dict[str, Cell]] = []
-    for done, case in enumerate(chosen):
+    """Lengths in networks of one depth, at the start and trained; then training on short paths."""
+    chosen, retrained = watched(cases)
+    work = [(case, when) for case in chosen for when in ("start", "end")]
+    rows: list[Cells] = []
+    for done, (case, when) in enumerate(work):
         settings, data = case.settings, load(case.settings)
+        tell(done, len(work) + len(retrained), f"{case.arch} {settings.depth}, {when}")
+        network = at_start(settings, data) if when == "start" else ended(case)
         batch = some_images(settings, data, IMAGES)
-        for half, when in enumerate(("start", "end")):
-            tell(2 * done + half, 2 * len(chosen), f"{case.arch} {settings.depth}, {when}")
-            if when == "start":
-                network = at_start(settings, data)
-            elif case.checkpoint is not None:
-                network = trained(case, data)
-            else:
-                network = list(snapshots(settings, data, [settings.steps]))[-1][1]
-            place: dict[str, Cell] = {
-                "arch": case.arch,
-                "depth": settings.depth,
-                "seed": settings.seed,
-                "when": when,
-            }
-            for statistics in STATISTICS:
-                network.train(statistics == "batch")
-                found = lengths(network, *batch)
-                rows += [place | {"statistics": statistics} | row for row in found]
+        for statistics in STATISTICS:
+            network.train(statistics == "batch")
+            place = place_of(case, "length") | {"when": when, "statistics": statistics}
+            rows += [place | row for row in lengths(network, *batch)]
+    for done, case in enumerate(retrained, start=len(work)):
+        tell(done, len(work) + len(retrained), f"training {case.settings.depth} on short paths")
+        rows += short_and_ordinary(case)
     return concluded(rows)
 
 
-def watched(cases: Sequence[Case]) -> list[Case]:
-    """Residual cases of one depth: the deepest with a checkpoint, or the first of at least 20."""
+def place_of(case: Case, kind: str) -> Cells:
+    settings = case.settings
+    return {"kind": kind, "arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+
+
+def watched(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Residual cases, SEEDS of one depth each: those to unravel, and those to train again.
+
+    The deepest that have checkpoints, or else the same as the others: the first of at least 20.
+    """
     fit = [
         case
         for case in cases
@@ -111,14 +123,18 @@ def watched(cases: Sequence[Case]) -> list[Case]:
     ]
     if not fit:
         raise UsageError("paths unravels residual networks. Choose arch=residual.")
+
+    def of(depth: int) -> list[Case]:
+        seeds = {case.settings.seed: case for case in reversed(fit) if case.settings.depth == depth}
+        return [seeds[seed] for seed in sorted(seeds)[:SEEDS]]
+
     kept = [case.settings.depth for case in fit if case.checkpoint is not None]
     depths = sorted({case.settings.depth for case in fit})
-    depth = max(kept) if kept else next((one for one in depths if one >= 20), depths[-1])
-    seeds = {case.settings.seed: case for case in reversed(fit) if case.settings.depth == depth}
-    return [seeds[seed] for seed in sorted(seeds)[:SEEDS]]
+    usual = next((one for one in depths if one >= 20), depths[-1])
+    return of(max(kept, default=usual)), of(usual)
 
 
-def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
+def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[Cells]:
     """A row for each length of path, in the network's present mode."""
     steps, at_end = unravelled(network, images, labels)
     n = len(steps)
@@ -137,6 +153,8 @@ def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str
             "paths_share": math.comb(n, k) / 2**n,
             "weight": weights[k],
             "share": ((totals[k] * whole).sum() / whole.square().sum()).item(),
+            "train_loss": None,
+            "test_error_percent": None,
         }
         for k in range(n + 1)
     ]
@@ -210,17 +228,56 @@ def weighed(norms: Sequence[float]) -> list[float]:
     return [one / total for one in heavy] if total > 0 else [math.nan] * len(heavy)
 
 
+# --- training on short paths
+
+
+def short_and_ordinary(case: Case) -> list[Cells]:
+    """A row for the network trained on short paths, and one for the same trained as usual."""
+    network = ended(case)
+    n = len(list(network.get_submodule("blocks").children()))
+    few = round(PART * n)
+    found = {n: network, few: on_short_paths(case.settings, few)}
+    return [
+        place_of(case, "training")
+        | {"when": "end", "statistics": "running", "blocks": n, "k": k}
+        | dict.fromkeys(("norm", "paths_share", "weight", "share"))
+        | scored(case.settings, network)
+        for k, network in found.items()
+    ]
+
+
+def on_short_paths(settings: Settings, k: int) -> nn.Module:
+    """The network, trained with the gradient passing ``k`` of the branches in each step."""
+    data = load(settings)
+    state = begin(at_start(settings, data), settings)
+    blocks = list(state.network.get_submodule("blocks").children())
+
+    def stop(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        chosen = few(settings.seed, state.step, len(blocks), k)
+        passes = any(blocks[at].branch is branch for at in chosen)
+        return output if passes else output.detach()
+
+    handles = [block.get_submodule("branch").register_forward_hook(stop) for block in blocks]
+    for _ in fit(state, replace(settings, eval_every=settings.steps), data):
+        pass
+    for handle in handles:
+        handle.remove()
+    return state.network
+
+
+def few(seed: int, step: int, n: int, k: int) -> list[int]:
+    """The ``k`` of n branches, from 0, that pass the gradient in the step after ``step`` steps."""
+    return [int(at) for at in np.argsort(words(seed, FEW, step, n), kind="stable")[:k]]
+
+
 # --- numbers out of rows
 
 
 def slope(norms: Sequence[float]) -> float:
     """Least squares of log10 norm by length; lengths whose gradient is exactly 0 are left out."""
-    points = [(k, math.log10(norm)) for k, norm in enumerate(norms) if 0 < norm < math.inf]
-    if len(points) < 2:
-        return math.nan
-    x = sum(k for k, _ in points) / len(points)
-    y = sum(log for _, log in points) / len(points)
-    return sum((k - x) * (log - y) for k, log in points) / sum((k - x) ** 2 for k, _ in points)
+    return least_squares(
+        [(k, math.log10(norm)) for k, norm in enumerate(norms) if 0 < norm < math.inf]
+    )
 
 
 def band(weights: Sequence[float]) -> tuple[int, int]:
@@ -240,47 +297,71 @@ def share_of_paths(n: int, first: int, last: int) -> float:
     return sum(math.comb(n, k) for k in range(first, last + 1)) / float(2**n)
 
 
-def concluded(rows: list[dict[str, Cell]]) -> Finding:
+def of_seeds(rows: Sequence[Cells], when: str, statistics: str) -> list[list[Cells]]:
+    """The rows of lengths in each seed's network, by rising length."""
+    found: dict[Cell, list[Cells]] = {}
+    for row in rows:
+        if (row["kind"], row["when"], row["statistics"]) == ("length", when, statistics):
+            found.setdefault(row["seed"], []).append(row)
+    return list(found.values())
+
+
+def column(rows: Sequence[Cells], name: str) -> list[float]:
+    return [float(row[name] or 0) for row in rows]
+
+
+def mean_length(weights: Sequence[float]) -> float:
+    return sum((k * weight for k, weight in enumerate(weights)), 0.0)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def concluded(rows: list[Cells]) -> Finding:
     """The finding from all rows."""
     n = int(rows[0]["blocks"] or 0)
-    numbers, bands = {"blocks": float(n)}, {}
-    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
-    for place in product(("start", "end"), STATISTICS):
-        here = [row for row in rows if (row["when"], row["statistics"]) == place]
-        average = [0.0] * (n + 1)
-        found[place] = []
-        for seed in seeds:
-            one = [row for row in here if row["seed"] == seed]
-            norms, weights, shares = (
-                [float(row[column] or 0) for row in one] for column in ("norm", "weight", "share")
-            )
-            by_weight, by_share = (
-                sum((k * part for k, part in enumerate(some)), 0.0) for some in (weights, shares)
-            )
-            found[place].append((slope(norms), by_weight, by_share))
-            average = [a + w / len(seeds) for a, w in zip(average, weights, strict=True)]
-        bands[place] = band(average)
-        words = ("slope of log10 norm per block", "mean length by weight", "mean length by share")
-        where = f"{place[0]}, {place[1]} statistics"
-        for word, values in zip(words, zip(*found[place], strict=True), strict=True):
-            numbers[f"{word}, {where}"] = sum(values) / len(values)
-        numbers[f"share of paths that carry {BAND:.0%} of the weight, {where}"] = share_of_paths(
-            n, *bands[place]
+    numbers = {"blocks": float(n)}
+    for when, statistics in product(("start", "end"), STATISTICS):
+        found, where = of_seeds(rows, when, statistics), f"{when}, {statistics} statistics"
+        weights = [column(one, "weight") for one in found]
+        numbers |= {
+            f"slope of log10 norm per block, {where}": mean(
+                [slope(column(one, "norm")) for one in found]
+            ),
+            f"mean length by weight, {where}": mean([mean_length(some) for some in weights]),
+            f"mean length by share, {where}": mean(
+                [mean_length(column(one, "share")) for one in found]
+            ),
+            f"share of paths that carry {BAND:.0%} of the weight, {where}": share_of_paths(
+                n, *band([mean(some) for some in zip(*weights, strict=True)])
+            ),
+        }
+    first, last = band([mean(some) for some in zip(*weights, strict=True)])  # trained, the batch's
+
+    def factor(when: str, statistics: str) -> float:
+        return float(
+            10 ** numbers[f"slope of log10 norm per block, {when}, {statistics} statistics"]
         )
-    first, last = bands["end", "batch"]
-    slopes = {
-        place: 10 ** numbers[f"slope of log10 norm per block, {place[0]}, {place[1]} statistics"]
-        for place in found
-    }
+
+    numbers |= (trained := against_ordinary(rows))
+    k, m, depth = (rows[-1][name] for name in ("k", "blocks", "depth"))
+    short, usual, less, low, high = list(trained.values())[:5]
     return Finding(
-        judge([(one[0], one[1] - n / 2) for one in found["end", "batch"]]),
-        f"trained, each branch on a path multiplies its gradient by {slopes['end', 'batch']:.2f}; "
-        f"at the start by {slopes['start', 'batch']:.2f} with the batch's statistics and "
-        f"{slopes['start', 'running']:.2f} with running ones; lengths {first} to {last} of {n}, "
+        judge(
+            [
+                (slope(column(one, "norm")), mean_length(column(one, "weight")) - n / 2)
+                for one in found
+            ]
+        ),
+        f"trained, each branch on a path multiplies its gradient by {factor('end', 'batch'):.2f}; "
+        f"at the start by {factor('start', 'batch'):.2f} with the batch's statistics and "
+        f"{factor('start', 'running'):.2f} with running ones; lengths {first} to {last} of {n}, "
         f"{share_of_paths(n, first, last):.1%} of the paths, carry {BAND:.0%} by norms (mean "
         f"{numbers['mean length by weight, end, batch statistics']:.1f}, of all "
-        f"paths {n / 2:.1f}).",
+        f"paths {n / 2:.1f}); with the gradient through {k} of {m} branches a step "
+        f"residual-{depth} trains to {short:.1f} percent test error for {usual:.1f} "
+        f"({less:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}).",
         rows,
         numbers,
         [
@@ -292,10 +373,40 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             "the verdict is of trained networks with the batch's statistics; at the start running "
             "statistics make normalisation do nothing",
             f"{IMAGES} training images, one batch, depth {rows[0]['depth']}; seeds "
-            f"{', '.join(map(str, seeds))}; blocks that change shapes count: their shortcut passes "
-            "every second pixel",
+            f"{', '.join(map(str, sorted({int(row['seed'] or 0) for row in rows})))}; blocks that "
+            "change shapes count: their shortcut passes every second pixel",
+            f"short paths: at depth {depth} the gradient passes {k} of {m} branches in a step (23 "
+            "of 54 in the paper), drawn anew from (seed, step), the forward pass unchanged; what "
+            "it does not pass keeps its decay and momentum; test error in percent, training loss "
+            "in nats, evaluation mode; short less ordinary, paired by seed: above 0 is worse",
         ],
     )
+
+
+def against_ordinary(rows: Sequence[Cells]) -> dict[str, float]:
+    """Means over seeds of training on short paths and as usual, and paired differences."""
+    training = [row for row in rows if row["kind"] == "training"]
+    pairs = [
+        (one, other)
+        for one in training
+        for other in training
+        if one["seed"] == other["seed"] and one["k"] != one["blocks"] == other["k"]
+    ]
+    numbers: dict[str, float] = {}
+    for name, key in {"percent, test error": "test_error_percent", "nats": "train_loss"}.items():
+        short, usual = (
+            column([one for one, _ in pairs], key),
+            column([one for _, one in pairs], key),
+        )
+        less = paired_t([a - b for a, b in zip(short, usual, strict=True)])
+        numbers |= {
+            f"{name}, short paths": mean(short),
+            f"{name}, ordinary": mean(usual),
+            f"{name}, short paths less ordinary": less.mean,
+            f"{name}, short paths less ordinary, low": less.low,
+            f"{name}, short paths less ordinary, high": less.high,
+        }
+    return numbers
 
 
 def judge(trained: Sequence[tuple[float, float]]) -> Verdict:

@@ -14,24 +14,26 @@ from resexp.analysis.probe_figures import RESIDUAL, Rows, mean, those
 
 STROKES = {"start": (DASHES, "o"), "end": ("-", "s")}
 PANELS = {
-    "norm": "gradient of one path (norm, log scale)",
-    "weight": "share of the gradient by norms\n(norm times number of paths)",
-    "share": "exact share of the gradient,\npaths that cancel counted",
+    "norm": "gradient of one path (norm)",
+    "weight": "share of the gradient by norms",
+    "share": "exact share of the gradient",
 }
 
 
 def draw(rows: Rows) -> Figure:
-    """Three numbers by length: one path, all paths of a length by norms, all of them exactly."""
+    """One path by length, all paths of a length by norms and exactly; training on short paths."""
+    training, rows = those(rows, kind="training"), those(rows, kind="length")
     running, rows = those(rows, statistics="running", when="start"), those(rows, statistics="batch")
-    figure = blank(PAGE, 72 * MM)
-    axes = figure.subplots(1, 3)
+    figure = blank(PAGE, 74 * MM)
+    *axes, trained = figure.subplots(1, 4, width_ratios=[4, 4, 4, 3])
+    errors(trained, training)
     for axis, column in zip(axes, PANELS, strict=True):
         for when, (stroke, mark) in STROKES.items():
             by_length(axis, those(rows, when=when), column, RESIDUAL, stroke, mark)
     by_length(axes[0], running, "norm", GREY, DASHES, "^")
     for axis, label in zip(axes, PANELS.values(), strict=True):
         axis.set_ylabel(label)
-        axis.set_xlabel("length: branches on the path")
+        axis.set_xlabel("branches on the path")
     lengths = sorted({row["k"] for row in rows})
     paths = [mean(row["paths_share"] for row in those(rows, k=at)) for at in lengths]
     axes[1].plot(lengths, paths, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.4)))
@@ -51,6 +53,22 @@ def draw(rows: Rows) -> Figure:
     labels = ["at the start", "trained", "at the start, running statistics"]
     legend(figure, handles, [*labels, "share of the paths (binomial)"])
     return figure
+
+
+def errors(axis: Axes, rows: Rows) -> None:
+    """The final test error of both ways to train, a line a seed and a bar at the mean."""
+    short, blocks = sorted({row["k"] for row in rows})
+    for seed in sorted({row["seed"] for row in rows}):
+        pair = [those(rows, seed=seed, k=k)[0]["test_error_percent"] for k in (blocks, short)]
+        axis.plot([0, 1], pair, "o-", color=RESIDUAL, ms=3, linewidth=0.7, alpha=0.7)
+    for at, k in enumerate((blocks, short)):
+        centre = mean(row["test_error_percent"] for row in those(rows, k=k))
+        axis.plot([at - 0.25, at + 0.25], [centre, centre], color=RESIDUAL, linewidth=1.6)
+    axis.set_xticks([0, 1], [f"all {blocks}", f"{short} a step"])
+    axis.set_xlim(-0.5, 1.5)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(f"branches that pass\nthe gradient, depth {rows[0]['depth']}")
+    axis.set_ylabel("test error, percent")
 
 
 def by_length(axis: Axes, rows: Rows, column: str, colour: str, stroke: Any, mark: str) -> None:
