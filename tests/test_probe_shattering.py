@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from resexp.probes import Verdict, shattering
-from resexp.probes.shattering import ARMS, DECIDE, Arm, autocorrelation, gradients
+from resexp.data import Images
+from resexp.probes import Verdict, at_start, shattering, some_images
+from resexp.probes.shattering import ARMS, DECIDE, autocorrelation, cosine, gradients
+from resexp.settings import Arch, Merge, Normalisation, Settings
 
 SEEDS = 5
 
@@ -28,12 +31,50 @@ def test_plain_gradients_shatter_where_centred_and_only_there() -> None:
     assert shattering.judge(plain, residual) is Verdict.supported
 
 
+def test_a_cosine_is_the_mean_over_pairs_of_each_images_own_gradient(few_digits: Images) -> None:
+    """Image by image, with the statistics of the whole batch written in by hand."""
+    settings = Settings(depth=8, width=4, arch=Arch(merge=Merge.residual))
+    network = at_start(settings, few_digits).double()
+    images = some_images(settings, few_digits, 6)[0].double()
+    found = cosine(network, images)
+    again = at_start(settings, few_digits).double().train()
+    for layer in again.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.register_forward_pre_hook(keep_statistics)
+    with torch.no_grad():
+        again(images)
+    gradients = []
+    for image in images.clone().requires_grad_():
+        (one,) = torch.autograd.grad(again.eval()(image[None])[0, 0], image)
+        gradients.append(one.flatten())
+    pairs = [
+        torch.cosine_similarity(one, other, dim=0).item()
+        for one, other in itertools.combinations(gradients, 2)
+    ]
+    assert found == pytest.approx(sum(pairs) / 15, rel=1e-6)
+
+
+def keep_statistics(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if layer.training:
+        assert isinstance(layer, torch.nn.BatchNorm2d)
+        layer.momentum = 0.0
+        layer.running_mean = inputs[0].mean((0, 2, 3))
+        layer.running_var = inputs[0].var((0, 2, 3), correction=1)
+
+
+def test_gradients_of_equal_images_have_cosine_1(few_digits: Images) -> None:
+    settings = Settings(depth=8, width=4, arch=Arch(norm=Normalisation.none))
+    image = some_images(settings, few_digits, 1)[0].double()
+    network = at_start(settings, few_digits).double()
+    assert cosine(network, image.expand(5, -1, -1, -1)) == pytest.approx(1)
+
+
 def test_the_verdict_has_two_sides() -> None:
     assert shattering.judge(0.5, 0.5) is Verdict.not_supported
     assert shattering.judge(0.5, 0.9) is Verdict.inconclusive
 
 
-def by_autograd(arm: Arm, seed: int, depth: int) -> tuple[Tensor, Tensor]:
+def by_autograd(arm: shattering.Arm, seed: int, depth: int) -> tuple[Tensor, Tensor]:
     """df/dx by autograd, statistics detached, and by central differences with them frozen."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,6 +124,8 @@ def test_autocorrelation_of_known_signals() -> None:
 
 def test_every_arm_depth_and_lag_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shattering, "WIDTH", 16)
+    monkeypatch.setattr(shattering, "IMAGE_DEPTHS", (8, 20))
     finding = shattering.measure([], lambda done, of, what: None, seeds=1)
-    assert len(finding.rows) == len(ARMS) * len(shattering.DEPTHS) * len(shattering.LAGS)
+    lines = len(ARMS) * len(shattering.DEPTHS) * len(shattering.LAGS)
+    assert len(finding.rows) == lines + 4 * 2
     assert "control" in finding.sentence

@@ -42,7 +42,8 @@ def draw(rows: Rows) -> Figure:
     head(
         figure,
         f"Paths through the {first['blocks']} blocks of {first['arch']}-{first['depth']}, "
-        f"{seeds} seeds",
+        f"{seeds} seeds; right: {training[0]['arch']}-{training[0]['depth']} trained with the "
+        "gradient through all branches, and through a few",
     )
     handles = [
         Line2D([], [], color=RESIDUAL, linestyle=stroke, marker=mark, ms=3)
@@ -64,10 +65,10 @@ def errors(axis: Axes, rows: Rows) -> None:
     for at, k in enumerate((blocks, short)):
         centre = mean(row["test_error_percent"] for row in those(rows, k=k))
         axis.plot([at - 0.25, at + 0.25], [centre, centre], color=RESIDUAL, linewidth=1.6)
-    axis.set_xticks([0, 1], [f"all {blocks}", f"{short} a step"])
+    axis.set_xticks([0, 1], [f"all {blocks}", f"{short} of {blocks}"])
     axis.set_xlim(-0.5, 1.5)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel(f"branches that pass\nthe gradient, depth {rows[0]['depth']}")
+    axis.set_xlabel("branches in a step")
     axis.set_ylabel("test error, percent")
 
 

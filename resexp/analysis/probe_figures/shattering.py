@@ -22,24 +22,33 @@ ARMS: dict[str, tuple[str, Any]] = {
 
 
 def draw(rows: Rows) -> Figure:
-    """Left: neighbours (lag 1) by depth. Right: by lag at 24 layers."""
-    figure = blank(PAGE, 74 * MM)
-    by_depth, by_lag = figure.subplots(1, 2, sharey=True)
+    """Lines: neighbours (lag 1) by depth, and by lag at 24 layers. Images: pairs by depth."""
+    images, rows = those(rows, inputs="images"), those(rows, inputs="line")
+    figure = blank(PAGE, 76 * MM)
+    by_depth, by_lag, pairs = figure.subplots(1, 3)
+    by_lag.sharey(by_depth)
     depths, lags = sorted({row["depth"] for row in rows}), sorted({row["lag"] for row in rows})
     shown = depths[-2]
     for arm, (colour, stroke) in ARMS.items():
         own = those(rows, arm=arm)
         style = {"color": colour, "linestyle": stroke, "linewidth": 1.3, "marker": "o", "ms": 3}
-        values = [autocorrelation(those(own, depth=at, lag=1)) for at in depths]
+        values = [correlation(those(own, depth=at, lag=1)) for at in depths]
         by_depth.plot(depths, values, **style)
-        values = [autocorrelation(those(own, depth=shown, lag=at)) for at in lags]
+        values = [correlation(those(own, depth=shown, lag=at)) for at in lags]
         by_lag.plot(lags, values, **style)
-    for axis in (by_depth, by_lag):
+        own = those(images, arm=arm)
+        depths_there = sorted({row["depth"] for row in own})
+        values = [correlation(those(own, depth=at)) for at in depths_there]
+        pairs.plot(depths_there, values, **style)
+    for axis in (by_depth, by_lag, pairs):
         axis.axhline(0, color=GREY, linewidth=0.6)
-    by_depth.set_title("neighbouring points", loc="left", fontweight="bold")
+    pairs.set_title("images", loc="left", fontweight="bold")
+    pairs.set_xlabel("depth")
+    pairs.set_ylabel("cosine of gradients by two images")
+    by_depth.set_title("a line, neighbouring points", loc="left", fontweight="bold")
     by_depth.set_xlabel("layers")
     by_depth.set_ylabel("autocorrelation of the input gradient")
-    by_lag.set_title(f"{shown} layers", loc="left", fontweight="bold")
+    by_lag.set_title(f"a line, {shown} layers", loc="left", fontweight="bold")
     by_lag.set_xlabel("lag (points)")
     by_lag.set_xscale("log", base=2)
     by_lag.set_xticks(lags, [str(lag) for lag in lags])
@@ -52,5 +61,5 @@ def draw(rows: Rows) -> Figure:
     return figure
 
 
-def autocorrelation(rows: Rows) -> float:
-    return mean(row["autocorrelation"] for row in rows)
+def correlation(rows: Rows) -> float:
+    return mean(row["correlation"] for row in rows)
