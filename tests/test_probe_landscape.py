@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Verdict, landscape, some_images
+from resexp.probes import Case, Verdict, landscape, load, snapshots, some_images
 from resexp.probes.landscape import (
     at,
     curvature,
@@ -21,7 +21,7 @@ from resexp.probes.landscape import (
     slices,
     width,
 )
-from resexp.settings import Settings
+from resexp.settings import Arch, Merge, Settings
 
 
 def test_a_direction_has_each_filters_length_and_is_its_seeds() -> None:
@@ -104,6 +104,22 @@ def test_numbers_of_slices() -> None:
     assert minima(kink) == 1
     assert minima([3, 1, 2, 1, 3]) == 2
     assert width([4, 1.5, 1, 1.5, 4]) == pytest.approx(2 * 3 / 5)
+
+
+def test_at_equal_loss_the_better_network_is_sliced_on_its_way() -> None:
+    settings = Settings(depth=8, width=4, steps=40, batch_size=32, arch=Arch(merge=Merge.residual))
+    data, case = load(settings), Case("residual", settings)
+    images, labels = some_images(settings, data, landscape.IMAGES)
+    losses = {
+        step: at(network.train(), [], [], images, labels)
+        for step, network in snapshots(settings, data, range(0, 41, landscape.EVERY))
+    }
+    wanted = losses[20] + 1e-4
+    rows = landscape.at_equal_loss((losses[40], case), (wanted, case))
+    assert {(row["kind"], row["step"]) for row in rows} == {("matched", 20)}
+    middle = [row["loss"] for row in rows if row["a"] == 0]
+    assert middle == pytest.approx([losses[20]] * landscape.DIRECTIONS)
+    assert list(losses.values()) == sorted(losses.values(), reverse=True)
 
 
 def test_the_verdict_is_by_seed_and_needs_alike_shallow_ones() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from resexp import models
+from resexp import models, probing
 from resexp.analysis.statistics import paired_t
+from resexp.config import compose
 from resexp.models.merges import Add, Drop
 from resexp.probes import Case, Verdict, where
 from resexp.probes.where import ARMS, gains, settings_of
 from resexp.settings import Arch, Merge, Settings, UsageError
+from resexp.task import perform
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -40,6 +43,23 @@ def test_the_verdict_is_of_bounds() -> None:
     assert where.judge([better, better, unsure]) is Verdict.inconclusive
     assert where.judge([better, better, worse]) is Verdict.not_supported
     assert where.judge([paired_t([1.0, 1.1])] * 3) is Verdict.inconclusive
+
+
+def test_runs_with_skips_in_single_stages_are_used(tmp_path: Path) -> None:
+    """Stage 2 from its checkpoint, at its last step; what has none is trained as its run was."""
+    words = ["depth=8", "width=4", "steps=4", "batch_size=8", "eval_every=4", "threads=1"]
+    words += ["arch=residual", "keep_checkpoint=true", f"results={tmp_path}"]
+    for more in ([], ["arch.skip_stages=[2]"]):
+        perform(compose([*words, *more]))
+    [task] = probing.of_runs("where", tmp_path, [])
+    finding = where.measure(task.cases, lambda done, of, what: None)
+    assert {row["step"] for row in finding.rows} == {4}
+    assert {row["arm"] for row in finding.rows if row["reused"]} == {"stage 2", "all"}
+    anew = where.measure(
+        [Case("residual", task.cases[0].settings)], lambda done, of, what: None
+    )  # of so short a recipe all steps
+    assert [row["loss"] for row in anew.rows] == [row["loss"] for row in finding.rows]
+    assert not any(row["reused"] for row in anew.rows)
 
 
 def test_every_arm_is_trained() -> None:

@@ -12,12 +12,14 @@ training images, in training mode: normalisation has their statistics at every p
 - ``lambda_max`` and ``lambda_min``: extreme eigenvalues of the loss's Hessian, by Lanczos.
 
 A slice that is not convex proves that the loss is not; one that is convex proves nothing. Losses
-at the middle differ between networks, and with them the slices: they are told.
+at the middle differ between networks, and with them the slices: they are told. So at the greatest
+depth, for each seed, the network with the lower loss is trained anew up to the loss that the
+other ended with, as near as every fifth step comes, and sliced there (``matched``).
 
 The rule, by the median roughness over directions, at least three seeds: plain above residual at
 the greatest depth in every seed, and the mean difference at the least depth smaller than half of
 the one there: supported. Plain below residual at the greatest depth in every seed: not supported.
-Else inconclusive.
+Else inconclusive. It goes by networks at the end of training; at matched loss is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from resexp.probes import (
     Needs,
     Tell,
     Verdict,
+    at_start,
     load,
+    snapshots,
     some_images,
     trained,
     twins,
@@ -55,6 +59,7 @@ DIRECTIONS = 3
 POINTS = 21  # of a 1-D slice
 GRID = 9  # points a side of a 2-D slice, of the first seed's deepest networks
 ITERATIONS = 10  # of Lanczos
+EVERY = 5  # steps between losses on the way to a matched one
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> Finding:
@@ -62,9 +67,10 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
     chosen = twins(cases, "landscape", SEEDS)
     depths = {depth for arch, depth, _ in chosen if arch == "plain"}
     depths &= {depth for arch, depth, _ in chosen if arch == "residual"}
-    ends = {min(depths), max(depths)}
-    chosen = {place: case for place, case in chosen.items() if place[1] in ends}
+    deep = max(depths)
+    chosen = {place: case for place, case in chosen.items() if place[1] in (min(depths), deep)}
     first = min(seed for _, _, seed in chosen)
+    losses: dict[tuple[str, int, int], float] = {}
     rows: list[dict[str, Cell]] = []
     for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
         tell(done, len(chosen), f"{arch} {depth}, seed {seed}")
@@ -72,13 +78,38 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         network = trained(case, data).train()
         images, labels = some_images(case.settings, data, IMAGES)
         place: dict[str, Cell] = {"arch": arch, "depth": depth, "seed": seed}
+        losses[arch, depth, seed] = at(network, [], [], images, labels)
         rows += [place | row for row in slices(network, images, labels)]
-        if (depth, seed) == (max(ends), first):
+        if (depth, seed) == (deep, first):
             rows += [place | row for row in plane(network, images, labels)]
         some = slice(None, None, max(1, IMAGES // CURVATURE_IMAGES))
         least, most = curvature(network, images[some], labels[some])
         rows.append(place | cell("curvature", lambda_min=least, lambda_max=most))
+    for seed in sorted({seed for _, _, seed in chosen}):
+        pair = [
+            (losses[place], case) for place, case in chosen.items() if place[1:] == (deep, seed)
+        ]
+        tell(len(chosen) - 1, len(chosen), f"depth {deep} at equal loss, seed {seed}")
+        if len(pair) == 2:
+            rows += at_equal_loss(*sorted(pair, key=lambda one: one[0]))
     return concluded(rows)
+
+
+def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list[dict[str, Cell]]:
+    """Slices of the better network where, on its way, its loss was nearest the other's last."""
+    (_, case), (target, _) = lower, higher
+    settings, data = case.settings, load(case.settings)
+    images, labels = some_images(settings, data, IMAGES)
+    off, nearest, at_step = math.inf, at_start(settings, data), 0
+    for step, network in snapshots(settings, data, range(0, settings.steps + 1, EVERY)):
+        loss = at(network.train(), [], [], images, labels)
+        if abs(loss - target) < off:
+            off, nearest, at_step = abs(loss - target), network, step
+        if loss < target:
+            break
+    place: dict[str, Cell] = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+    kind: dict[str, Cell] = {"kind": "matched", "step": at_step}
+    return [place | row | kind for row in slices(nearest.train(), images, labels)]
 
 
 def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
@@ -215,6 +246,7 @@ def cell(
 ) -> dict[str, Cell]:
     return {
         "kind": kind,
+        "step": None,  # where not the last
         "direction": direction,
         "a": a,
         "b": b,
@@ -243,12 +275,16 @@ def width(losses: Sequence[float]) -> float:
 
 
 def by_seed(
-    rows: Sequence[dict[str, Cell]], arch: str, depth: int, number: Callable[[list[float]], float]
+    rows: Sequence[dict[str, Cell]],
+    arch: str,
+    depth: int,
+    number: Callable[[list[float]], float],
+    kind: str = "slice",
 ) -> list[float]:
     """The median over directions of a slice's number, for each seed."""
     found: dict[Cell, dict[Cell, list[float]]] = {}
     for row in rows:
-        if (row["arch"], row["depth"], row["kind"]) == (arch, depth, "slice"):
+        if (row["arch"], row["depth"], row["kind"]) == (arch, depth, kind):
             one = found.setdefault(row["seed"], {}).setdefault(row["direction"], [])
             one.append(float(row["loss"] or 0))
     return [median(number(losses) for losses in seed.values()) for seed in found.values()]
@@ -278,10 +314,18 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
         f"{numbers[f'loss, {arch} {depth}']:.3f})"
         for arch, depth in networks
     )
+    equal = ""
+    for arch, depth in networks:
+        if matched := by_seed(rows, arch, depth, roughness, "matched"):
+            there = by_seed(rows, arch, depth, middle, "matched")
+            rougher, loss = sum(matched) / len(matched), sum(there) / len(there)
+            numbers[f"roughness, {arch} {depth} at equal loss"] = rougher
+            numbers[f"loss, {arch} {depth} at equal loss"] = loss
+            equal += f"; on its way, at the other's loss ({loss:.3f}), {arch}-{depth} {rougher:.2f}"
     seeds = sorted({int(row["seed"] or 0) for row in rows})
     return Finding(
         judge(rough, depths[0], depths[-1]),
-        f"median roughness of slices through trained networks: {told}.",
+        f"median roughness of slices through trained networks: {told}{equal}.",
         rows,
         numbers,
         [
@@ -293,7 +337,9 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             f"seeds {', '.join(map(str, seeds))}",
             f"eigenvalues: Lanczos, {ITERATIONS} products, {CURVATURE_IMAGES} images: bounds from "
             "inside; lambda_min below 0: not convex there",
-            "networks are compared at the losses that they reached, not at equal ones",
+            "the verdict compares networks at the losses that they reached; equal loss: the better "
+            f"of the two deepest trained anew, where every {EVERY}th step came nearest the other's "
+            "last loss on these images; lower rates come later, so it is also a younger network",
         ],
     )
 

@@ -1,7 +1,9 @@
 """Which stage's skips matter? Networks with skips in one stage alone, in all and in none.
 
-Trained anew, on the same batches from the same initial weights, for the first STEPS steps of the
-recipe; then the loss on training images, in training mode: normalisation has their statistics.
+On the same batches from the same initial weights. Where runs with skips in single stages
+(arch.skip_stages) kept their checkpoints, all arms are compared at the last step, from checkpoints
+as far as there are; else all are trained anew for the first STEPS steps of the recipe. Then the
+loss on training images, in training mode: normalisation has their statistics.
 ``gain`` of an arm: log10 loss without skips less its own, in decades, paired by seed; above 0 its
 skips help. ``share``: gain over that of skips in all stages, which is 1; shares of the stages need
 not add up to 1.
@@ -22,8 +24,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict, load, snapshots, some_images
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.probes import (
+    Case,
+    Cell,
+    Finding,
+    Needs,
+    Tell,
+    Verdict,
+    load,
+    snapshots,
+    some_images,
+    trained,
+)
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
 
 CLAIM = "No one stage's skips do the work: a network needs them in all of its stages."
 SOURCE = "this project's question; He et al. 2015, section 3.3, give every stage skips"
@@ -40,7 +53,7 @@ ARMS: dict[str, list[int]] = {
     "stage 3": [3],
     "all": [1, 2, 3],
 }
-SINGLE = ("stage 1", "stage 2", "stage 3")
+SINGLE = ("stage 1", "stage 2", "stage 3")  # arms of runs that the probe can use
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> Finding:
@@ -58,32 +71,49 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
     bases = {
         case.settings.seed: case.settings for case in reversed(fit) if case.settings.depth == depth
     }
+    seeds = sorted(bases)[:SEEDS]
+    kept = {digest(as_dict(case.settings)): case for case in cases if case.checkpoint is not None}
+    networks = {
+        (arm, seed): Case(arm, settings_of(arm, bases[seed])) for arm in ARMS for seed in seeds
+    }
+    known = {
+        place: kept[same]
+        for place, case in networks.items()
+        if (same := digest(as_dict(case.settings))) in kept
+    }
+    reuse = any(arm in SINGLE for arm, _ in known)
+    networks |= known if reuse else {}
     rows: list[dict[str, Cell]] = []
-    work = [(arm, seed) for arm in ARMS for seed in sorted(bases)[:SEEDS]]
-    for done, (arm, seed) in enumerate(work):
-        tell(done, len(work), f"skips in {arm}, seed {seed}")
-        rows.append(row_of(arm, bases[seed]))
+    for done, ((arm, seed), case) in enumerate(networks.items()):
+        tell(done, len(networks), f"skips in {arm}, seed {seed}")
+        steps = case.settings.steps if reuse else min(STEPS, case.settings.steps)
+        rows.append(row_of(arm, case, steps))
     return concluded(rows)
 
 
 def settings_of(arm: str, base: Settings) -> Settings:
     """The base with skips in some of its stages."""
-    arch = Arch(merge=Merge.residual, skip_stages=ARMS[arm]) if ARMS[arm] else Arch()
+    stages = ARMS[arm] if arm in SINGLE else None
+    arch = Arch(merge=Merge.residual, skip_stages=stages) if ARMS[arm] else Arch()
     return replace(base, arch=arch)
 
 
-def row_of(arm: str, base: Settings) -> dict[str, Cell]:
-    """One network, trained for a while: nan if its loss became that before."""
-    settings, data = settings_of(arm, base), load(base)
-    steps, nats = min(STEPS, base.steps), math.nan
-    for _, network in snapshots(settings, data, [steps]):
-        nats = loss(network, *some_images(settings, data, IMAGES))
+def row_of(arm: str, case: Case, steps: int) -> dict[str, Cell]:
+    """One network after ``steps``: nan if its loss became that before."""
+    settings, data = case.settings, load(case.settings)
+    images, nats = some_images(settings, data, IMAGES), math.nan
+    if case.run is not None:
+        nats = loss(trained(case, data), *images)
+    else:
+        for _, network in snapshots(settings, data, [steps]):
+            nats = loss(network, *images)
     return {
         "arm": arm,
-        "depth": base.depth,
-        "seed": base.seed,
+        "depth": settings.depth,
+        "seed": settings.seed,
         "step": steps,
         "loss": nats,
+        "reused": int(case.run is not None),
     }
 
 
@@ -118,6 +148,7 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
         numbers[f"decades, all better than {arm}, upper bound"] = against[arm].upper
     told = ", ".join(f"{numbers[f'gain in decades, {arm}']:+.2f} ({arm})" for arm in SINGLE)
     seeds = sorted({int(row["seed"] or 0) for row in rows})
+    reused = sum(int(row["reused"] or 0) for row in rows)
     return Finding(
         judge(list(against.values())),
         f"after {rows[0]['step']} steps at depth {rows[0]['depth']} skips in all stages lower the "
@@ -127,7 +158,8 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
         [
             "gain: log10 loss without skips less log10 loss with them, means paired by seed; above "
             "0 the skips help; one-sided 95 % bounds",
-            f"the first {rows[0]['step']} steps of the recipe; loss in nats on {IMAGES} training "
+            f"after {rows[0]['step']} steps of the recipe, {reused} of {len(rows)} networks from "
+            "checkpoints of their runs, the others trained anew; loss in nats on {IMAGES} training "
             "images at most in one batch, whose own statistics are used; seeds "
             f"{', '.join(map(str, seeds))}",
             "an early loss says what trains sooner, not what ends lower",
