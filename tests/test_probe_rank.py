@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from resexp.probes import Verdict, rank
-from resexp.probes.rank import ARMS, apart, attention, last_gradient, ranks
+from resexp.probes import Verdict, at_start, load, rank, some_images
+from resexp.probes.rank import ARMS, apart, attention, last_gradient, own_ranks, ranks
+from resexp.settings import Arch, Merge, Settings, Twin
 
 SEEDS = (0, 1, 2)
 
@@ -25,6 +26,33 @@ def test_tokens_become_one_without_skips_and_stay_apart_with_them() -> None:
     assert max(without) < 1e-3
     assert kept > 0.3
     assert rank.judge(without, kept) is Verdict.supported
+
+
+def test_the_packages_own_transformers_do_the_same_on_digits() -> None:
+    layers = {name: [own_ranks(name, seed) for seed in SEEDS] for name in rank.OWN}
+    assert all(len(one) == 13 for some in layers.values() for one in some)
+    assert mean([one[4] for one in layers["no skip pre-LN"]]) < 1e-3
+    assert mean([one[4] for one in layers["no skip post-LN"]]) < 1e-3
+    assert mean([one[12] for one in layers["skip pre-LN"]]) > 0.25
+    assert min(one[12] for name in ("skip pre-LN", "skip post-LN") for one in layers[name]) > 0.01
+
+
+def test_own_ranks_are_of_the_transformer_run_block_by_block() -> None:
+    options = {"patch": 2, "heads": 4, "layer_norm": "after"}
+    arch = Arch(family="transformer", depths="n", merge=Merge.residual, options=options)
+    settings = Settings(arch=arch, twin=Twin.plain, depth=12, seed=1)
+    data = load(settings)
+    network = at_start(settings, data).double()
+    images = some_images(settings, data, rank.IMAGES)[0].double()
+    rows = torch.nn.functional.unfold(images, 2, stride=2).transpose(1, 2)
+    found = own_ranks("no skip post-LN", 1)
+    with torch.no_grad():
+        x = network.get_submodule("positions")(network.get_submodule("embedding")(rows))
+        for expected, block in zip(found, network.get_submodule("blocks").children(), strict=False):
+            centred = x - x.mean(1, keepdim=True)
+            values = centred.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+            assert values.mean().item() == pytest.approx(expected, rel=1e-6, abs=1e-14)
+            x = block(x)
 
 
 def test_the_last_gradient_grows_from_pre_to_post_with_depth() -> None:

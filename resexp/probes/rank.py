@@ -11,9 +11,13 @@ without skips; with skips and pre-LN (x + F(LN(x))); with skips and post-LN (LN(
 pre-LN (which has a last LN, as in the papers), for 2 to 32 layers; the loss is the cross-entropy of
 a random readout of the mean token, random labels of 10 classes, 8 sequences.
 
+(iii) The same on digits: rel(X) after each of 12 blocks of this package's own transformers at their
+start, with skips and without (twin=plain), pre-LN and post-LN, mean over images: 16 patches an
+image as tokens, biases, Glorot's uniform weights.
+
 The rule, on means over seeds: both networks without skips below 1e-3 by layer 4, and skips with
 pre-LN above 0.3 at layer 12: supported. Skips below 1e-3 too, or no collapse without them: not
-supported. Else inconclusive. Part (ii) is reported, not judged.
+supported. Else inconclusive. Parts (ii) and (iii) are reported, not judged.
 """
 
 from __future__ import annotations
@@ -23,16 +27,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm, relu, softmax
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict
+from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict, at_start, load, some_images
+from resexp.settings import Arch, Merge, Settings, Twin
 
 CLAIM = "Without skips attention makes all tokens alike within a few layers; skips prevent it."
 SOURCE = "Dong et al. 2021, theorem 2.2; Xiong et al. 2020, theorem 1 (gradients)"
 NEEDS = Needs.nothing
 USUAL: list[str] = []
 
+IMAGES = 32  # digits
 TOKENS, WIDTH, HEADS, HIDDEN, CLASSES, SEQUENCES = 32, 64, 4, 256, 10, 8
 LAYERS = 12
 GRADIENT_LAYERS = (2, 4, 8, 16, 32)
@@ -51,8 +57,16 @@ class Arm:
 ARMS = {
     "attention alone": Arm(relu_layer=False, skip=False, norm="none"),
     "no skip pre-LN": Arm(relu_layer=True, skip=False, norm="pre"),
+    "no skip post-LN": Arm(relu_layer=True, skip=False, norm="post"),
     "skip pre-LN": Arm(relu_layer=True, skip=True, norm="pre"),
     "skip post-LN": Arm(relu_layer=True, skip=True, norm="post"),
+}
+#: The same among this package's own transformers: twin, and place of LayerNorm.
+OWN = {
+    "no skip pre-LN": (Twin.plain, "before"),
+    "no skip post-LN": (Twin.plain, "after"),
+    "skip pre-LN": (Twin.none, "before"),
+    "skip post-LN": (Twin.none, "after"),
 }
 
 
@@ -76,6 +90,9 @@ def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
             tell(seed * len(ARMS) + done, seeds * len(ARMS), f"{name}, seed {seed}")
             for layer, value in enumerate(ranks(arm, seed, LAYERS)):
                 rows.append(row("rank", name, seed, layer, value))
+            if name in OWN:
+                values = own_ranks(name, seed)
+                rows += [row("digits", name, seed, at, value) for at, value in enumerate(values)]
             if arm.skip:
                 rows += [
                     row("gradient", name, seed, layers, last_gradient(arm, seed, layers))
@@ -124,6 +141,28 @@ def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
     for _ in range(layers):
         x = layer(arm, x, weights(generator))
         found.append(apart(x))
+    return found
+
+
+@torch.no_grad()
+def own_ranks(name: str, seed: int) -> list[float]:
+    """The same of this package's transformer on IMAGES digits, float64, mean over images."""
+    twin, place = OWN[name]
+    options = {"patch": 2, "heads": HEADS, "layer_norm": place}
+    arch = Arch(family="transformer", depths="n", merge=Merge.residual, options=options)
+    settings = Settings(arch=arch, twin=twin, depth=LAYERS, width=WIDTH // HEADS, seed=seed)
+    data = load(settings)
+    network = at_start(settings, data).double()
+    found: list[float] = []
+
+    def passed(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append(sum(apart(image) for image in output) / len(output))
+
+    layers = [network.get_submodule("positions"), *network.get_submodule("blocks").children()]
+    handles = [layer.register_forward_hook(passed) for layer in layers]
+    network(some_images(settings, data, IMAGES)[0].double())
+    for handle in handles:
+        handle.remove()
     return found
 
 
@@ -196,6 +235,11 @@ def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
         for name in ARMS
         for at in (1, 2, 3, 4, LAYERS)
     }
+    numbers |= {
+        f"rel(X), {name}, {at} layers, digits": mean("digits", name, at)
+        for name in OWN
+        for at in (0, 1, 2, 3, 4, LAYERS)
+    }
     ratios = {
         at: mean("gradient", "skip post-LN", at) / mean("gradient", "skip pre-LN", at)
         for at in GRADIENT_LAYERS
@@ -215,7 +259,11 @@ def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
         f"{without[1]:.0e} (with ReLU layers and LN), after {LAYERS} with skips by {kept:.2f} "
         f"(pre-LN) and {mean('rank', 'skip post-LN', LAYERS):.2f} (post-LN); the last layer's "
         f"gradient under post-LN is {ratios[first]:.1f} times pre-LN's at {first} layers, "
-        f"{ratios[last]:.1f} times at {last}.",
+        f"{ratios[last]:.1f} times at {last}; on digits this package's transformer has "
+        f"{mean('digits', 'no skip pre-LN', 4):.0e} (pre-LN) and "
+        f"{mean('digits', 'no skip post-LN', 4):.0e} (post-LN) after 4 blocks without skips, "
+        f"{mean('digits', 'skip pre-LN', LAYERS):.2f} and "
+        f"{mean('digits', 'skip post-LN', LAYERS):.2f} after {LAYERS} with them.",
         rows,
         numbers,
         [
@@ -223,6 +271,9 @@ def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
             "1 nothing in common, 0 all alike",
             f"random weights at the start, {TOKENS} tokens, width {WIDTH}, {HEADS} heads, float64, "
             f"no biases; seeds 0 to {seeds - 1}",
+            f"digits: {IMAGES} images of 16 patches, the package's transformer at its start with "
+            "biases, places and Glorot's weights, layer 0 what enters the first block; mean over "
+            "images",
             "the initial weights differ from those of Xiong et al. and of PyTorch's own layer",
         ],
     )

@@ -61,7 +61,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
     fit = [
         case
         for case in cases
-        if case.settings.arch in (Arch(), Arch(merge=Merge.residual))
+        if replace(case.settings.arch, skip_stages=None) in (Arch(), Arch(merge=Merge.residual))
         and case.settings.twin is Twin.none
     ]
     if not fit:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import MM, PAGE, blank, head, legend
+from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, blank, head, legend
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, those
 
 COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
@@ -20,7 +22,8 @@ def draw(rows: Rows) -> Figure:
     deep.sharey(shallow)
     for axis, depth in ((shallow, depths[0]), (deep, depths[-1])):
         for arch, colour in COLOURS.items():
-            lines(axis, those(rows, arch=arch, depth=depth, kind="slice"), colour)
+            lines(axis, those(rows, arch=arch, depth=depth, kind="slice"), colour, "-")
+            lines(axis, those(rows, arch=arch, depth=depth, kind="matched"), colour, DASHES)
         axis.set_yscale("log")
         axis.set_xlabel("step along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
@@ -35,11 +38,15 @@ def draw(rows: Rows) -> Figure:
         "directions at once, one seed",
     )
     handles = [Line2D([], [], color=colour) for colour in COLOURS.values()]
-    legend(figure, handles, list(COLOURS))
+    labels = list(COLOURS)
+    if those(rows, kind="matched"):
+        handles.append(Line2D([], [], color=GREY, linestyle=DASHES))
+        labels.append("the better one, earlier, at the other's loss")
+    legend(figure, handles, labels)
     return figure
 
 
-def lines(axis: Axes, rows: Rows, colour: str) -> None:
+def lines(axis: Axes, rows: Rows, colour: str, stroke: Any) -> None:
     """A thin line a seed and direction."""
     for seed, direction in sorted({(row["seed"], row["direction"]) for row in rows}):
         some = those(rows, seed=seed, direction=direction)
@@ -47,6 +54,7 @@ def lines(axis: Axes, rows: Rows, colour: str) -> None:
             [row["a"] for row in some],
             [row["loss"] for row in some],
             color=colour,
+            linestyle=stroke,
             linewidth=0.7,
             alpha=0.7,
         )

@@ -14,6 +14,7 @@ from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 ARMS: dict[str, tuple[str, Any]] = {
     "attention alone": (PLAIN, (0, (4, 2))),
     "no skip pre-LN": (PLAIN, "-"),
+    "no skip post-LN": (PLAIN, (0, (1, 1.4))),
     "skip pre-LN": (RESIDUAL, "-"),
     "skip post-LN": (RESIDUAL, (0, (4, 2))),
 }
@@ -21,22 +22,25 @@ FLOOR = 1e-16  # of float64
 
 
 def draw(rows: Rows) -> Figure:
-    """Left: rel(X) by layer. Right: the last layer's gradient by number of layers."""
+    """rel(X) by layer, of random tokens and of digits; the last layer's gradient by layers."""
     figure = blank(PAGE, 74 * MM)
-    left, right = figure.subplots(1, 2)
-    lines(left, those(rows, measured="rank"))
-    left.set_yscale("log")
-    left.set_ylim(bottom=FLOOR)
-    left.set_xlabel("layer")
-    left.set_ylabel("tokens less their mean, over tokens (norms)")
-    left.set_title("do tokens stay apart?", loc="left", fontweight="bold")
+    left, middle, right = figure.subplots(1, 3)
+    middle.sharey(left)
+    for axis, measured in ((left, "rank"), (middle, "digits")):
+        lines(axis, those(rows, measured=measured))
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=FLOOR)
+        axis.set_xlabel("layer")
+    left.set_ylabel("tokens less their mean, over tokens")
+    left.set_title("random tokens", loc="left", fontweight="bold")
+    middle.set_title("patches of digits", loc="left", fontweight="bold")
     lines(right, those(rows, measured="gradient"))
     right.set_xscale("log", base=2)
     depths = sorted({row["layers"] for row in those(rows, measured="gradient")})
     right.set_xticks(depths, [str(depth) for depth in depths])
     right.set_ylim(bottom=0)
     right.set_xlabel("layers of the network")
-    right.set_ylabel("loss gradient of the last layer's\nsecond ReLU matrix, norm")
+    right.set_ylabel("gradient of the last matrix, norm")
     right.set_title("where LayerNorm stands", loc="left", fontweight="bold")
     seeds = len({row["seed"] for row in rows})
     head(figure, f"Transformers of random weights, at their start: means of {seeds} seeds")
