@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, highway, load, snapshots, some_images
-from resexp.probes.highway import ARMS, blocks, keeps_shape, medians, passed, rows_of
+from resexp.probes import Case, Verdict, highway, some_images
+from resexp.probes.highway import ARMS, blocks, keeps_shape, passed
 from resexp.settings import Settings
 
 
@@ -86,17 +84,3 @@ def test_a_network_without_such_blocks_has_no_rows(few_digits: Images) -> None:
     case = Case("preact", Settings(depth=8))
     found = highway.measure([case], lambda done, of, what: None)
     assert {row["arm"] for row in found.rows} == {"plain", "residual"}  # they have one
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_deep_trained_branches_add_less_than_shallow_ones() -> None:
-    for seed in (0, 1, 2):
-        shares = []
-        for depth in (8, 44):
-            settings = Settings(depth=depth, seed=seed, lr=0.1, arch=ARMS["residual"])
-            data = load(settings)
-            [(_, network)] = snapshots(replace(settings, steps=220), data, [220])
-            rows = rows_of("residual", settings, "end", network)
-            shares += medians(rows, "branch_over_input").values()
-        assert shares[1] < shares[0]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Verdict, lesion, load, snapshots, some_images
+from resexp.probes import Verdict, lesion, some_images
 from resexp.probes.lesion import (
     arranged,
-    error,
     examined,
     excesses,
     orders,
@@ -107,22 +104,3 @@ def test_the_verdict_needs_nine_blocks_three_seeds_and_a_falling_residual() -> N
     assert lesion.judge([85.0] * 3, [1.0] * 3, [1.0, 3.0], 9) is Verdict.inconclusive
     assert lesion.judge([85.0, 85, 40], [1.0] * 3, [1.0], 9) is Verdict.inconclusive
     assert lesion.judge([85.0] * 3, [60.0] * 3, [60.0], 9) is Verdict.not_supported
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_deleting_a_block_breaks_plain_20_and_hardly_harms_residual_20() -> None:
-    medians: dict[tuple[Merge, int], list[float]] = {}
-    for seed in (0, 1, 2):
-        for merge, depth in [(Merge.plain, 20), (Merge.residual, 8), (Merge.residual, 20)]:
-            settings = Settings(depth=depth, seed=seed, arch=Arch(merge=merge))
-            data = load(settings)
-            [(_, network)] = snapshots(replace(settings, steps=220), data, [220])
-            images, labels = some_images(settings, data, 200)
-            one = examined(network.eval(), images, labels, images)
-            base = error(one, without(one, []))
-            excess = sorted(error(one, without(one, [at])) - base for at in one.movable)
-            medians.setdefault((merge, depth), []).append(excess[len(excess) // 2])
-    assert min(medians[Merge.plain, 20]) >= 50
-    assert max(medians[Merge.residual, 20]) <= 15
-    assert sum(medians[Merge.residual, 20]) < sum(medians[Merge.residual, 8])

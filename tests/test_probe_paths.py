@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from resexp.probes import (
     ended,
     load,
     paths,
-    snapshots,
     some_images,
 )
 from resexp.probes.paths import (
@@ -143,20 +141,3 @@ def test_the_gradient_through_every_branch_is_ordinary_training() -> None:
     ordinary = ended(Case("residual", settings)).state_dict()
     for name, value in on_short_paths(settings, 3).state_dict().items():
         assert torch.equal(value, ordinary[name]), name
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_trained_short_paths_carry_the_gradient_and_more_so_than_at_the_start() -> None:
-    found, before = [], []
-    for seed in (0, 1, 2):
-        settings = Settings(depth=20, seed=seed, arch=RESIDUAL)
-        data = load(settings)
-        (_, start), (_, network) = snapshots(replace(settings, steps=220), data, [0, 220])
-        rows = lengths(start.train(), *some_images(settings, data, 32))
-        before.append(slope([float(row["norm"] or 0) for row in rows]))
-        rows = lengths(network.train(), *some_images(settings, data, 32))
-        length = sum(k * float(row["weight"] or 0) for k, row in enumerate(rows))
-        found.append((slope([float(row["norm"] or 0) for row in rows]), length - 4.5))
-    assert paths.judge(found) is Verdict.supported
-    assert all(end < start for (end, _), start in zip(found, before, strict=True))

@@ -13,8 +13,9 @@ How to write one. A probe is three files of the same name and nothing else is to
 ``resexp/analysis/probe_figures/<name>.py`` (no torch) offers ``draw(rows) -> Figure``, from the CSV
 alone: plain against residual in the project's colours, units on the axes.
 
-``tests/test_probe_<name>.py`` holds its acceptance at a small size and one cross-check of its
-numbers against an independent computation.
+``tests/test_probe_<name>.py`` holds its acceptance at a small size (that of trained networks is in
+``tests/test_probes_as_stated.py``) and one cross-check of its numbers against an independent
+computation.
 
 What ``measure`` is given. Cases: one a network, in order of arch, depth and seed. With NEEDS
 ``trained`` each has a run with a checkpoint: ``trained(case, data)`` is its network. With

@@ -8,8 +8,9 @@
 - ``scratch``: the deep network trained from its usual start, as its run was.
 - ``regression``: y = x asked of a stack of convolutions, plain and residual, with the recipe's rate
   and decay: |f(x) - x| / |x| on new images. Images are noise made non-negative, for a ReLU at the
-  end can give nothing else. A residual stack is the identity where its branches are 0, so it
-  starts nearer by construction: partly a tautology, and no evidence about other tasks.
+  end can give nothing else. A residual stack is the identity where its branches are 0: partly a
+  tautology, and no evidence about other tasks. At its usual start they are not: normalised, each
+  adds as much as it is given, so that the stack starts farther from y = x than a plain one.
 
 The rule, at least three seeds. Every constructed loss within 1e-6 of the shallow one, no warm loss
 above its constructed one, every scratch loss above it, and in regression every residual error below
@@ -266,8 +267,9 @@ def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
             f"regression: |f(x) - x| / |x|, stack of {LAYERS} 3x3 convolutions of {WIDTH} channels "
             f"with batch normalisation, {REGRESSION_STEPS} steps of {BATCH} images of "
             f"{SIDE}x{SIDE}, the recipe's rate, drops and decay; new images, evaluation mode",
-            "a residual stack is the identity at zero by construction: the regression is partly a "
-            "tautology",
+            "a residual stack is the identity where its branches are 0 (partly a tautology), but "
+            "normalised branches are not 0 at the start: it begins farther from y = x than a plain "
+            "stack",
             f"seeds {', '.join(map(str, seeds))}",
         ],
     )
