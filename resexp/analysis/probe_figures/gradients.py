@@ -28,7 +28,9 @@ ENDS = 3
 def draw(rows: Rows) -> Figure:
     """At step 0 by layer, the deepest networks: weights, activations. Then the tilt by step."""
     deep = max(row["depth"] for row in rows)
-    watched = max((row["depth"] for row in rows if row["step"] != 0), default=deep)
+    places = {(row["depth"], row["step"]) for row in rows}
+    depths = sorted(depth for depth, _ in places)
+    watched = max(depths, key=depths.count)  # the one with most steps
     figure = blank(PAGE, 72 * MM)
     weights, activations, steps = figure.subplots(1, 3)
     by_layer(weights, those(rows, depth=deep, step=0), "g")

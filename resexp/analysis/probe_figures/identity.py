@@ -17,16 +17,18 @@ PARTS = {
 
 
 def draw(rows: Rows) -> Figure:
-    """A dot a seed and a line at the mean, logarithmic."""
+    """A dot a seed and a line at the mean."""
     figure = blank(PAGE, 70 * MM)
     losses, errors = figure.subplots(1, 2, width_ratios=[3, 2])
     for at, part in enumerate(PARTS):
         dots(losses, at, [row["loss"] for row in those(rows, part=part)], PLAIN)
     losses.set_xticks(range(len(PARTS)), list(PARTS.values()))
     losses.set_ylabel("training loss, nats")
+    scale(losses, [row["loss"] for row in rows if row["loss"] is not None])
     for at, (arch, colour) in enumerate({"plain": PLAIN, "residual": RESIDUAL}.items()):
         some = those(rows, part="regression", arch=arch)
         dots(errors, at, [row["relative_error"] for row in some], colour)
+    scale(errors, [row["relative_error"] for row in those(rows, part="regression")])
     errors.set_xticks(range(2), ["plain", "residual"])
     errors.set_xlim(-0.6, 1.6)
     errors.set_ylabel("error at y = x, |f(x) - x| / |x|")
@@ -45,4 +47,11 @@ def dots(axis: Axes, at: int, values: list[float], colour: str) -> None:
     """The seeds at one place of the axis."""
     axis.plot([at] * len(values), values, "o", color=colour, ms=4, alpha=0.8)
     axis.plot([at - 0.25, at + 0.25], [mean(values)] * 2, color=colour, linewidth=1.4)
-    axis.set_yscale("log")
+
+
+def scale(axis: Axes, values: list[float]) -> None:
+    """Logarithmic where a decade is spanned, else from 0."""
+    if max(values) >= 10 * min(values) > 0:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, 1.1 * max(values))
