@@ -14,7 +14,7 @@ training images, in training mode: normalisation has their statistics at every p
 A slice that is not convex proves that the loss is not; one that is convex proves nothing. Losses
 at the middle differ between networks, and with them the slices: they are told. So at the greatest
 depth, for each seed, the network with the lower loss is trained anew up to the loss that the
-other ended with, as near as every fifth step comes, and sliced there (``matched``).
+other ended with, as near as every second step comes, and sliced there (``matched``).
 
 The rule, by the median roughness over directions, at least three seeds: plain above residual at
 the greatest depth in every seed, and the mean difference at the least depth smaller than half of
@@ -59,7 +59,7 @@ DIRECTIONS = 3
 POINTS = 21  # of a 1-D slice
 GRID = 9  # points a side of a 2-D slice, of the first seed's deepest networks
 ITERATIONS = 10  # of Lanczos
-EVERY = 5  # steps between losses on the way to a matched one
+EVERY = 2  # steps between losses on the way to a matched one
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> Finding:
@@ -338,8 +338,8 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             f"eigenvalues: Lanczos, {ITERATIONS} products, {CURVATURE_IMAGES} images: bounds from "
             "inside; lambda_min below 0: not convex there",
             "the verdict compares networks at the losses that they reached; equal loss: the better "
-            f"of the two deepest trained anew, where every {EVERY}th step came nearest the other's "
-            "last loss on these images; lower rates come later, so it is also a younger network",
+            f"of the two deepest trained anew, where, looked at every {EVERY} steps, it came nearest "
+            "the other's last loss on these images: a younger network, at the rate it had then",
         ],
     )
 

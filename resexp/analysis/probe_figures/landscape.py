@@ -25,7 +25,7 @@ def draw(rows: Rows) -> Figure:
             lines(axis, those(rows, arch=arch, depth=depth, kind="slice"), colour, "-")
             lines(axis, those(rows, arch=arch, depth=depth, kind="matched"), colour, DASHES)
         axis.set_yscale("log")
-        axis.set_xlabel("step along the direction, a")
+        axis.set_xlabel("along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
     shallow.set_ylabel("training loss, nats")
     for axis, arch in zip(planes, COLOURS, strict=True):

@@ -23,6 +23,7 @@ def draw(rows: Rows) -> Figure:
     one.set_ylabel("test error, percent")
     one.set_title(f"one block deleted, depth {deep}", loc="left", fontweight="bold")
     medians(several, those(rows, kind="delete k"), "k")
+    several.set_xticks(sorted({row["k"] for row in those(rows, kind="delete k")}))
     several.set_xlabel("blocks deleted (random sets, median)")
     several.set_title("residual, several deleted", loc="left", fontweight="bold")
     scattered(orders, those(rows, kind="reorder"))
