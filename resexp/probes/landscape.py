@@ -338,8 +338,8 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             f"eigenvalues: Lanczos, {ITERATIONS} products, {CURVATURE_IMAGES} images: bounds from "
             "inside; lambda_min below 0: not convex there",
             "the verdict compares networks at the losses that they reached; equal loss: the better "
-            f"of the two deepest trained anew, where, looked at every {EVERY} steps, it came nearest "
-            "the other's last loss on these images: a younger network, at the rate it had then",
+            f"of the two deepest trained anew, where, looked at every {EVERY} steps, it came "
+            "nearest the other's last loss on these images: a younger network, at the rate it had then",
         ],
     )
 

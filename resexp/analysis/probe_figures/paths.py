@@ -42,8 +42,7 @@ def draw(rows: Rows) -> Figure:
     head(
         figure,
         f"Paths through the {first['blocks']} blocks of {first['arch']}-{first['depth']}, "
-        f"{seeds} seeds; right: {training[0]['arch']}-{training[0]['depth']} trained with the "
-        "gradient through all branches, and through a few",
+        f"{seeds} seeds; right: {training[0]['arch']}-{training[0]['depth']} trained through some",
     )
     handles = [
         Line2D([], [], color=RESIDUAL, linestyle=stroke, marker=mark, ms=3)

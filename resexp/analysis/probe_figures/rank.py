@@ -30,6 +30,7 @@ def draw(rows: Rows) -> Figure:
         lines(axis, those(rows, measured=measured))
         axis.set_yscale("log")
         axis.set_ylim(bottom=FLOOR)
+        axis.set_xticks(sorted({row["layers"] for row in those(rows, measured=measured)})[::2])
         axis.set_xlabel("layer")
     left.set_ylabel("tokens less their mean, over tokens")
     left.set_title("random tokens", loc="left", fontweight="bold")
