@@ -339,7 +339,7 @@ def concluded(rows: list[dict[str, Cell]]) -> Finding:
             "inside; lambda_min below 0: not convex there",
             "the verdict compares networks at the losses that they reached; equal loss: the better "
             f"of the two deepest trained anew, where, looked at every {EVERY} steps, it came "
-            "nearest the other's last loss on these images: a younger network, at the rate it had then",
+            "nearest the other's last loss on these images: a younger network, at its rate then",
         ],
     )
 
