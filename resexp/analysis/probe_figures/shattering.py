@@ -52,9 +52,11 @@ def draw(rows: Rows) -> Figure:
     by_lag.set_xlabel("lag (points)")
     by_lag.set_xscale("log", base=2)
     by_lag.set_xticks(lags, [str(lag) for lag in lags])
-    seeds = len({row["seed"] for row in rows})
+    lines, pictures = (len({row["seed"] for row in some}) for some in (rows, images))
     head(
-        figure, f"Input gradients at the start: 1 is smooth, 0 white noise; means of {seeds} seeds"
+        figure,
+        "Input gradients at the start: 1 is smooth, or the same for all images, 0 white noise; "
+        f"means of {lines} seeds, of images {pictures}",
     )
     handles = [Line2D([], [], color=colour, linestyle=stroke) for colour, stroke in ARMS.values()]
     legend(figure, handles, [*ARMS])
