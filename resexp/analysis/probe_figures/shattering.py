@@ -55,8 +55,7 @@ def draw(rows: Rows) -> Figure:
     lines, pictures = (len({row["seed"] for row in some}) for some in (rows, images))
     head(
         figure,
-        "Input gradients at the start: 1 is smooth, or the same for all images, 0 white noise; "
-        f"means of {lines} seeds, of images {pictures}",
+        f"Input gradients at the start: 1 is smooth, 0 white noise; {lines} seeds, images {pictures}",
     )
     handles = [Line2D([], [], color=colour, linestyle=stroke) for colour, stroke in ARMS.values()]
     legend(figure, handles, [*ARMS])
