@@ -239,7 +239,7 @@ def short_and_ordinary(case: Case) -> list[Cells]:
     found = {n: network, few: on_short_paths(case.settings, few)}
     return [
         place_of(case, "training")
-        | {"when": "end", "statistics": "running", "blocks": n, "k": k}
+        | {"when": "end", "statistics": None, "blocks": n, "k": k}
         | dict.fromkeys(("norm", "paths_share", "weight", "share"))
         | scored(case.settings, network)
         for k, network in found.items()

@@ -99,14 +99,15 @@ def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
 def row(
     inputs: str, name: str, depth: int, seed: int, lag: int | None, value: float
 ) -> dict[str, Cell]:
-    """``correlation``: autocorrelation at a lag along a line, or mean cosine between images."""
+    """One number: at a lag along a line, or between images."""
     return {
         "inputs": inputs,
         "arm": name,
         "depth": depth,
         "seed": seed,
         "lag": lag,
-        "correlation": value,
+        "autocorrelation": value if inputs == "line" else None,
+        "cosine": value if inputs == "images" else None,
     }
 
 
@@ -171,7 +172,7 @@ def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
 
     def mean(*place: Cell) -> float:
         values = [
-            float(row["correlation"] or 0)
+            float(row["autocorrelation"] or row["cosine"] or 0)
             for row in rows
             if (row["inputs"], row["arm"], row["depth"], row["lag"]) == place
         ]

@@ -55,7 +55,7 @@ def draw(rows: Rows) -> Figure:
     lines, pictures = (len({row["seed"] for row in some}) for some in (rows, images))
     head(
         figure,
-        f"Input gradients at the start: 1 is smooth, 0 white noise; {lines} seeds, images {pictures}",
+        f"Input gradients at the start: 1 smooth, 0 white noise; {lines} seeds (images {pictures})",
     )
     handles = [Line2D([], [], color=colour, linestyle=stroke) for colour, stroke in ARMS.values()]
     legend(figure, handles, [*ARMS])
@@ -63,4 +63,4 @@ def draw(rows: Rows) -> Figure:
 
 
 def correlation(rows: Rows) -> float:
-    return mean(row["correlation"] for row in rows)
+    return mean(row["autocorrelation"] if row["lag"] else row["cosine"] for row in rows)
