@@ -242,6 +242,7 @@ def identity(frame: pd.DataFrame) -> list[Measured]:
         ),
         Measured(f"y = x, {layers} layers, error: plain", miss("plain"), "", ".3f"),
         Measured("residual", miss("residual"), "", ".3f"),
+        Measured("residual, branches that start at 0", miss("rezero"), "", ".3f"),
     ]
 
 

@@ -104,7 +104,7 @@ def responses() -> list[Row]:
 def identity() -> list[Row]:
     parts = {("shallow", "plain", 8): 0.5, ("constructed", "plain", 20): 0.5}
     parts |= {("warm", "plain", 20): 0.4, ("scratch", "plain", 20): 0.75}
-    learned = {"plain": 0.5, "residual": 0.001}
+    learned = {"plain": 0.5, "residual": 0.001, "rezero": 0.0}
     return [
         {"part": part, "arch": arch, "depth": depth, "seed": seed, "loss": nats + 0.25 * seed}
         | {"relative_error": None}
@@ -356,6 +356,7 @@ def test_identity_pairs_the_losses_by_seed() -> None:
         "**0e+00 to 0e+00 nats** (range) constructed and shallow apart",
         "**0.500** (0.500 to 0.500) y = x, 20 layers, error: plain",
         "**0.001** (0.001 to 0.001) residual",
+        "**0.000** (0.000 to 0.000) residual, branches that start at 0",
     ]
 
 

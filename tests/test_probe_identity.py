@@ -48,6 +48,11 @@ def test_the_error_of_a_network_that_gives_nothing_is_one() -> None:
     assert (noise(4, torch.Generator().manual_seed(0)) >= 0).all()
 
 
+def test_a_stack_whose_branches_start_at_0_is_the_identity_and_stays_so() -> None:
+    assert regression(Settings(width=8), Merge.scaled, 4, 0) == 0
+    assert regression(Settings(width=8), Merge.scaled, 4, 3) < 1e-6
+
+
 def test_the_verdict_needs_every_part() -> None:
     losses = {
         "shallow": [0.02] * 3,
@@ -71,7 +76,7 @@ def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [Case("plain", replace(base, depth=depth)) for depth in (8, 14)]
     finding = identity.measure(cases, lambda done, of, what: None)
     parts = [row["part"] for row in finding.rows]
-    assert parts == ["shallow", "constructed", "warm", "scratch", "regression", "regression"]
+    assert parts == ["shallow", "constructed", "warm", "scratch", *["regression"] * 3]
     assert finding.numbers["nats, constructed and shallow apart at most"] < 1e-6
     assert finding.verdict is Verdict.inconclusive
     with pytest.raises(UsageError, match="depth=8,20"):

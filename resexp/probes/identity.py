@@ -10,7 +10,9 @@
   and decay: |f(x) - x| / |x| on new images. Images are noise made non-negative, for a ReLU at the
   end can give nothing else. A residual stack is the identity where its branches are 0: partly a
   tautology, and no evidence about other tasks. At its usual start they are not: normalised, each
-  adds as much as it is given, so that the stack starts farther from y = x than a plain one.
+  adds as much as it is given, so that the stack starts farther from y = x than a plain one. A third
+  stack, ReZero's, starts with branches that count 0: it has nothing to learn, and says how much of
+  "easy identity" is the start. It decides nothing.
 
 The rule, at least three seeds. Every constructed loss within 1e-6 of the shallow one, no warm loss
 above its constructed one, every scratch loss above it, and in regression every residual error below
@@ -56,6 +58,7 @@ USUAL = ["depth=8,20", "arch=plain", "seed=0,1,2"]
 IMAGES = 512
 SEEDS = 3
 WARM_STEPS = 30
+STACKS = {"plain": Merge.plain, "residual": Merge.residual, "rezero": Merge.scaled}
 LAYERS = 20  # convolutions of the regression's stack
 WIDTH, SIDE = 8, 8  # its channels, and pixels a side
 REGRESSION_STEPS = 200
@@ -65,7 +68,7 @@ CLOSE, TIMES = 0.01, 10.0
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> Finding:
-    """The shallowest depth, and the first of at least 20 or else the deepest."""
+    """The shallowest depth and the deepest."""
     chosen = {
         (case.settings.depth, case.settings.seed): case
         for case in reversed(cases)
@@ -76,7 +79,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         raise UsageError(
             "identity needs plain networks of two depths. Choose arch=plain depth=8,20."
         )
-    shallow, deep = depths[0], next((one for one in depths[1:] if one >= 20), depths[-1])
+    shallow, deep = depths[0], depths[-1]
     seeds = sorted(
         {seed for _, seed in chosen if (shallow, seed) in chosen and (deep, seed) in chosen}
     )[:SEEDS]
@@ -85,9 +88,9 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         tell(2 * done, 2 * len(seeds), f"plain {shallow} and {deep}, seed {seed}")
         rows += built(chosen[shallow, seed], chosen[deep, seed])
         tell(2 * done + 1, 2 * len(seeds), f"learning y = x, seed {seed}")
-        for merge in (Merge.plain, Merge.residual):
+        for arch, merge in STACKS.items():
             error = regression(chosen[deep, seed].settings, merge, LAYERS, REGRESSION_STEPS)
-            rows.append(row("regression", merge.value, LAYERS, seed, None, error))
+            rows.append(row("regression", arch, LAYERS, seed, None, error))
     return concluded(rows, shallow, deep)
 
 
@@ -242,7 +245,7 @@ def values(rows: Sequence[dict[str, Cell]], part: str, arch: str = "plain") -> l
 def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
     """The finding from all rows."""
     losses = {part: values(rows, part) for part in ("shallow", "constructed", "warm", "scratch")}
-    errors = {arch: values(rows, "regression", arch) for arch in ("plain", "residual")}
+    errors = {arch: values(rows, "regression", arch) for arch in STACKS}
     means = {part: sum(some) / len(some) for part, some in (losses | errors).items()}
     numbers = {f"nats, {part}": means[part] for part in losses}
     numbers |= {f"relative error of y = x, {arch} {LAYERS}": means[arch] for arch in errors}
@@ -257,7 +260,8 @@ def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
         f"plain-{deep} built from plain-{shallow} has its loss to {apart:.0e} nats "
         f"({means['constructed']:.4f}), {means['warm']:.4f} trained on, {means['scratch']:.4f} "
         f"from the usual start; asked for y = x, {LAYERS} layers miss by "
-        f"{means['plain']:.3f} plain and {means['residual']:.4f} residual.",
+        f"{means['plain']:.3f} plain, {means['residual']:.3f} residual and {means['rezero']:.3f} "
+        "residual with branches that start at 0.",
         rows,
         numbers,
         [

@@ -15,6 +15,8 @@ PARTS = {
     "scratch": "deep, from\nusual start",
 }
 
+STACKS = {"plain": "plain", "residual": "residual", "rezero": "branches\nstart at 0"}
+
 
 def draw(rows: Rows) -> Figure:
     """A dot a seed and a line at the mean."""
@@ -25,12 +27,13 @@ def draw(rows: Rows) -> Figure:
     losses.set_xticks(range(len(PARTS)), list(PARTS.values()))
     losses.set_ylabel("training loss, nats")
     scale(losses, [row["loss"] for row in rows if row["loss"] is not None])
-    for at, (arch, colour) in enumerate({"plain": PLAIN, "residual": RESIDUAL}.items()):
+    for at, arch in enumerate(STACKS):
         some = those(rows, part="regression", arch=arch)
+        colour = PLAIN if arch == "plain" else RESIDUAL
         dots(errors, at, [row["relative_error"] for row in some], colour)
     scale(errors, [row["relative_error"] for row in those(rows, part="regression")])
-    errors.set_xticks(range(2), ["plain", "residual"])
-    errors.set_xlim(-0.6, 1.6)
+    errors.set_xticks(range(len(STACKS)), list(STACKS.values()))
+    errors.set_xlim(-0.6, len(STACKS) - 0.4)
     errors.set_ylabel("error at y = x, |f(x) - x| / |x|")
     depths = sorted({row["depth"] for row in rows if row["part"] != "regression"})
     layers = those(rows, part="regression")[0]["depth"]
