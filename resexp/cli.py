@@ -457,6 +457,45 @@ def probe(
             print(probing.text(result), flush=True)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""[bold]Examples[/]
+
+resexp bench
+
+resexp bench depth=20,32,44,56,110 arch=plain,residual engine=graph,triton precision=bf16
+
+resexp bench depth=20 threads=1,2 --seconds 30
+
+resexp bench data=digits recipe=digits depth=8,56 --json > digits.json
+
+What is not typed is as in He et al. 2015: batches of 128 images of 32x32, cropped and mirrored.""",
+)
+def bench(
+    overrides: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.001, help="For the timing of each loop.")
+    ] = 10.0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE.json", help="Write the JSON to a file too."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the steps of training, against an ordinary PyTorch loop and against the device."""
+    from resexp import bench as benchmark
+    from resexp.config import compose
+
+    words = overrides or []
+    command = shlex.join(["resexp", "bench", *words, "--seconds", f"{seconds:g}"])
+    found = benchmark.perform(words, compose, command, seconds, output)
+    if as_json:
+        emit(found)
+    else:
+        print(benchmark.text(found))
+    raise typer.Exit(1 if found["failed"] else 0)
+
+
 @app.command(epilog="Examples:  resexp doctor   |   resexp doctor --results results")
 def doctor(
     overrides: Overrides = None,

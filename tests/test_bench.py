@@ -1,0 +1,487 @@
+"""resexp.bench: what a step must do at least, what is timed, and how it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+import resexp
+from resexp import bench, models, ordinary, roofline
+from resexp.bench import EVERY, Loop, clock, digits, planned, text
+from resexp.cli import main
+from resexp.config import compose
+from resexp.data import Images
+from resexp.settings import Arch, Engine, Merge, Precision, Settings, UsageError
+from resexp.train import fit as fitting
+
+CPU = torch.device("cpu")
+TINY = ["data=digits", "depth=8", "width=2", "batch_size=8", "threads=1", "data.workers=1"]
+
+#: Workers are forked, as everybody's are; Python warns of it from 3.12 on.
+forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    """Exit code and what ``resexp WORDS`` prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["resexp", *words])
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with streams[0], streams[1], pytest.raises(SystemExit) as stop:
+            main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, out.getvalue(), err.getvalue()
+
+
+# --- the least work
+
+
+def residual(depth: int) -> nn.Module:
+    return models.structure(Settings(arch=Arch(merge=Merge.residual), depth=depth), 3, 10)
+
+
+@pytest.mark.parametrize(("depth", "gflop"), [(20, 31.03), (56, 96.26), (110, 194.10)])
+def test_flops_of_a_step_are_those_that_torch_counts(depth: int, gflop: float) -> None:
+    """FlopCounterMode's for the same step at batch 128, to every digit given."""
+    work = roofline.least_work(residual(depth), 3, (32, 32), 128, Precision.bf16)
+    assert round(work.flops / 1e9, 2) == gflop
+
+
+def test_flops_of_a_small_step_are_those_that_torch_counts_here() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = residual(8)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(4, 3, 32, 32)).sum().backward()
+    work = roofline.least_work(network, 3, (32, 32), 4, Precision.fp32)
+    assert work.flops == counter.get_total_flops()
+
+
+class Two(nn.Module):
+    """Two convolutions and a classifier, to be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)  # 108 weights
+        self.second = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)  # 288
+        self.classifier = nn.Linear(8, 10)  # 90
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(relu(self.second(self.first(x))).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("precision", "width", "weights"),
+    [(Precision.fp32, 4, 4), (Precision.bf16, 2, 4), (Precision.fp64, 8, 8)],
+)
+def test_the_least_work_of_a_tiny_network_is_what_a_hand_counts(
+    precision: Precision, width: int, weights: int
+) -> None:
+    network = Two()
+    network.to(roofline.weights_type(Precision.fp32))
+    elements = 2 * (3 * 64 + 4 * 64) + 3 * (4 * 64 + 8 * 16) + 3 * (8 + 10)
+    products = 2 * (64 * 108) + 3 * (16 * 288) + 3 * 80
+    work = roofline.least_work(network, 3, (8, 8), 5, precision)
+    assert work.bytes == 5 * elements * width + 6 * (108 + 288 + 90) * weights
+    assert work.flops == 5 * 2 * products
+
+
+def test_counting_leaves_the_network_as_it_was() -> None:
+    network = residual(8).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    roofline.least_work(network, 3, (32, 32), 2, Precision.fp32)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_roof_is_the_higher_of_two_times() -> None:
+    peak = roofline.Peak(flops=100.0, bytes=10.0)
+    assert peak.seconds(roofline.Work(flops=500, bytes=20)) == 5
+    assert peak.seconds(roofline.Work(flops=500, bytes=80)) == 8
+
+
+def test_peaks_are_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "MEASURED", 0.02)
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**24})
+    monkeypatch.setattr(roofline, "SIDE", {"cpu": 256})
+    peak = roofline.peak(Precision.fp32, CPU)
+    assert 1e8 < peak.flops < 1e14  # what any computer of these decades does
+    assert 1e7 < peak.bytes < 1e13
+
+
+# --- what is timed
+
+
+def test_evaluations_are_outside_the_clock(few_digits: Images) -> None:
+    """Each step takes a second of a pretended clock and each evaluation a hundred."""
+    now = 0.0
+
+    def turns() -> Any:
+        nonlocal now
+        step = 0
+        while True:
+            step += 1
+            now += 101 if step % EVERY == 0 else 1
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.time, "perf_counter", lambda: now)
+        loop = Loop(turns())
+        assert clock([loop], 3 * EVERY, CPU) == 3 * EVERY
+        assert loop.taken == 3 * EVERY + 3  # the three that evaluate are extra
+        both = [Loop(turns()), Loop(turns())]
+        assert clock(both, EVERY, CPU) == 2 * EVERY
+
+
+def test_the_steps_that_evaluate_are_those_that_the_clock_leaves_out(
+    few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "EVERY", 4)
+    settings = compose([*TINY, "engine=eager"])
+    loop = bench.loop(bench.Case("residual-8", "eager", settings), few_digits)
+    rows = [next(loop.turns) is not None for _ in range(12)]
+    assert rows == [False, False, False, True] * 3
+
+
+def test_a_timed_step_is_a_step_of_fit(few_digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    real = fitting.train_step
+    monkeypatch.setattr(
+        fitting, "train_step", lambda *arguments: (taken.append(1), real(*arguments))
+    )
+    loop = bench.loop(bench.Case("residual-8", "eager", compose(TINY)), few_digits)
+    clock([loop], 5, CPU)
+    assert len(taken) == loop.taken == 5
+
+
+@forks
+def test_the_ordinary_loop_learns_the_same_network(few_digits: Images) -> None:
+    settings = Settings(depth=8, width=4, batch_size=20, lr=0.1, crop_padding=1, flip=True)
+    losses = []
+
+    class Noted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = ordinary.cross_entropy
+
+        def noted(logits: Tensor, labels: Tensor) -> Tensor:
+            assert logits.shape == (20, 10)
+            losses.append(real(logits, labels).item())
+            return real(logits, labels)
+
+        patch.setattr(ordinary, "cross_entropy", noted)
+        turns = ordinary.steps(settings, few_digits, workers=1)
+        for _ in range(30):
+            next(turns)
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+def test_pictures_are_the_images(few_digits: Images) -> None:
+    pictures = ordinary.Pictures(few_digits.train_images, few_digits.train_labels, Settings())
+    image, label = pictures[3]
+    expected = few_digits.train_images[3].permute(2, 0, 1) / 255
+    assert torch.allclose(image, (expected - 0.5) / 0.25)
+    assert label == few_digits.train_labels[3] and len(pictures) == 40
+
+
+# --- what is planned
+
+
+def cases(*words: str) -> list[tuple[str, str, str]]:
+    plan = planned(words, compose)
+    return [(one.network, one.engine, one.job.settings.precision) for one in plan.cases]
+
+
+def test_nothing_typed_is_residual_in_the_paper_s_shapes() -> None:
+    plan = planned(["device=cpu"], compose)
+    assert [(one.network, one.engine) for one in plan.cases] == [
+        ("residual-8", "ordinary"),
+        ("residual-8", "eager"),
+        ("residual-20", "ordinary"),
+        ("residual-20", "eager"),
+    ]
+    settings = plan.cases[0].job.settings
+    assert (settings.batch_size, settings.crop_padding, settings.flip) == (128, 4, True)
+    images = bench.images_of(plan.cases[0].job, plan)
+    assert images.train_images.shape[1:] == (32, 32, 3) and images.name == "noise"
+    assert [why.partition(" ")[0] for why in plan.left_out] == ["engine=graph", "engine=triton"]
+
+
+def test_one_ordinary_loop_stands_beside_all_that_do_its_work() -> None:
+    found = cases("device=cpu", "depth=8", "seed=0,1", "arch=plain,residual", "width=2")
+    assert [(network, engine) for network, engine, _ in found] == [
+        ("plain-8 seed=0", "ordinary"),
+        ("plain-8 seed=0", "eager"),
+        ("residual-8 seed=0", "ordinary"),
+        ("residual-8 seed=0", "eager"),
+        ("plain-8 seed=1", "eager"),
+        ("residual-8 seed=1", "eager"),
+    ]
+
+
+def test_an_experiment_brings_its_own_recipe_and_images() -> None:
+    plan = planned(["experiment=digits", "depth=8", "device=cpu"], compose)
+    assert plan.cases[0].job.settings.batch_size == 64
+    images = bench.images_of(plan.cases[0].job, plan)
+    assert (images.name, images.train_images.shape[1:]) == ("digits", (8, 8, 1))
+    assert len(images.test_images) == bench.EXAMINED
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["engine=graph", "device=cpu"], "engine=graph needs a GPU"),
+        (["depth=21"], "depth=21"),
+        (["dpeth=20"], "Did you mean depth?"),
+        (["engine=fast"], "engine"),
+        (["arch=unet", "recipe=digits"], "learns masks"),
+        (["experiment=blobs", "depth=8"], "has masks"),
+        (["data=digits", "batch_size=1438", "device=cpu"], "1,437 images"),
+        (["device=cpu,auto"], "device has several values"),
+        (["--seconds", "0"], "seconds"),
+        (["--output", "nowhere/at/all.json"], "cannot be written"),
+        (["-m"], "-m"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_line(words: list[str], said: str) -> None:
+    code, out, err = call("bench", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert said in err
+
+
+# --- what is said
+
+
+def row(**given: Any) -> dict[str, Any]:
+    """A row of a GPU."""
+    usual = {
+        "network": "residual-20",
+        "engine": "graph",
+        "precision": "bf16",
+        "data": "noise",
+        "image": [32, 32, 3],
+        "batch": 128,
+        "threads": 16,
+        "milliseconds": 1.25,
+        "milliseconds_least": 1.2,
+        "milliseconds_greatest": 1.5,
+        "images_per_second": 102_400.0,
+        "times_ordinary": 12.34,
+        "gflop": 31.03,
+        "tflop_per_second": 24.8,
+        "gb_per_second": 232.0,
+        "share_of_roofline": 0.054,
+        "kernels": 290,
+        "memory_mb": 310.4,
+    }
+    return usual | given
+
+
+def result(rows: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
+    usual = {
+        "environment": {"device": "cuda", "device_name": "GPU", "torch": "2.11.0"},
+        "load": 0.25,
+        "peaks": [
+            {"precision": "bf16", "threads": 16, "tflop_per_second": 788.0, "gb_per_second": 4300.0}
+        ],
+        "rows": rows,
+        "lockstep": [],
+        "left_out": [],
+        "failed": [],
+    }
+    return usual | given
+
+
+def test_the_table_says_what_was_measured() -> None:
+    first = row(
+        engine="ordinary",
+        precision="fp32",
+        milliseconds=15.43,
+        milliseconds_least=14.0,
+        milliseconds_greatest=123.0,
+        images_per_second=8_296.0,
+        times_ordinary=1.0,
+        tflop_per_second=2.01,
+        gb_per_second=37.2,
+        share_of_roofline=0.035,
+        kernels=None,
+    )
+    lockstep = {
+        "networks": ["plain-20", "residual-20"],
+        "engine": "graph",
+        "precision": "bf16",
+        "images_per_second": 180_000.0,
+        "times_one_after_another": 1.76,
+        "memory_mb": 620.0,
+    }
+    found = result([first, row()], lockstep=[lockstep], left_out=["no triton."], failed=["a: b"])
+    assert (
+        text(found)
+        == """\
+GPU, torch 2.11.0, load 0.2 before
+peak of bf16: 788 TFLOP/s in a matrix product, 4,300 GB/s in a copy
+
+residual-20   batch 128 of 32x32x3, noise, 31.0 GFLOP a step
+                 ms/step        range   images/s   times  TFLOP/s    GB/s  roofline  kernels      MB
+  ordinary fp32     15.4     14.0-123      8,296    1.00     2.01    37.2     3.5 %        -     310
+  graph bf16        1.25    1.20-1.50    102,400   12.34     24.8     232     5.4 %      290     310
+
+2 networks in lockstep (graph bf16): 180,000 images/s, 1.76 times one after another, 620 MB
+residual-20: 12.3 times the ordinary loop (graph bf16)
+left out: no triton.
+failed: a: b"""
+    )
+    assert max(map(len, text(found).splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0123, "0.012"), (0.5, "0.500"), (1.25, "1.25"), (15.43, "15.4"), (4300.2, "4,300")],
+)
+def test_numbers_have_three_digits(value: float, said: str) -> None:
+    assert digits(value) == said
+
+
+@forks
+def test_a_tiny_benchmark_prints_json_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "MEASURED", 0.01)
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**24})
+    output = tmp_path / "bench.json"
+    words = [*TINY, "device=cpu", "--json", "--seconds", "0.02", "--output", str(output)]
+    code, out, err = call("bench", *words)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found == json.loads(output.read_text())
+    assert set(found) == {
+        *("command", "measured", "seconds", "windows", "load", "workers", "peaks", "rows"),
+        *("lockstep", "left_out", "failed", "environment"),
+    }
+    one, other = found["rows"]
+    assert set(one) == set(bench.Row.__slots__) == set(other)
+    assert (one["engine"], other["engine"], other["precision"]) == ("ordinary", "eager", "fp32")
+    assert (other["batch"], other["image"], other["threads"]) == (8, [8, 8, 1], 1)
+    assert one["times_ordinary"] == 1
+    assert other["times_ordinary"] == one["milliseconds"] / other["milliseconds"]
+    assert other["kernels"] is other["memory_mb"] is None
+    for row in (one, other):
+        least, greatest = row["milliseconds_least"], row["milliseconds_greatest"]
+        assert 0 < least <= row["milliseconds"] <= greatest
+        seconds = row["milliseconds"] / 1000
+        assert row["images_per_second"] == pytest.approx(8 / seconds)
+        assert row["tflop_per_second"] == pytest.approx(row["gflop"] / 1000 / seconds)
+        assert row["gb_per_second"] == pytest.approx(row["gb"] / seconds)
+        share = row["roofline_milliseconds"] / row["milliseconds"]
+        assert row["share_of_roofline"] == pytest.approx(share)
+        (peak,) = found["peaks"]
+        rates = row["gflop"] / peak["tflop_per_second"], 1000 * row["gb"] / peak["gb_per_second"]
+        assert row["roofline_milliseconds"] == pytest.approx(max(rates))
+    assert found["environment"]["torch"] == torch.__version__
+    assert "residual-8: " in text(found) and "eager fp32" in text(found)
+
+
+@forks
+def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = roofline.Peak(1e12, 1e10)
+    monkeypatch.setattr(roofline, "peak", lambda precision, device: peak)
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory\nand more")
+
+    monkeypatch.setattr(bench, "fit", broken)
+    code, out, _ = call("bench", *TINY, "device=cpu", "--seconds", "0.01")
+    assert code == 1
+    assert "ordinary fp32" in out
+    assert out.splitlines()[-1] == "failed: residual-8 eager: out of memory"
+
+
+def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    root = Path(resexp.__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resexp", "bench", *TINY, "--seconds", "600"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    group = os.getpgid(process.pid)
+    deadline = time.monotonic() + 60
+    while len(members(group)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)  # until there is a worker of the ordinary loop
+    time.sleep(0.3)
+    os.killpg(group, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert members(group) == []
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that are alive."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, member = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(member) == group and state != "Z":
+                found.append(int(entry.parent.name))
+    return found
+
+
+# --- on a GPU
+
+on_a_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+@forks
+def test_a_gpu_s_engines_are_timed_counted_and_set_against_its_peaks() -> None:
+    words = ["depth=8", "arch=plain,residual", "engine=eager,graph", "precision=fp32", "width=8"]
+    code, out, _ = call("bench", *words, "--json", "--seconds", "0.5")
+    found = json.loads(out)
+    assert (code, found["failed"]) == (0, [])
+    assert [row["engine"] for row in found["rows"]] == ["ordinary", "eager", "graph"] * 2
+    eager, graph = found["rows"][1:3]
+    assert eager["kernels"] == pytest.approx(graph["kernels"], abs=5)  # one step, twice told
+    assert graph["milliseconds"] < eager["milliseconds"]
+    assert all(row["memory_mb"] > 0 for row in found["rows"])
+    assert all(0 < row["share_of_roofline"] < 1 for row in found["rows"])
+    assert [one["engine"] for one in found["lockstep"]] == ["eager", "graph"]
+    assert all(len(one["networks"]) == 2 for one in found["lockstep"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+def test_a_gpu_without_any_typed_precision_is_timed_in_both() -> None:
+    plan = planned(["engine=eager"], compose)
+    precisions = {one.job.settings.precision for one in plan.cases}
+    assert precisions == {Precision.fp32, Precision.bf16}
+    assert {one.job.settings.depth for one in plan.cases} == {20, 56}
+    assert {one.job.settings.engine for one in plan.cases} == {Engine.eager}
+
+
+def test_without_cases_the_first_reason_is_the_error() -> None:
+    with pytest.raises(UsageError, match="engine=triton needs a GPU"):
+        planned(["engine=triton", "device=cpu"], compose)
