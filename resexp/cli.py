@@ -475,7 +475,7 @@ def bench(
     overrides: Overrides = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.001, help="For the timing of each loop.")
-    ] = 10.0,
+    ] = 5.0,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE.json", help="Write the JSON to a file too."),
