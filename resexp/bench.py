@@ -26,10 +26,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from resexp import data as sets
 from resexp import models, ordinary, roofline, task
+from resexp.catalogue import alternatives
 from resexp.data import Images
 from resexp.data.stream import Streamed, workers
 from resexp.environment import environment, peak_memory_mb
-from resexp.probing import alternatives
 from resexp.records import finite, first_line, write_atomically
 from resexp.screen import talk
 from resexp.settings import Engine, Job, Precision, UsageError

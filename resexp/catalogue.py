@@ -101,6 +101,14 @@ def keys() -> list[str]:
     return sorted({*groups(), *settings(), *own_options()})
 
 
+def alternatives(word: str) -> list[str]:
+    """``depth=20,56`` as depth=20 and depth=56; a word with brackets or quotes stays whole."""
+    key, equals, values = word.partition("=")
+    if not equals or any(mark in values for mark in "[{('\""):
+        return [word]
+    return [f"{key}={value}" for value in values.split(",")]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean depth?`` if a known word is close, by itself or by its last part."""
     known = list(known)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from resexp.analysis import probe_figures
 from resexp.analysis.results import require_runs
+from resexp.catalogue import alternatives
 from resexp.environment import environment
 from resexp.probes import Case, Finding, Needs, names, probe
 from resexp.records import finite, spell, write_atomically
@@ -89,14 +90,6 @@ def of_words(
     whole = [word for word in one.USUAL if word.partition("=")[0] not in given] + list(words)
     jobs = [compose(choice) for choice in itertools.product(*map(alternatives, whole))]
     return [Task(name, jobs[0].directory.parent, [Case(job.arch, job.settings) for job in jobs])]
-
-
-def alternatives(word: str) -> list[str]:
-    """``depth=20,56`` as depth=20 and depth=56; a word with brackets or quotes stays whole."""
-    key, equals, values = word.partition("=")
-    if not equals or any(mark in values for mark in "[{('\""):
-        return [word]
-    return [f"{key}={value}" for value in values.split(",")]
 
 
 def perform_all(tasks: Sequence[Task], command: str) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from fake_results import write_run
 import resexp
 from resexp import probes, probing
 from resexp.analysis import probe_figures
+from resexp.catalogue import alternatives
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
@@ -156,8 +157,8 @@ def test_every_probe_has_all_that_the_contract_asks_for() -> None:
 
 
 def test_values_with_commas_are_cases_of_their_own() -> None:
-    assert probing.alternatives("depth=20,56") == ["depth=20", "depth=56"]
-    assert probing.alternatives("milestones=[0.5,0.75]") == ["milestones=[0.5,0.75]"]
+    assert alternatives("depth=20,56") == ["depth=20", "depth=56"]
+    assert alternatives("milestones=[0.5,0.75]") == ["milestones=[0.5,0.75]"]
     [task] = probing.of_words("gradients", ["depth=8", "seed=1,4", "results=x"], compose)
     places = [(case.arch, case.settings.depth, case.settings.seed) for case in task.cases]
     assert places == [("plain", 8, 1), ("plain", 8, 4), ("residual", 8, 1), ("residual", 8, 4)]
