@@ -14,10 +14,10 @@ from resexp.data import Images, batches
 from resexp.data.stream import Streamed, look_ahead
 from resexp.settings import Settings
 from resexp.train.ranks import Ranks
-from resexp.train.schedule import learning_rate
+from resexp.train.schedule import learning_rate, next_row
 
-#: Steps that the tables hold: at 128 images each they take 4 MB.
-MOST = 1_000
+#: Images of all the steps that the tables hold: they take 4 MB.
+MOST = 2**17
 
 
 class Agenda:
@@ -36,33 +36,20 @@ class Agenda:
         self.statistics = statistics
         self.ranks = ranks
         self.rates_of = rates  # the optimizer's groups' rates, of a learning rate
-        self.most = min(settings.eval_every, settings.steps, MOST)
+        self.most = min(settings.eval_every, settings.steps, max(1, MOST // settings.batch_size))
         self.device = data.train_images.device
         self.ahead = range(0)  # the steps that the tables hold
         self.turn = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.plan: Tensor | None = None  # int64 [most, 4, B]: row of the set, dy, dx, mirror
+        self.table: Tensor | None = None  # int64 [most, 4, B]: row of the set, dy, dx, mirror
         self.rates: Tensor | None = None  # [most, G]
         self.wanted: list[Tensor] = []  # int64 [B] each, on the CPU: rows of a streamed set
         self.fetched: Tensor | None = None  # uint8 [B, H, W, C] of a streamed set
 
-    def prepare(self, step: int, end: int) -> None:
-        """Have ready what ``next`` gives for this step; ``end`` is the step after the next row.
-
-        To be called for each step in turn, outside of what is captured.
-        """
-        if step not in self.ahead:
-            self._fill(range(step, min(end, step + self.most)))
-        images = self.data.train_images
-        if isinstance(images, Streamed):
-            batch = images[self.wanted[step - self.ahead.start]]
-            if self.fetched is None:
-                self.fetched = torch.empty_like(batch)
-            self.fetched.copy_(batch)
-
-    def _fill(self, ahead: range) -> None:
-        """Write the tables of these steps and begin at their first row."""
+    def plan(self, step: int) -> tuple[range, batches.Plan]:
+        """What the tables shall hold from ``step`` on; at hand when it is asked for again."""
         settings = self.settings
-        whole = batches.plan(
+        ahead = range(step, min(next_row(settings, step), step + self.most))
+        plan = batches.plan(
             seed=settings.seed,
             start=ahead.start,
             stop=ahead.stop,
@@ -71,15 +58,32 @@ class Agenda:
             crop_padding=settings.crop_padding,
             flip=settings.flip,
         )
-        plan = self.ranks.share(whole)
-        rates = [self.rates_of(learning_rate(settings, step)) for step in ahead]
+        return ahead, self.ranks.share(plan)
+
+    def prepare(self, step: int) -> None:
+        """Have ready what ``next`` gives for this step.
+
+        To be called for each step in turn, outside of what is captured.
+        """
+        if step not in self.ahead:
+            self._fill(step)
+        images = self.data.train_images
+        if isinstance(images, Streamed):
+            batch = images[self.wanted[step - self.ahead.start]]
+            if self.fetched is None:
+                self.fetched = torch.empty_like(batch)
+            self.fetched.copy_(batch)
+
+    def _fill(self, step: int) -> None:
+        """Write the tables from ``step`` on and begin at their first row."""
+        self.ahead, plan = self.plan(step)
+        rates = [self.rates_of(learning_rate(self.settings, one)) for one in self.ahead]
         packed = torch.stack([plan.index, plan.dy, plan.dx, plan.mirror.long()], 1)
-        self.plan = self._written(self.plan, packed)
+        self.table = self._written(self.table, packed)
         self.rates = self._written(
             self.rates, torch.tensor(rates, dtype=self.statistics.mean.dtype)
         )
         self.turn.zero_()
-        self.ahead = ahead
         self.wanted = list(plan.index.unbind())
         look_ahead(self.data.train_images, self.wanted)
 
@@ -96,8 +100,8 @@ class Agenda:
 
         Reads and writes tensors on the device alone, and does not wait for it.
         """
-        assert self.plan is not None and self.rates is not None
-        index, dy, dx, mirror = self.plan.index_select(0, self.turn)[0].unbind()
+        assert self.table is not None and self.rates is not None
+        index, dy, dx, mirror = self.table.index_select(0, self.turn)[0].unbind()
         rates = self.rates.index_select(0, self.turn)[0]
         self.turn += 1
         crop = dy, dx, mirror.bool(), self.settings.crop_padding

@@ -22,7 +22,7 @@ from resexp.train.engine import ready
 from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, one_a_label
 from resexp.train.precision import Shadow, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
-from resexp.train.schedule import learning_rate
+from resexp.train.schedule import learning_rate, next_row
 from resexp.train.sgd import Momentum
 
 
@@ -99,15 +99,16 @@ def fit(
     origin = time.perf_counter() - state.seconds
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
-        end = min(settings.steps, (first // settings.eval_every + 1) * settings.eval_every)
+        end = next_row(settings, first)
         while state.step < end:
-            agenda.prepare(state.step, end)
+            agenda.prepare(state.step)
             draw(state.random, settings.seed, state.step)
             step()
             state.step += 1
             state.seconds = time.perf_counter() - origin
             if state.step < end:
                 yield None
+        agenda.plan(end)  # while a GPU still works on the steps before
         state.wrong.item()  # waits for the device, so that the rate below is the device's
         rate = settings.batch_size * (end - first) / (time.perf_counter() - started)
         row = evaluation(state, settings, data, statistics)

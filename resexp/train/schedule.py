@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the integer step, so no resume can shift it."""
+"""The learning rate and the rows: functions of the integer step, so no resume can shift them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def warmup_steps(settings: Settings) -> int:
 def milestone_steps(settings: Settings) -> list[int]:
     """The steps from which the rate is lower."""
     return [round(share * settings.steps) for share in settings.milestones]
+
+
+def next_row(settings: Settings, step: int) -> int:
+    """The number of steps after which the row that step ``step`` counts towards is written."""
+    return min(settings.steps, (step // settings.eval_every + 1) * settings.eval_every)
