@@ -27,6 +27,8 @@ pytestmark = [
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is no triton")
 
+ENGINES = [Engine.graph, pytest.param(Engine.triton, marks=needs_triton)]
+
 SHORT = Settings(
     arch=Arch(merge=Merge.residual),
     depth=20,
@@ -63,18 +65,19 @@ def test_a_gpu_trains_to_the_losses_of_the_cpu() -> None:
     assert first == pytest.approx(1, rel=0.02)  # fp32 sums differ, and training spreads them
 
 
-def test_a_deterministic_run_is_equal_twice_and_after_a_resume() -> None:
+@pytest.mark.parametrize("engine", [Engine.eager, *ENGINES])
+def test_a_deterministic_run_is_equal_twice_and_after_a_resume(engine: Engine) -> None:
     settings = replace(SHORT, deterministic=True)
-    whole = rows(settings, "cuda")
-    assert [cells(row) for row in rows(settings, "cuda")] == [cells(row) for row in whole]
+    whole = rows(settings, "cuda", engine)
+    assert [cells(row) for row in rows(settings, "cuda", engine)] == [cells(row) for row in whole]
     state, images = start(settings, "cuda")
-    turns = fit(state, settings, images)
+    turns = fit(state, settings, images, engine=engine)
     for _ in range(7):
         next(turns)
-    saved = state.state_dict()
+    saved = copy.deepcopy(state.state_dict())
     fresh, _ = start(settings, "cuda")
     fresh.load_state_dict(saved)
-    after = [row for row in fit(fresh, settings, images) if row is not None]
+    after = [row for row in fit(fresh, settings, images, engine=engine) if row is not None]
     assert [cells(row) for row in after] == [cells(row) for row in whole if row.step > 7]
 
 
@@ -101,7 +104,6 @@ def test_nothing_waits_for_the_device_between_two_rows() -> None:
 # Engines
 
 
-ENGINES = [Engine.graph, pytest.param(Engine.triton, marks=needs_triton)]
 PRECISIONS = [Precision.fp32, Precision.bf16]
 
 
@@ -158,22 +160,6 @@ def test_replays_are_bit_equal_twice_and_among_others_on_streams_of_their_own(
             if row is not None:
                 seen.append(cells(row))
     assert found == [alone] * 3
-
-
-def test_a_resumed_graph_goes_on_to_the_byte() -> None:
-    settings = replace(SHORT, deterministic=True)
-    whole = rows(settings, "cuda", Engine.graph)
-    state, images = start(settings, "cuda")
-    turns = fit(state, settings, images, engine=Engine.graph)
-    for _ in range(7):
-        next(turns)
-    saved = copy.deepcopy(state.state_dict())
-    fresh, _ = start(settings, "cuda")
-    fresh.load_state_dict(saved)
-    after = fit(fresh, settings, images, engine=Engine.graph)
-    assert [cells(row) for row in after if row is not None] == [
-        cells(row) for row in whole if row.step > 7
-    ]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

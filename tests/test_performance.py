@@ -118,9 +118,9 @@ def test_numbers_of_a_gpu_stand_beside_their_predictions(
     assert cell("first step after the command") == "12 s, with five steps and an evaluation"
     assert cell("ResNet-110") == "not yet measured"
     assert cell("copy, read and written") == "4.25 TB/s"
-    assert cell("2 | ") == "x8.00 and x1.07 with 8 streams at 20 and 56 layers"
-    assert cell("3 | ") == "1.25 and 1.25 ms a step at 20 and 56 layers, 140 and 392 kernels"
-    assert cell("0 | ") == "not yet measured"  # no row of eager
+    assert cell("2 | `launch") == "x8.00 and x1.07 with 8 streams at 20 and 56 layers"
+    assert cell("3 | `triton") == "1.25 and 1.25 ms a step at 20 and 56 layers, 140 and 392 kernels"
+    assert cell("0 | eager") == "not yet measured"  # no row of eager
     assert cell("residual-56 | graph") == "12.5 %"
     assert "On A GPU:" in lines
 
