@@ -217,6 +217,25 @@ def test_a_trial_leaves_the_network_as_it_was(few_digits: Images) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
+def test_an_engine_that_fails_costs_the_trial_nothing_else(
+    few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trial.first_step
+
+    def first_step(settings: Settings, data: Images, network: Any, *rest: Any, **more: Any) -> Any:
+        if rest and rest[0] is Engine.triton:
+            raise RuntimeError("no C compiler\nand more")
+        return real(settings, data, network)  # eager stands in for a graph
+
+    monkeypatch.setattr(trial, "first_step", first_step)
+    monkeypatch.setattr(trial, "check_engine", lambda settings, device: None)
+    eager, graph, triton = trial.tried(SMALL, few_digits, models.build(SMALL, 1, 10))
+    assert (eager.right, graph.right, triton.right) == (True, True, False)
+    assert graph.error == pytest.approx(1)
+    assert "no C compiler" in str(triton.failed)
+    assert "more" not in str(triton.failed)
+
+
 def test_the_fastest_of_those_that_are_right_is_chosen(
     few_digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

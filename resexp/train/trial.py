@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resexp.data import Images
 from resexp.models.merges import drawn
+from resexp.records import first_line
 from resexp.settings import Engine, Precision, Settings, UsageError
 from resexp.train.engine import WARM, check_engine
 from resexp.train.fit import begin, fit
@@ -35,6 +36,7 @@ class Trial:
     engine: Engine
     milliseconds: float  # a step
     error: float  # of the first step's change of the weights, in errors of eager: see ``excess``
+    failed: str | None = None  # what went wrong instead
 
     @property
     def right(self) -> bool:
@@ -46,7 +48,8 @@ def choose(settings: Settings, data: Images, network: nn.Module) -> tuple[Engine
     """The engine to train ``network`` with, from its initial weights, and what was tried.
 
     On a CPU, for short runs, for several ranks, and for networks that draw at random, ``auto`` is
-    eager, untried. An engine that fails, or needs memory that is not there, is left out.
+    eager, untried; so it is if there is no memory for the reference. Engines that fail are not
+    right.
     """
     device = data.train_images.device
     if settings.engine is not Engine.auto:
@@ -61,11 +64,10 @@ def choose(settings: Settings, data: Images, network: nn.Module) -> tuple[Engine
         return Engine.eager, []
     try:
         trials = tried(settings, data, network)
-    except torch.OutOfMemoryError:  # one network alone may still have room
+    except torch.OutOfMemoryError:
         return Engine.eager, []
-    return min(
-        (one for one in trials if one.right), key=lambda one: one.milliseconds
-    ).engine, trials
+    right = [one for one in trials if one.right]
+    return min(right, key=lambda one: one.milliseconds).engine, trials
 
 
 def tried(settings: Settings, data: Images, network: nn.Module) -> list[Trial]:
@@ -79,8 +81,15 @@ def tried(settings: Settings, data: Images, network: nn.Module) -> list[Trial]:
             check_engine(replace(settings, engine=engine), device)
         except UsageError:
             continue
-        change, milliseconds = first_step(settings, data, network, engine, TIMED)
+        try:
+            change, milliseconds = first_step(settings, data, network, engine, TIMED)
+        except Exception as error:  # no compiler for Triton, no memory for a graph, and others
+            trials.append(Trial(engine, math.inf, math.inf, first_line(error)))
+            continue
         trials.append(Trial(engine, milliseconds, excess(change, eager, truth, settings.precision)))
+    if device.type == "cuda":  # the run's own peak is what counts
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return trials
 
 
