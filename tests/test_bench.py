@@ -402,6 +402,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch
     assert out.splitlines()[-1] == "failed: residual-8 eager: out of memory"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
     root = Path(resexp.__file__).parent.parent
     process = subprocess.Popen(

@@ -470,6 +470,7 @@ def test_every_value_has_one_program(kernels: ModuleType, count: int, channels: 
     assert how.rows * how.columns <= kernels.TILE
 
 
+@pytest.mark.slow
 @without_running
 def test_the_kernels_compile_for_an_h200_where_there_is_none(
     kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

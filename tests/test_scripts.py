@@ -178,6 +178,7 @@ def test_gpu_check_goes_through_its_parts_and_leaves_their_output(tmp_path: Path
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+@pytest.mark.slow
 def test_gpu_check_goes_on_when_a_part_fails_or_hangs(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(
