@@ -33,10 +33,9 @@ from resexp.environment import environment, peak_memory_mb
 from resexp.records import finite, first_line, write_atomically
 from resexp.screen import talk
 from resexp.settings import Engine, Job, Precision, UsageError
-from resexp.train.device import check_precision, choose_device, prepare
+from resexp.train.device import check_precision, choose_device, prepare, wait
 from resexp.train.engine import WARM, check_engine, check_repeats
 from resexp.train.fit import begin, fit
-from resexp.train.trial import wait
 
 #: What is measured unless other values are typed.
 USUAL = ["arch=residual", "recipe=he2015"]

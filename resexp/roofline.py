@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from resexp import models
 from resexp.settings import Precision
+from resexp.train.device import wait
 from resexp.train.precision import weights_type
-from resexp.train.trial import wait
 
 MOVES = 6  # of a parameter in a step: weight, gradient and velocity, each read and written once
 WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

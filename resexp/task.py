@@ -22,11 +22,12 @@ from resexp.records import Claim, Row
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
-from resexp.train.device import check_gpus, check_precision, choose_device, prepare
+from resexp.train.device import check_gpus, check_precision, choose_device, prepare, wait
 from resexp.train.engine import check_engine, check_repeats
-from resexp.train.fit import State, begin, fit, is_last, row_follows
+from resexp.train.fit import State, begin, fit, is_last
 from resexp.train.loggers import check_loggers, open_loggers
 from resexp.train.ranks import ALONE, Ranks, synchronise
+from resexp.train.schedule import next_row
 from resexp.train.trial import choose
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
@@ -169,8 +170,7 @@ def load(settings: Data, device: torch.device) -> images.Images:
     if found is None:
         _newest = None  # before the next is loaded: there may not be room for both
         found = _loaded[key] = images.load(settings).to(device)
-        if device.type == "cuda":  # runs on other streams will read them
-            torch.cuda.synchronize(device)
+        wait(device)  # runs on other streams will read them
     _newest = found
     return found
 
@@ -280,7 +280,7 @@ def train(
                     break
                 yield
                 prepare(threads, settings.deterministic, device)
-                evaluates = row_follows(settings, state.step)
+                evaluates = next_row(settings, state.step) == state.step + 1
                 if timer.due(after_row=row is not None, before_row=evaluates):
                     save(job, state, record)
                     timer.restart()

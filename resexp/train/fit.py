@@ -124,11 +124,6 @@ def is_last(row: Row | None, settings: Settings) -> bool:
     return row is not None and (row.step == settings.steps or not math.isfinite(row.train_loss))
 
 
-def row_follows(settings: Settings, step: int) -> bool:
-    """Whether the step after ``step`` steps ends with an evaluation."""
-    return (step + 1) % settings.eval_every == 0 or step + 1 == settings.steps
-
-
 def train_step(state: State, settings: Settings, agenda: Agenda, ranks: Ranks) -> None:
     """One optimizer step on the agenda's next batch.
 

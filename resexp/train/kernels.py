@@ -233,6 +233,16 @@ def open_gradient(
 
 
 @triton.jit
+def vectors_at(column, real, weight_ptr, bias_ptr, mean_ptr, rstd_ptr):
+    """The saved mean and 1 / std of these channels, and weight / std and bias, [COLUMNS] each."""
+    mean = tl.load(mean_ptr + column, mask=real, other=0.0)
+    rstd = tl.load(rstd_ptr + column, mask=real, other=0.0)
+    scale = tl.load(weight_ptr + column, mask=real, other=0.0).to(tl.float32) * rstd
+    bias = tl.load(bias_ptr + column, mask=real, other=0.0).to(tl.float32)
+    return mean, rstd, scale, bias
+
+
+@triton.jit
 def sums_kernel(
     dy_ptr,
     x_ptr,
@@ -252,10 +262,7 @@ def sums_kernel(
 ):
     """Sums of g and of g (x - mean) over each part: partial [2, parts, C]. Writes g as dskip."""
     column, real = channels_of(C, COLUMNS)
-    mean = tl.load(mean_ptr + column, mask=real, other=0.0)
-    rstd = tl.load(rstd_ptr + column, mask=real, other=0.0)
-    scale = tl.load(weight_ptr + column, mask=real, other=0.0).to(tl.float32) * rstd
-    bias = tl.load(bias_ptr + column, mask=real, other=0.0).to(tl.float32)
+    mean, _, scale, bias = vectors_at(column, real, weight_ptr, bias_ptr, mean_ptr, rstd_ptr)
     shift = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
     slope = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
     for tile in range(TILES):
@@ -302,10 +309,7 @@ def gradient_kernel(
     slope = tl.sum(tl.load(partial_ptr + place, mask=exists, other=0.0), 0)
 
     column, real = channels_of(C, COLUMNS)
-    mean = tl.load(mean_ptr + column, mask=real, other=0.0)
-    rstd = tl.load(rstd_ptr + column, mask=real, other=0.0)
-    scale = tl.load(weight_ptr + column, mask=real, other=0.0).to(tl.float32) * rstd
-    bias = tl.load(bias_ptr + column, mask=real, other=0.0).to(tl.float32)
+    mean, rstd, scale, bias = vectors_at(column, real, weight_ptr, bias_ptr, mean_ptr, rstd_ptr)
     if tl.program_id(0) == 0:
         tl.store(dbias_ptr + column, shift, mask=real)
         tl.store(dweight_ptr + column, slope * rstd, mask=real)

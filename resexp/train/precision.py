@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,9 +44,7 @@ class Shadow:
             wanted = lowered(network)
             views = zip(optimizer.names, optimizer.views(self.copy), strict=True)
             self.replaced = {n: view.requires_grad_() for n, view in views if n in wanted}
-        named: Sequence[tuple[str, Tensor]] = list(
-            zip(optimizer.names, optimizer.parameters, strict=True)
-        )
+        named = zip(optimizer.names, optimizer.parameters, strict=True)
         self.leaves = [self.replaced.get(name, parameter) for name, parameter in named]
 
     def call(self, network: nn.Module, images: Tensor) -> Tensor:

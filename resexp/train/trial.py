@@ -15,6 +15,7 @@ from resexp.data import Images
 from resexp.models.merges import drawn
 from resexp.records import first_line
 from resexp.settings import Engine, Precision, Settings, UsageError
+from resexp.train.device import wait
 from resexp.train.engine import WARM, check_engine
 from resexp.train.fit import begin, fit
 
@@ -145,9 +146,3 @@ def distance(change: Tensor, truth: Tensor) -> float:
     """How far a change is from the true one, relative to that; infinitely if it is not finite."""
     apart = ((change - truth).norm() / truth.norm()).item()
     return apart if math.isfinite(apart) else math.inf
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
