@@ -6,7 +6,13 @@ From Python: ``resexp.run(depth=56, arch="plain")`` trains (or finds) one run,
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# GNU OpenMP reads it once, when torch is loaded: threads that wait for each other soon sleep, and
+# leave the core they spun on to other work. A choice made outside stands.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
     from resexp.analysis.results import Run, load_results

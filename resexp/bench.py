@@ -33,7 +33,7 @@ from resexp.environment import environment, peak_memory_mb
 from resexp.records import finite, first_line, write_atomically
 from resexp.screen import talk
 from resexp.settings import Engine, Job, Precision, UsageError
-from resexp.train.device import check_precision, choose_device, prepare, wait
+from resexp.train.device import check_precision, choose_device, prepare, threads_for, wait
 from resexp.train.engine import WARM, check_engine, check_repeats
 from resexp.train.fit import begin, fit
 
@@ -151,8 +151,7 @@ def perform(
     plan = planned(words, compose)
     measured, load = Measured(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     first = plan.cases[0].job.settings
-    threads = prepare(first.threads, first.deterministic, plan.device)
-    where = environment(first, plan.device, threads)
+    where = environment(first, plan.device, threads=0)
     for one in ("engine", "precision", "threads"):  # each row has its own
         del where[one]
 
@@ -355,11 +354,11 @@ def timed_row(case: Case, plan: Plan, seconds: float, measured: Measured) -> Row
     """Time one loop alone."""
     settings, device = case.job.settings, plan.device
     precision = Precision.fp32 if case.engine == ORDINARY else settings.precision
-    threads = prepare(settings.threads, settings.deterministic, device)
+    images = images_of(case.job, plan)
+    threads = prepare(threads_for(settings, images.size), settings.deterministic, device)
     key = precision.value, threads
     if key not in measured.peaks:
         measured.peaks[key] = roofline.peak(precision, device)
-    images = images_of(case.job, plan)
     network = models.structure(settings, images.channels, len(images.classes), images.size)
     work = roofline.least_work(
         network, images.channels, images.size, settings.batch_size, precision
@@ -477,7 +476,8 @@ def in_lockstep(
     ``alone`` are the milliseconds of a step of each by itself.
     """
     settings = group[0].job.settings
-    prepare(settings.threads, settings.deterministic, plan.device)
+    size = images_of(group[0].job, plan).size
+    prepare(threads_for(settings, size), settings.deterministic, plan.device)
     streams = [torch.cuda.Stream(plan.device) for _ in group]  # type: ignore[no-untyped-call]
 
     def make() -> list[Loop]:
@@ -507,9 +507,10 @@ def kernels(case: Case, plan: Plan) -> int | None:
     # Without this, a profiler that ends and another that begins crash where graphs are replayed.
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
     settings = case.job.settings
-    prepare(settings.threads, settings.deterministic, plan.device)
+    images = images_of(case.job, plan)
+    prepare(threads_for(settings, images.size), settings.deterministic, plan.device)
     with ordinary.unset() if case.engine == ORDINARY else nullcontext():
-        one = loop(case, images_of(case.job, plan))
+        one = loop(case, images)
         clock([one], warm(plan.device), plan.device)
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             one.turn()

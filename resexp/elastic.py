@@ -32,7 +32,7 @@ from resexp.records import Claim, Row
 from resexp.settings import Job, UsageError
 from resexp.signals import Interrupted, Stop, stop_signals
 from resexp.task import Watch, build, finished, load, train
-from resexp.train.device import choose_device, cores, prepare
+from resexp.train.device import choose_device, prepare, share_cores, threads_for
 from resexp.train.fit import begin, fit, is_last
 from resexp.train.ranks import Ranks
 
@@ -185,7 +185,7 @@ def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Any:
 def follow(job: Job, data: Images, ranks: Ranks) -> Generator[None, None, None]:
     """The steps and pauses of ``train`` on another rank than the first, which writes nothing."""
     settings, device = job.settings, data.train_images.device
-    prepare(settings.threads, settings.deterministic, device)
+    prepare(threads_for(settings, data.size), settings.deterministic, device)
     state = begin(build(settings, data, ranks).to(device), settings)
     over = ranks.spread(state, False)
     yield
@@ -196,12 +196,11 @@ def follow(job: Job, data: Images, ranks: Ranks) -> Generator[None, None, None]:
 
 
 def placed(job: Job, ranks: Ranks) -> Job:
-    """The job with this rank's GPU, or with its part of the CPU's threads."""
-    settings = job.settings
-    on_gpu = choose_device(settings.device).type == "cuda"
-    threads = settings.threads or max(1, cores() // ranks.size)
+    """The job with this rank's GPU, or the CPU, whose cores the ranks share."""
+    on_gpu = choose_device(job.settings.device).type == "cuda"
+    share_cores(ranks.size)
     device = f"cuda:{ranks.rank}" if on_gpu else "cpu"
-    return replace(job, settings=replace(settings, device=device, threads=threads))
+    return replace(job, settings=replace(job.settings, device=device))
 
 
 def speaker(pipe: Connection) -> Watch:

@@ -39,9 +39,9 @@ def work(job: Job, folder: str, number: int) -> None:
     os.chdir(folder)  # a Ray cluster started elsewhere has another
     multiprocessing.set_start_method("spawn", force=True)  # joblib's own, our child does not know
     if job.settings.launch.name == "joblib":  # it hands out no GPUs
-        from resexp.train.device import cores, gpus
+        from resexp.train.device import gpus
 
-        job = placed([job] * (number + 1), 1, cores(), gpus())[number]
+        job = placed([job] * (number + 1), gpus())[number]
     screen = Screen([job]) if submitit_listens() else None
     while not carried_out(job, screen):
         pass

@@ -10,7 +10,7 @@ from resexp.data import Images
 from resexp.records import Claim
 from resexp.settings import Job
 from resexp.task import load
-from resexp.train.device import choose_device, prepare
+from resexp.train.device import choose_device, prepare, threads_for
 from resexp.train.fit import begin, fit
 
 TIMED_STEPS = 3  # after one to warm up
@@ -75,7 +75,7 @@ def seconds_per_flop(job: Job, size: models.Size) -> float:
     if device.type == "cpu":
         batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
     settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps, batch_size=batch)
-    prepare(settings.threads, settings.deterministic, device)
+    prepare(threads_for(settings, data.size), settings.deterministic, device)
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)

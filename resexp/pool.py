@@ -56,7 +56,7 @@ def run_all(jobs: list[Job], at_a_time: int) -> Generator[tuple[Job, Message], N
         try:
             while waiting or any(worker.job for worker in workers):
                 while waiting and sum(worker.job is not None for worker in workers) < at_a_time:
-                    employ(workers, waiting.popleft())
+                    employ(workers, waiting.popleft(), at_a_time)
                 for worker in speaking(workers):
                     job, message = worker.job, listen(worker)
                     assert job is not None
@@ -76,10 +76,10 @@ def run_all(jobs: list[Job], at_a_time: int) -> Generator[tuple[Job, Message], N
                 dismiss(worker)
 
 
-def employ(workers: list[Worker], job: Job) -> None:
-    """Give ``job`` to a worker without one, or to a new one."""
+def employ(workers: list[Worker], job: Job, at_a_time: int) -> None:
+    """Give ``job`` to a worker without one, or to a new one of ``at_a_time``."""
     idle = [worker for worker in workers if worker.job is None]
-    worker = idle[0] if idle else hire()
+    worker = idle[0] if idle else hire(at_a_time)
     if not idle:
         workers.append(worker)
     worker.job = job
@@ -87,11 +87,13 @@ def employ(workers: list[Worker], job: Job) -> None:
         worker.pipe.send(job)
 
 
-def hire() -> Worker:
-    """A new process with nothing to do yet."""
+def hire(at_a_time: int) -> Worker:
+    """A new process with nothing to do yet, one of ``at_a_time`` that share the cores."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,))  # no daemon: it may have children
+    process = context.Process(
+        target=work, args=(theirs, at_a_time)
+    )  # no daemon: it may have children
     process.start()
     theirs.close()
     return Worker(process, ours)
@@ -131,9 +133,12 @@ def dismiss(worker: Worker) -> None:
     worker.process.kill()
 
 
-def work(pipe: Connection) -> None:
+def work(pipe: Connection, at_a_time: int) -> None:
     """A worker's life: jobs come through the pipe until it is closed."""
     from resexp.task import perform
+    from resexp.train.device import share_cores
+
+    share_cores(at_a_time)
 
     for one in STOPPING:
         if one != signal.SIGTERM:  # with which the command says when to stop
@@ -165,19 +170,13 @@ def work(pipe: Connection) -> None:
             pipe.send(message)
 
 
-def placed(jobs: list[Job], at_a_time: int, cores: int, gpus: int) -> list[Job]:
-    """The jobs with threads divided among those at work, and GPUs dealt out in turn."""
-    threads = max(1, cores // at_a_time)
+def placed(jobs: list[Job], gpus: int) -> list[Job]:
+    """The jobs with GPUs dealt out in turn to those that may take any."""
+    if gpus < 2:
+        return jobs
     return [
-        replace(
-            job,
-            settings=replace(
-                job.settings,
-                threads=job.settings.threads or threads,
-                device=f"cuda:{index % gpus}"
-                if gpus > 1 and job.settings.device in ("auto", "cuda")
-                else job.settings.device,
-            ),
-        )
+        replace(job, settings=replace(job.settings, device=f"cuda:{index % gpus}"))
+        if job.settings.device in ("auto", "cuda")
+        else job
         for index, job in enumerate(jobs)
     ]

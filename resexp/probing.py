@@ -24,8 +24,8 @@ from resexp.probes import Case, Finding, Needs, names, probe
 from resexp.records import finite, spell, write_atomically
 from resexp.screen import clock, talk
 from resexp.settings import Job, Settings, UsageError, from_dict
-from resexp.task import now
-from resexp.train.device import choose_device, prepare
+from resexp.task import load, now
+from resexp.train.device import choose_device, prepare, threads_for
 
 ALL = "all"
 
@@ -118,7 +118,8 @@ def perform(task: Task, command: str) -> dict[str, Any]:
         cases = with_checkpoints(name, cases)
     settings = cases[0].settings
     device = choose_device(settings.device)
-    threads = prepare(settings.threads, settings.deterministic, device)
+    size = load(settings.data, device).size
+    threads = prepare(threads_for(settings, size), settings.deterministic, device)
     started = time.monotonic()
     finding = measure(name, cases)
     result = {

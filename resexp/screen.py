@@ -27,6 +27,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(value: float | None) -> str:
     """An error as ``12.2 %``, or a dash where there is none."""
     return "-" if value is None else f"{value:.1f} %"
@@ -44,7 +49,11 @@ def headline(record: dict[str, Any]) -> str:
     data, settings, place = record["data"], record["settings"], record["environment"]
     height, width, _ = data["shape"]
     pixels = ", errors of pixels" if data.get("task") == "segmentation" else ""
-    where = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device_name"]
+    where = (
+        f"cpu, {counted(place['threads'], 'thread')}"
+        if place["device"] == "cpu"
+        else place["device_name"]
+    )
     ranks = settings["launch"]["ranks"]
     where = f"{ranks} ranks, each on {where}" if ranks > 1 else where
     engine = place.get("engine", "eager")  # absent in the records of older versions

@@ -255,7 +255,7 @@ class Settings:
     results: str = "results"
     device: str = "auto"  # auto, cpu, cuda or cuda:1
     engine: Engine = Engine.auto
-    threads: int = 0  # CPU threads; 0 is one a core
+    threads: int = 0  # CPU threads; 0: one a core, fewer where layers have too little work
     checkpoint_every: float = 60.0  # seconds
     keep_checkpoint: bool = False
     overwrite: bool = False

@@ -124,7 +124,7 @@ class Session:
             said = lockstep.run_all(self.jobs, at_a_time, self.screen.watch)
         else:
             at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(self.jobs))
-            said = pool.run_all(pool.placed(self.jobs, at_a_time, cores(), gpus()), at_a_time)
+            said = pool.run_all(pool.placed(self.jobs, gpus()), at_a_time)
         with contextlib.closing(said):
             for job, (kind, *told) in said:
                 if kind == "step":

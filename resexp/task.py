@@ -22,7 +22,14 @@ from resexp.records import Claim, Row
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
 from resexp.signals import Interrupted, stop_signals
 from resexp.train import checkpoint
-from resexp.train.device import check_gpus, check_precision, choose_device, prepare, wait
+from resexp.train.device import (
+    check_gpus,
+    check_precision,
+    choose_device,
+    prepare,
+    threads_for,
+    wait,
+)
 from resexp.train.engine import check_engine, check_repeats
 from resexp.train.fit import State, begin, fit, is_last
 from resexp.train.loggers import check_loggers, open_loggers
@@ -187,7 +194,8 @@ def opened(
     ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
     alike = ranks_before == job.settings.launch.ranks
     there, settings = before.get("environment", {}) if alike else {}, job.settings
-    threads = prepare(there.get("threads") or settings.threads, settings.deterministic, device)
+    threads = there.get("threads") or threads_for(settings, data.size)
+    prepare(threads, settings.deterministic, device)
     if there.get("device") == device.type:
         settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
     check_repeats(settings.engine, job.arch, network)

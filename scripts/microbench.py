@@ -480,7 +480,7 @@ PARTS: dict[str, Callable[[Log], None]] = {
 
 def perform(part: str, path: Path) -> None:
     """One part, in this process."""
-    prepare(0 if ON_GPU else 1, False, DEVICE)
+    prepare(1, False, DEVICE)
     PARTS[part](Log(path, part))
 
 

@@ -129,9 +129,9 @@ def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, l
     assert not folder(2).exists()
 
 
-def failing_hire() -> Any:
+def failing_hire(at_a_time: int) -> Any:
     """A worker that dies before it is told anything."""
-    worker = hire()
+    worker = hire(at_a_time)
     assert worker.process.pid is not None
     os.kill(worker.process.pid, signal.SIGKILL)
     worker.process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from dataclasses import asdict, replace
 from itertools import pairwise
 
@@ -362,8 +363,22 @@ def test_a_gpu_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) 
         device.choose_device("cuda:2")
 
 
-def test_threads_are_those_asked_for_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert device.prepare(1, False, cpu) == torch.get_num_threads() == 1
-    monkeypatch.setattr(device, "cores", lambda: 2)
-    assert device.prepare(0, False, cpu) == torch.get_num_threads() == 2
+def test_threads_are_those_asked_for_or_as_many_as_the_images_are_worth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert device.prepare(1, False, torch.device("cpu")) == torch.get_num_threads() == 1
+    monkeypatch.setattr(device, "cores", lambda: 4)
+    digits, cifar = Settings(), Settings(batch_size=128)
+    assert device.threads_for(digits, (8, 8)) == 1  # 2**16 values a layer
+    assert device.threads_for(cifar, (32, 32)) == 4  # 2**21
+    assert device.threads_for(replace(digits, batch_size=256), (8, 8)) == 2  # 2**18
+    assert device.threads_for(replace(digits, threads=3), (8, 8)) == 3
+
+
+def test_processes_that_work_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(device, "_siblings", 1)
+    device.share_cores(3)
+    assert device.cores() == 2
+    device.share_cores(16)
+    assert device.cores() == 1

@@ -98,8 +98,7 @@ def test_threads_and_gpus_are_dealt_out(tmp_path: Path) -> None:
         replace(job, settings=replace(job.settings, threads=0, device="auto"))
         for job in jobs_in(tmp_path, range(4))
     ]
-    assert [job.settings.threads for job in placed(jobs, at_a_time=3, cores=8, gpus=0)] == [2] * 4
-    devices = [job.settings.device for job in placed(jobs, at_a_time=4, cores=8, gpus=2)]
+    devices = [job.settings.device for job in placed(jobs, gpus=2)]
     assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     asked = [replace(job, settings=replace(job.settings, device="cpu", threads=3)) for job in jobs]
-    assert placed(asked, at_a_time=2, cores=8, gpus=2) == asked
+    assert placed(asked, gpus=2) == asked

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from resexp.settings import Precision, UsageError
+from resexp.settings import Precision, Settings, UsageError
+
+#: Values of a layer's output that a thread more must be worth: the digits, 64 images of 8x8 in 16
+#: channels, are half of it; CIFAR's, 128 of 32x32, sixteen times. Timings: docs/performance.md.
+THREAD_WORK = 2**17
+
+_siblings = 1  # processes that share the cores
 
 # Numbers of glibc's mallopt(3), from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -74,13 +80,22 @@ def check_gpus(ranks: int, device: torch.device) -> None:
         )
 
 
+def threads_for(settings: Settings, size: tuple[int, int]) -> int:
+    """CPU threads for a network on images of ``size``: ``settings.threads``, or what its work pays.
+
+    A layer with less than ``THREAD_WORK`` values a thread gains nothing from a second one, and
+    loses much beside other work: the threads wait for each other at every layer.
+    """
+    values = settings.batch_size * settings.width * size[0] * size[1]  # of the first stage
+    return settings.threads or min(cores(), max(1, values // THREAD_WORK))
+
+
 def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
-    """Set numerics for this process and its CPU threads (0: one a core); returns their number.
+    """Set numerics for this process and its CPU threads; returns their number.
 
     TF32 is off, so that fp32 means fp32. Without ``deterministic``, cuDNN may pick its fastest
     kernels by trial, which differ in the last bits from run to run.
     """
-    threads = threads or cores()
     torch.set_num_threads(threads)
     keep_freed_memory()
     if device.type == "cuda":
@@ -111,10 +126,16 @@ def keep_freed_memory() -> None:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use, less those left to its siblings by ``share_cores``."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    here = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, here // _siblings)
+
+
+def share_cores(processes: int) -> None:
+    """Leave to each of so many processes at work, of which this is one, its part of the cores."""
+    global _siblings
+    _siblings = processes
 
 
 def gpus() -> int:
