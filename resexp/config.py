@@ -213,8 +213,9 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
 
 
 def root_name(root: str) -> str:
-    """A data set's name from its place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
-    return re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name) or "imagefolder"
+    """A name fit for a folder from a set's place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
+    stem = re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name)
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).lstrip(".+-") or "imagefolder"
 
 
 def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:

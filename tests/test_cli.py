@@ -205,6 +205,14 @@ def test_same_settings_same_directory_in_any_order_and_spelling() -> None:
     assert one.run == other.run == "residual-20-s0,lr=0.1"
 
 
+def test_a_run_lies_in_a_folder_named_after_its_data_or_its_experiment() -> None:
+    assert config.compose([]).settings.name == "digits"
+    photos = ["data=imagefolder", "data.root=my photos.zip"]
+    assert config.compose(photos).settings.name == "my-photos"
+    assert config.compose([*photos, "name=mine"]).settings.name == "mine"
+    assert config.compose(["experiment=he2015"]).settings.name == "he2015"
+
+
 def test_results_and_name_choose_the_place(here: Path) -> None:
     answer = run("results=elsewhere/deep", "name=first-try")
     assert answer.code == 0

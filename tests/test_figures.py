@@ -178,6 +178,12 @@ def test_the_title_says_experiment_data_recipe_and_seeds(results: Path) -> None:
     assert draw_curves(runs[:1]).get_suptitle() == title + "1 seed"
 
 
+def test_the_title_names_every_data_set(results: Path) -> None:
+    write_run(results, "plain", 20, 0, changes={"data.name": "cats"}, extras={"lr": 0.5})
+    title = draw_curves(find_runs(results)).get_suptitle()
+    assert "data digits and cats, " in title.replace("\n", " ")
+
+
 def test_at_most_four_panels_and_it_is_said(results: Path) -> None:
     for lr in (0.1, 0.2, 0.3):
         write_run(results, "plain", 20, 0, extras={"lr": lr})

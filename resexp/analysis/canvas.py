@@ -104,8 +104,15 @@ def canvas(panels: int) -> tuple[Figure, list[Axes]]:
 def heading(runs: Sequence[Run]) -> str:
     """Experiment, data, recipe and seeds."""
     first = runs[0]
-    data = first.record["data"].get("name") or first.setting("data.name")
-    return f"Experiment {first.name}: data {data}, recipe {first.setting('recipe')}, {seeds(runs)}"
+    return (
+        f"Experiment {first.name}: data {data_sets(runs)}, recipe {first.setting('recipe')}, "
+        f"{seeds(runs)}"
+    )
+
+
+def data_sets(runs: Sequence[Run]) -> str:
+    """The names of the sets that the runs trained on: nearly always one."""
+    return " and ".join(dict.fromkeys(run.data for run in runs))
 
 
 def seeds(runs: Sequence[Run]) -> str:

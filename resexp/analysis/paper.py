@@ -22,6 +22,7 @@ from resexp.analysis.canvas import (
     PAGE,
     STYLE,
     blank,
+    data_sets,
     depth_colours,
     legend,
     seeds,
@@ -120,10 +121,9 @@ def inks(depths: Sequence[int]) -> dict[int, str]:
 def remark(runs: Sequence[Run], drawn: Sequence[str], fits: bool) -> str:
     """What a caption must say: data, seeds, and where the axis is not the paper's."""
     shown = [run for run in runs if run.series in drawn]
-    data = shown[0].record["data"].get("name") or shown[0].setting("data.name")
     counted = seeds(shown)
     over = "1 seed" if counted == "1 seed" else f"means over {counted}"
-    said = [str(data), over]
+    said = [data_sets(shown), over]
     if len({run.series for run in runs}) > len(drawn):
         said.append(f"{len(drawn)} of {len({run.series for run in runs})} series")
     if not fits:

@@ -168,7 +168,7 @@ def sentence(text: str, outcome: str) -> str:
     before, found, after = text.partition(f": {outcome}")
     if not found:
         return f'<p class="sentence">{escape(text)}</p>'
-    kind = outcome.replace(" ", "-") if outcome in verdict.EXIT_CODES else ""
+    kind = outcome.partition(" (")[0].replace(" ", "-") if outcome in verdict.EXIT_CODES else ""
     return (
         f'<p class="sentence">{escape(before)}: <strong class="{kind}">{escape(outcome)}</strong>'
         f"{escape(after)}</p>"
@@ -415,11 +415,12 @@ def facts_about(runs: Sequence[Run], filters: Sequence[str]) -> str:
 
 def images(run: Run) -> str:
     data = run.record["data"]
-    name = str(data.get("name") or run.setting("data.name"))
     if not all(data.get(key) for key in ("train", "test", "shape")):
-        return name
+        return run.data
     size = "x".join(str(side) for side in data["shape"][:2])
-    return f"{name}: {data['train']:,} training and {data['test']:,} test images of {size} pixels"
+    return (
+        f"{run.data}: {data['train']:,} training and {data['test']:,} test images of {size} pixels"
+    )
 
 
 def code(place: dict[str, Any]) -> str:

@@ -112,6 +112,11 @@ class Run:
         return self._series
 
     @property
+    def data(self) -> str:
+        """The name of the set it trained on."""
+        return str(self.record["data"].get("name") or self.setting("data.name"))
+
+    @property
     def segments(self) -> bool:
         """Whether it learns masks, so that its errors are of pixels."""
         return bool(self.record["data"].get("task") == "segmentation")
