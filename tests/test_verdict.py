@@ -148,11 +148,11 @@ def test_the_other_two_labels(tmp_path: Path) -> None:
     assert (plain.label, residual.label) == ("under-optimised", "depth helps")
 
 
-def test_three_seeds_are_called_a_smoke_test_and_decide(tmp_path: Path) -> None:
+def test_three_seeds_are_called_a_smoke_test_and_do_not_decide(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=3)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "shown"
-    assert verdict.arms[0].change.p == 0.125
+    assert verdict.outcome == "inconclusive (preliminary)" and exit_code(verdict) == 4
+    assert verdict.arms[0].reading == "degrades" and verdict.arms[0].change.p == 0.125
     screen = text(verdict)
     assert "3 seeds are a smoke test, not a claim: 5 seeds are needed." in screen
     assert screen.endswith("resexp run -m depth=20,56 arch=plain,residual seed=0,1,2,3,4")
@@ -168,7 +168,7 @@ def test_the_next_command_keeps_what_was_typed(tmp_path: Path) -> None:
 def test_one_seed_is_inconclusive_and_has_no_interval(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=1)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "inconclusive"
+    assert verdict.outcome == "inconclusive (preliminary)"
     assert "1 seed is a smoke test" in text(verdict) and "nan" not in text(verdict)
     assert verdict.as_dict()["arms"][0]["change"]["loss"]["low"] is None
 
@@ -230,9 +230,9 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         judged(tmp_path)
     mixed = decide(find_runs(tmp_path), allow_mixed=True)
-    assert mixed.outcome == "shown"
+    assert mixed.outcome == "inconclusive (preliminary)"
     assert mixed.notes[0] == "Mixed on request: the runs differ in lr."
-    assert decide(find_runs(tmp_path, ["lr=0.02"])).outcome == "shown"
+    assert decide(find_runs(tmp_path, ["lr=0.02"])).outcome == "inconclusive (preliminary)"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_other_data_threshold_or_precision_is_refused(
 def test_where_it_ran_does_not_matter(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=2)
     write_run(tmp_path, "residual", 56, 2, changes={"device": "cuda", "threads": 9})
-    assert judged(tmp_path).outcome == "shown"
+    assert judged(tmp_path).outcome == "inconclusive (preliminary)"
 
 
 def test_two_runs_of_one_network_and_seed_are_refused(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_other_code_is_refused_unless_asked_for(
     with pytest.raises(UsageError, match=f"{key}.*--mixed") as refusal:
         judged(tmp_path)
     assert "\n" not in str(refusal.value)
-    assert decide(find_runs(tmp_path), allow_mixed=True).outcome == "shown"
+    assert decide(find_runs(tmp_path), allow_mixed=True).outcome == "inconclusive (preliminary)"
 
 
 def test_without_git_the_package_version_counts(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_without_git_the_package_version_counts(tmp_path: Path) -> None:
 
 def test_the_package_version_is_nothing_beside_the_same_commit(tmp_path: Path) -> None:
     write_versions(tmp_path, {"resexp": None}, {"resexp": "0.1.0"})
-    assert judged(tmp_path).outcome == "shown"
+    assert judged(tmp_path).outcome == "inconclusive (preliminary)"
 
 
 def test_the_filter_that_a_refusal_names_works(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_the_filter_that_a_refusal_names_works(tmp_path: Path) -> None:
     commit = f"environment.git_commit={'a' * 40}"
     with pytest.raises(UsageError, match=commit):
         judged(tmp_path)
-    assert decide(find_runs(tmp_path, [commit])).outcome == "shown"
+    assert decide(find_runs(tmp_path, [commit])).outcome == "inconclusive (preliminary)"
 
 
 def test_edited_code_and_several_torches_are_noted(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Endpoint: log10 of the clean training loss after the last step, deep minus shallow, paired by seed.
 Plain networks degrade if the mean rise is at least the threshold, its one-sided 95 % lower bound is
 above zero, and in most seeds the loss rises at every step of depth. If the one-sided upper bound is
-below the threshold, degradation is not shown; anything else is inconclusive.
+below the threshold, degradation is not shown; anything else is inconclusive, and so are fewer than
+five seeds.
 
 ``judge`` is the rule, on plain numbers; ``decide`` brings runs to it.
 """
@@ -27,8 +28,9 @@ ENOUGH_SEEDS = 5  # the least p of a sign-flip test of n seeds is 2^-n: 0.031 wi
 SHALLOW = 20  # the paper's shallowest network, the reference where it was trained
 
 SHOWN, NOT_SHOWN, INCONCLUSIVE = "shown", "not shown", "inconclusive"
+PRELIMINARY = "inconclusive (preliminary)"  # too few seeds, whatever they say
 BUDGET_LIMITED = "budget-limited"
-EXIT_CODES = {SHOWN: 0, NOT_SHOWN: 3, INCONCLUSIVE: 4}
+EXIT_CODES = {SHOWN: 0, NOT_SHOWN: 3, INCONCLUSIVE: 4, PRELIMINARY: 4}
 
 #: What is known of the data beside its settings: the same name may stand for other files.
 DATA_FACTS = ("train", "test", "shape", "classes")
@@ -90,7 +92,7 @@ class Budget:
 class Verdict:
     """The decision and everything that it rests on."""
 
-    outcome: str  # shown, not shown or inconclusive
+    outcome: str  # shown, not shown, inconclusive or inconclusive (preliminary)
     experiment: str
     data: str
     recipe: str
@@ -150,9 +152,9 @@ def decide(
     rises = {series: changes(numbers[series], shallow, deep) for series in ordered}
     run = arms[first][0]
     return Verdict(
-        outcome=outcome(judged[0].reading),
+        outcome=outcome(judged[0]),
         experiment=run.name,
-        data=str(run.record["data"].get("name") or run.setting("data.name")),
+        data=run.data,
         recipe=str(run.setting("recipe")),
         threshold=threshold,
         shallow=shallow,
@@ -560,10 +562,13 @@ def label(change: Change, worse: bool, no_worse: bool) -> str:
     return INCONCLUSIVE
 
 
-def outcome(reading: str) -> str:
-    if reading == "degrades":
+def outcome(arm: Arm) -> str:
+    """What an arm's reading makes of the claim: nothing yet, with fewer than ENOUGH_SEEDS."""
+    if len(arm.change.seeds) < ENOUGH_SEEDS:
+        return PRELIMINARY
+    if arm.reading == "degrades":
         return SHOWN
-    return INCONCLUSIVE if reading == "inconclusive" else NOT_SHOWN
+    return INCONCLUSIVE if arm.reading == "inconclusive" else NOT_SHOWN
 
 
 def circumstances(runs: Sequence[Run], unlike: Sequence[Mismatch]) -> list[str]:
