@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from resexp.catalogue import complete
-from resexp.records import Unwritten
+from resexp.runs.records import Unwritten
 from resexp.settings import UsageError
+from resexp.settings.choices import complete
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,7 +114,7 @@ def select(words: list[str] | None) -> tuple[Path, list[str]]:
 
 def emit(value: Any) -> None:
     """JSON on stdout; what is not finite becomes null, which JSON has."""
-    from resexp.records import finite
+    from resexp.runs.records import finite
 
     print(json.dumps(finite(value), indent=1))
 
@@ -166,7 +166,7 @@ def run(
 ) -> None:
     """Train one network, or with [bold]-m[/] one for every combination of the values given."""
     from resexp.config import launch
-    from resexp.signals import Interrupted
+    from resexp.runs.stop import Interrupted
 
     try:
         session = launch([*(overrides or []), *context.args], dry_run)
@@ -200,7 +200,7 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw error against steps (curves) and depth, and what the skips change (difference)."""
-    from resexp.analysis.figures import plot as draw
+    from resexp.analysis.figures.plot import plot as draw
 
     root, filters = select(selection)
     kinds = [kind.value for kind in which] if which else None
@@ -304,7 +304,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML file with everything: verdict, figures, table, runs, commands, CSV."""
-    from resexp.analysis.report import write_report
+    from resexp.analysis.report.page import write_report
 
     root, filters = select(selection)
     path = str(write_report(root, out, filters))
@@ -329,7 +329,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List runs (with filters), or what can be chosen."""
-    from resexp import listing
+    from resexp.commands import listing
 
     words = what or []
     kind = Listing(words[0]) if words and words[0] in list(Listing) else None
@@ -338,7 +338,7 @@ def list_(
     elif words[1:]:
         raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
     else:
-        found = listing.choices(kind.value)
+        found = listing.options(kind.value)
     if as_json:
         emit(found)
     else:
@@ -351,7 +351,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Everything about one run: settings, machine, numbers, and the command that repeats it."""
-    from resexp import listing
+    from resexp.commands import listing
 
     record = listing.find(run)
     if as_json:
@@ -366,8 +366,8 @@ def show(
 )
 def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     """Check that a network and its plain twin differ in the skip connection and nothing else."""
+    from resexp.commands.twin import contract, text
     from resexp.config import compose
-    from resexp.twin import contract, text
 
     words = overrides or []
     job = compose(words)
@@ -394,7 +394,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """What a residual block computes, by an example; with settings, any network layer by layer."""
-    from resexp import explain as explaining
+    from resexp.commands import explain as explaining
     from resexp.config import compose
 
     if not overrides:
@@ -437,8 +437,9 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Measure a mechanism that is said to explain why skips work; see what it supports."""
-    from resexp import listing, probing
+    from resexp.commands import listing
     from resexp.config import compose
+    from resexp.probes import run as probing
 
     if name is None:
         claims = probing.claims()
@@ -483,7 +484,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time the steps of training, against an ordinary PyTorch loop and against the device."""
-    from resexp import bench as benchmark
+    from resexp.bench import steps as benchmark
     from resexp.config import compose
 
     words = overrides or []
@@ -510,8 +511,8 @@ def doctor(
     """Check this machine: devices, precision, data, results folder. Exit code 1 if one fails."""
     if results is not None:
         doctor_results(results, as_json)
+    from resexp.commands.doctor import examine, text
     from resexp.config import compose
-    from resexp.doctor import examine, text
 
     findings = examine(compose(overrides or []).settings)
     if as_json:
@@ -523,7 +524,7 @@ def doctor(
 
 def doctor_results(folder: Path, as_json: bool) -> None:
     """Say what is wrong in a results folder, and leave."""
-    from resexp import inspection
+    from resexp.commands import doctor_results as inspection
 
     root, _ = select([str(folder)])
     found = inspection.inspect(root)

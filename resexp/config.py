@@ -19,7 +19,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resexp.catalogue import (
+from resexp.launch.cluster import start_ray, work
+from resexp.launch.session import Session
+from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
+from resexp.settings.choices import (
     config_folder,
     full_key,
     groups,
@@ -30,9 +33,6 @@ from resexp.catalogue import (
     own_options,
     values,
 )
-from resexp.elsewhere import start_ray, work
-from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
-from resexp.sweep import Session
 
 ConfigStore.instance().store(name="schema", node=Settings, provider="resexp")
 
@@ -72,6 +72,12 @@ EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit
 OmegaConf.register_new_resolver(
     "otherwise",
     lambda value, instead: (int(value) if value == int(value) else value) if value else instead,
+    replace=True,
+)
+# A data set's name as that of a folder.
+OmegaConf.register_new_resolver(
+    "as_folder",
+    lambda name: re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).lstrip(".+-") or "data",
     replace=True,
 )
 OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)
@@ -213,9 +219,8 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
 
 
 def root_name(root: str) -> str:
-    """A name fit for a folder from a set's place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
-    stem = re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name)
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).lstrip(".+-") or "imagefolder"
+    """A data set's name from its place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
+    return re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name) or "imagefolder"
 
 
 def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from resexp import models
 from resexp.data import Images
-from resexp.environment import environment
+from resexp.runs.provenance import environment
 from resexp.settings import Arch, Engine, Merge, Precision, Settings
 from resexp.train.device import prepare
-from resexp.train.engine import WARM
+from resexp.train.engine.graph import WARM
 from resexp.train.fit import begin, fit
 
 if find_spec("triton"):
@@ -463,7 +463,7 @@ def torch_activation(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> Te
 
 def own_activation(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> Tensor:
     """By resexp's kernels, as the engine triton does."""
-    from resexp.train.kernels import norm_act
+    from resexp.train.engine.kernels import norm_act
 
     return norm_act(x, norm, skip, relu=True)
 

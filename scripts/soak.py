@@ -5,7 +5,7 @@ Hardware   two CPU cores, 1 GB of memory
 Cost       2 to 5 s a kill: an hour or so; stopped at any time, the same command goes on
 Expected   rows lost 0, rows doubled 0, rows changed 0, runs repeated 0
 
-Two workers share sweeps of tiny networks on the digits through ``resexp.task.perform``, so they
+Two workers share sweeps of tiny networks on the digits through ``resexp.runs.run.perform``, so they
 claim, train, save, record and finish as every launcher does. They are forked from a process that
 has imported PyTorch, since a kill would else cost seconds of imports. At random moments, some of
 them chosen while a row, a checkpoint or the end of a run is being written, one is killed, and
@@ -34,8 +34,9 @@ from typing import Any
 
 import torch
 
-from resexp import records, task
-from resexp.records import FINISHED, METRICS, RECORD, TIME_COLUMNS, Row
+from resexp.runs import records
+from resexp.runs import run as task
+from resexp.runs.records import FINISHED, METRICS, RECORD, TIME_COLUMNS, Row
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train import fit
 

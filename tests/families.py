@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from resexp import data, models
-from resexp.catalogue import config_folder
 from resexp.settings import Arch, Settings, Twin
+from resexp.settings.choices import config_folder
 
 
 def settings(

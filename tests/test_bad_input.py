@@ -18,7 +18,8 @@ from fake_results import write_run
 
 from resexp import config
 from resexp.cli import main
-from resexp.settings import RANGES, Settings, UsageError, check
+from resexp.settings import Settings, UsageError
+from resexp.settings.schema import RANGES, check
 from resexp.train import device
 
 #: What each command line must be answered with; words are separated by spaces, none has one inside.
@@ -237,7 +238,7 @@ def test_bf16_is_accepted_where_the_processor_has_it(
     monkeypatch.setattr(
         sys, "argv", ["resexp", "run", "precision=bf16", "depth=8", "steps=2", "--dry-run"]
     )
-    monkeypatch.setattr("resexp.forecast.seconds_per_flop", lambda job, size: 0.0)
+    monkeypatch.setattr("resexp.launch.dry_run.seconds_per_flop", lambda job, size: 0.0)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0

@@ -1,4 +1,4 @@
-"""resexp.bench: what a step must do at least, what is timed, and how it is said."""
+"""resexp.bench.steps: what a step must do at least, what is timed, and how it is said."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 import resexp
-from resexp import bench, models, ordinary, roofline
-from resexp.bench import EVERY, Loop, clock, digits, planned, text
+from resexp import models
+from resexp.bench import baseline as ordinary
+from resexp.bench import steps as bench
+from resexp.bench.steps import EVERY, Loop, clock, digits, planned, roofline, text
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images

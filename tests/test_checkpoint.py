@@ -1,4 +1,4 @@
-"""resexp.train.checkpoint: written whole or not at all, read without running what it holds."""
+"""resexp.runs.checkpoint: written whole or not at all, read without running what it holds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from resexp import models
 from resexp.data import Images
+from resexp.runs import checkpoint
 from resexp.settings import Settings
-from resexp.train import checkpoint
 from resexp.train.fit import State, begin, fit
 
 SETTINGS = Settings(depth=8, width=4, seed=2, steps=9, batch_size=8, eval_every=4)

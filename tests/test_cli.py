@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import resexp
-from resexp import catalogue, config
+from resexp import config
 from resexp.analysis.results import load_results
 from resexp.cli import app, main
-from resexp.records import COLUMNS
-from resexp.settings import Settings, UsageError, as_dict, run_name
+from resexp.runs.records import COLUMNS
+from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
 
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1"]
@@ -373,7 +373,7 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("resexp.task.fit", failing_at(1, fit))
+        patch.setattr("resexp.runs.run.fit", failing_at(1, fit))
         answer = run("-m", "seed=0,1,2")
     assert answer.code == 1
     assert answer.out.startswith("2 done, 1 failed\n")
@@ -404,7 +404,7 @@ def test_a_failure_before_the_first_step_leaves_its_traceback_too(
     def broken(*_: object) -> None:
         raise RuntimeError("cannot be built")
 
-    monkeypatch.setattr(f"resexp.task.{part}", broken)
+    monkeypatch.setattr(f"resexp.runs.run.{part}", broken)
     answer = run("-m", "seed=0,1")
     assert answer.code == 1
     assert answer.out.startswith("2 failed\n")
@@ -415,7 +415,7 @@ def test_a_failure_before_the_first_step_leaves_its_traceback_too(
 
 
 def test_one_failing_run_exits_with_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.task.fit", failing_at(0, fit))
+    monkeypatch.setattr("resexp.runs.run.fit", failing_at(0, fit))
     answer = run()
     assert answer.code == 1
     assert "out of memory on cuda:0" in answer.out + answer.err
@@ -427,7 +427,7 @@ def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resexp.task.fit", interrupted)
+    monkeypatch.setattr("resexp.runs.run.fit", interrupted)
     assert run("-m", "seed=0,1").code == 130
     assert record(here / "results/digits" / f"plain-8-s0,{EXTRAS}")["status"] == "running"
     assert not (here / "results/digits" / f"plain-8-s1,{EXTRAS}").exists()
@@ -443,7 +443,7 @@ def test_a_signal_saves_ends_the_sweep_and_says_how_to_go_on(
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr("resexp.task.fit", disturbed)
+        patch.setattr("resexp.runs.run.fit", disturbed)
         answer = run("-m", "seed=0,1")
     assert answer.code == code
     assert "run the same command again" in answer.err
@@ -466,7 +466,7 @@ def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours\nin two lines")
 
-    monkeypatch.setattr("resexp.listing.runs", broken)
+    monkeypatch.setattr("resexp.commands.listing.runs", broken)
     answer = call("list")
     assert answer.code == 1
     assert re.fullmatch(r"resexp: RuntimeError: a fault of ours [^\n]*\n", answer.err)
@@ -593,7 +593,7 @@ def test_a_damaged_record_is_reported_and_left_out(copied: Path) -> None:
 )
 def test_what_can_be_chosen_is_listed_with_a_sentence_each(what: str, group: str) -> None:
     rows = call("list", what, "--json").json
-    assert [row[group] for row in rows] == catalogue.options(group)
+    assert [row[group] for row in rows] == choices.options(group)
     assert all(len(row.get("use", row["what it is"])) > 20 for row in rows)
     assert what != "archs" or all(row["what it is"].startswith("y = ") for row in rows)
     text = call("list", what).out

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resexp import catalogue, config
-from resexp.settings import UsageError
+from resexp import config
+from resexp.settings import UsageError, choices
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,15 +50,15 @@ def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_word_is_completed(typed: str, offered: list[str]) -> None:
-    assert catalogue.complete(typed) == offered
+    assert choices.complete(typed) == offered
 
 
 def test_a_key_is_completed_to_all_that_begin_so() -> None:
-    offered = catalogue.complete("arc")
+    offered = choices.complete("arc")
     assert {"arch=", "arch.order=", "arch.shortcut="} <= set(offered)
     assert all(offer.startswith("arc") for offer in offered)
-    everything = catalogue.complete("")
-    known = (*catalogue.settings(), *catalogue.groups(), *catalogue.own_options())
+    everything = choices.complete("")
+    known = (*choices.settings(), *choices.groups(), *choices.own_options())
     assert set(everything) == {f"{key}=" for key in known}
     assert {"depth=", "seed=", "experiment=", "data.root=", "arch.options.growth="} <= set(
         everything
@@ -66,15 +66,15 @@ def test_a_key_is_completed_to_all_that_begin_so() -> None:
 
 
 def test_plain_and_residual_are_offered_first() -> None:
-    offered = catalogue.complete("arch=plain,")
+    offered = choices.complete("arch=plain,")
     assert offered[:2] == ["arch=plain,plain", "arch=plain,residual"]
-    assert offered == [f"arch=plain,{name}" for name in catalogue.options("arch")]
+    assert offered == [f"arch=plain,{name}" for name in choices.options("arch")]
     assert offered[2:] == sorted(offered[2:])
 
 
 def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    known = {key: catalogue.values(key) for key in (*catalogue.settings(), "data", "recipe")}
+    known = {key: choices.values(key) for key in (*choices.settings(), "data", "recipe")}
     known["launch"] = ["local", "processes", "lockstep"]  # the others need packages
     known["data.stream"] = ["auto", "never"]  # always is for image folders
     assert sum(map(len, known.values())) > 50
@@ -84,7 +84,7 @@ def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.Monk
         config.compose(["depth=20", *offers])
 
 
-@pytest.mark.parametrize("arch", catalogue.options("arch"))
+@pytest.mark.parametrize("arch", choices.options("arch"))
 def test_every_arch_offered_can_be_had_at_the_depth_named_in_its_refusal(arch: str) -> None:
     try:
         config.compose([f"arch={arch}", "depth=1"])
@@ -120,7 +120,7 @@ def test_bash_breaks_words_at_the_equals_sign(
 ) -> None:
     monkeypatch.setenv("COMP_WORDS", " ".join(words))
     monkeypatch.setenv("COMP_CWORD", str(position))
-    assert catalogue.complete(incomplete) == offered
+    assert choices.complete(incomplete) == offered
 
 
 def environment(**variables: str) -> dict[str, str]:

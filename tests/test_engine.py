@@ -1,4 +1,4 @@
-"""resexp.train.engine: what a captured step may rely on, and how an engine is chosen."""
+"""resexp.train.engine.graph: what a captured step may rely on, and how an engine is chosen."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from resexp.settings import (
     UsageError,
 )
 from resexp.train import fit as fitting
-from resexp.train import trial
-from resexp.train.engine import WARM, check_engine, check_repeats
+from resexp.train.engine import choose as trial
+from resexp.train.engine.graph import WARM, check_engine, check_repeats
 from resexp.train.fit import begin, fit
 
 SMALL = Settings(
@@ -122,7 +122,7 @@ def test_how_many_steps_the_tables_hold_changes_nothing(
 ) -> None:
     found = []
     for most in (1_000_000, 50, 1):  # images: all steps, three, one
-        monkeypatch.setattr("resexp.train.agenda.MOST", most)
+        monkeypatch.setattr("resexp.train.step_inputs.MOST", most)
         state = begin(models.build(SMALL, 1, 10), SMALL)
         losses = [row.train_loss for row in fit(state, SMALL, few_digits) if row is not None]
         found.append((losses, state.optimizer.weights))
@@ -186,10 +186,10 @@ def test_a_graph_is_of_one_process_and_triton_of_two_precisions(
     with pytest.raises(UsageError, match=r"one process.*launch\.ranks=1"):
         check_engine(two, gpu)
     double = replace(SMALL, engine=Engine.triton, precision=Precision.fp64)
-    monkeypatch.setattr("resexp.train.engine.find_spec", lambda name: object())
+    monkeypatch.setattr("resexp.train.engine.graph.find_spec", lambda name: object())
     with pytest.raises(UsageError, match=r"precision=fp64.*engine=graph"):
         check_engine(double, gpu)
-    monkeypatch.setattr("resexp.train.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("resexp.train.engine.graph.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="package triton"):
         check_engine(replace(SMALL, engine=Engine.triton), gpu)
 

@@ -1,4 +1,4 @@
-"""resexp.explain: the worked example, diagrams of real blocks, and a table that adds up."""
+"""commands.explain: the worked example, diagrams of real blocks, and a table that adds up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 import pytest
 
-from resexp import catalogue, models
 from resexp import data as images
-from resexp import explain as explaining
+from resexp import models
 from resexp.cli import explain as command
+from resexp.commands import explain as explaining
+from resexp.commands.explain import Explanation, explain, text
 from resexp.config import compose
-from resexp.explain import Explanation, explain, text
-from resexp.settings import Data, UsageError
+from resexp.settings import Data, UsageError, choices
 
 
 def explained(*words: str) -> Explanation:
@@ -42,7 +42,7 @@ def shallow(arch: str) -> Explanation:
 
 def family(arch: str) -> str:
     """What the arch's file says, or the file that it builds on."""
-    text = (catalogue.config_folder() / "arch" / f"{arch}.yaml").read_text()
+    text = (choices.config_folder() / "arch" / f"{arch}.yaml").read_text()
     if named := re.search(r"^family: (\w+)", text, re.MULTILINE):
         return named[1]
     base = re.search(r"^defaults: \[(\w+)", text, re.MULTILINE)
@@ -172,7 +172,7 @@ def test_images_that_teach_another_task_are_refused() -> None:
 # The table
 
 
-@pytest.mark.parametrize("arch", catalogue.options("arch"))
+@pytest.mark.parametrize("arch", choices.options("arch"))
 def test_the_rows_add_up_to_what_is_measured(arch: str) -> None:
     found = shallow(arch)
     assert sum(one.parameters for one in found.layers) == found.parameters
@@ -235,7 +235,7 @@ def test_the_digits_have_their_own_shape_and_data_size_goes_first() -> None:
 
 def test_the_text_opens_with_what_the_archs_file_says() -> None:
     lines = text(explained("arch=preact", "depth=20")).splitlines()
-    facts = catalogue.facts("arch", "preact")
+    facts = choices.facts("arch", "preact")
     assert lines[0] == f"preact: {facts['what it is']}"
     assert lines[1].split(maxsplit=1) == ["source", facts["source"]]
     assert "preact-20 on digits: images of 8x8x1, 10 classes, 269,434 parameters" in lines[5]

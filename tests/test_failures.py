@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from test_cli import EXTRAS, call, record, run, without_time
 
-from resexp import pool
-from resexp.pool import hire
+from resexp.launch import processes as pool
+from resexp.launch.processes import hire
 from resexp.train.fit import fit
 
 
@@ -54,7 +54,7 @@ def folder(seed: int) -> Path:
 def test_however_a_job_fails_the_next_is_done(
     here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str
 ) -> None:
-    monkeypatch.setattr("resexp.task.fit", raising(0, error))
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, error))
     answer = run("-m", "seed=0,1")
     assert answer.code == 1
     assert answer.out.startswith("1 done, 1 failed\n")
@@ -66,7 +66,7 @@ def test_however_a_job_fails_the_next_is_done(
 
 
 def test_ctrl_c_in_a_job_ends_the_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.task.fit", raising(0, KeyboardInterrupt()))
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, KeyboardInterrupt()))
     assert run("-m", "seed=0,1").code == 130
     assert not folder(1).exists()
 
@@ -87,14 +87,14 @@ def test_a_failed_run_does_not_keep_its_network(
         yield from ()
         raise MemoryError
 
-    monkeypatch.setattr("resexp.task.fit", disturbed)
+    monkeypatch.setattr("resexp.runs.run.fit", disturbed)
     answer = run("-m", "seed=0,1,2")
     assert answer.out.count("MemoryError") == 3
 
 
 def test_one_command_retries_all_that_failed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+        patch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
         answer = run("-m", "seed=0,1", "arch=plain,residual")
     retries = re.findall(r"retry: (resexp run .*?)   \(the same command: what is", answer.out)
     assert len(retries) == 1
@@ -106,7 +106,7 @@ def test_one_command_retries_all_that_failed(here: Path, monkeypatch: pytest.Mon
 def test_with_overwrite_only_what_failed_is_retried(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
     answer = run("-m", "seed=0,1", "arch=plain,residual", "overwrite=true")
     retries = re.findall(r"retry: resexp run .*", answer.out)
     assert len(retries) == 2
@@ -116,11 +116,11 @@ def test_with_overwrite_only_what_failed_is_retried(
 @pytest.mark.parametrize("launch", ["local", "processes", "lockstep"])
 def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, launch: str) -> None:
     if launch != "processes":
-        monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+        monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
         words = [f"launch={launch}", "launch.jobs=1"]
     else:  # a worker knows nothing of a patch
         words = ["launch=processes", "launch.jobs=1"]
-        monkeypatch.setattr("resexp.pool.hire", failing_hire)
+        monkeypatch.setattr("resexp.launch.processes.hire", failing_hire)
     answer = run("-m", "seed=0,1,2", "fail_fast=true", *words)
     assert answer.code == 1
     assert answer.out.startswith("1 failed, 2 not done (fail_fast=true)\n")
@@ -140,7 +140,7 @@ def failing_hire(at_a_time: int) -> Any:
 
 
 def test_without_fail_fast_the_rest_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("broken")))
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
     answer = run("-m", "seed=0,1,2")
     assert answer.out.startswith("2 done, 1 failed\n")
     assert len(without_time(folder(2) / "metrics.csv")) == 3
@@ -152,8 +152,8 @@ def test_a_disk_that_takes_not_even_the_traceback_hides_no_error(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resexp.task.fit", raising(0, RuntimeError("the error itself")))
-    monkeypatch.setattr("resexp.task.record_failure", full)
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("the error itself")))
+    monkeypatch.setattr("resexp.runs.run.record_failure", full)
     answer = run("-m", "seed=0,1")
     assert answer.code == 1
     assert "the error itself" in answer.out

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from resexp.analysis.canvas import SERIES_STYLES, depth_colours, round_up
-from resexp.analysis.depth import differences
-from resexp.analysis.figures import (
+from resexp.analysis.figures.canvas import SERIES_STYLES, depth_colours, round_up
+from resexp.analysis.figures.depth import differences
+from resexp.analysis.figures.paper import INKS, inks, spread
+from resexp.analysis.figures.plot import (
     KINDS,
     draw_curves,
     draw_depth,
@@ -25,7 +26,6 @@ from resexp.analysis.figures import (
     plot,
     save,
 )
-from resexp.analysis.paper import INKS, inks, spread
 from resexp.analysis.results import find_runs, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.settings import UsageError

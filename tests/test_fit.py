@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from resexp import models
 from resexp.data import Images, batches
 from resexp.models.merges import SUMS
-from resexp.records import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row, spell
+from resexp.runs.records import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row, spell
 from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
 from resexp.train import device
 from resexp.train.fit import State, begin, fit

@@ -12,12 +12,12 @@ import torch
 
 from resexp import data, models
 from resexp.config import compose
-from resexp.lockstep import run_all
-from resexp.records import COLUMNS, METRICS, TIME_COLUMNS, Row, spell
+from resexp.launch.lockstep import run_all
+from resexp.runs.records import COLUMNS, METRICS, TIME_COLUMNS, Row, spell
+from resexp.runs.run import perform, unwatched
 from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
-from resexp.task import perform, unwatched
-from resexp.train import trial
 from resexp.train.device import prepare
+from resexp.train.engine import choose as trial
 from resexp.train.fit import State, begin, fit
 
 pytestmark = [

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from resexp import config, data, records, task
-from resexp.records import Claim, Row
+from resexp import config, data
+from resexp.runs import checkpoint, records
+from resexp.runs import run as task
+from resexp.runs.records import Claim, Row
 from resexp.settings import Arch, Job, Merge, Settings, UsageError
-from resexp.train import checkpoint, fit
+from resexp.train import fit
 
 
 def make_job(results: Path, **settings: Any) -> Job:
@@ -372,7 +374,7 @@ def test_python_tags_in_a_run_directory_are_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from resexp.analysis.results import find_runs
-    from resexp.inspection import inspect
+    from resexp.commands.doctor_results import inspect
 
     monkeypatch.chdir(tmp_path)
     job = make_job(tmp_path / "results")
@@ -408,8 +410,8 @@ def write_scripts(root: Path) -> None:
 
 
 def test_a_page_and_a_table_show_a_script_as_text(tmp_path: Path) -> None:
-    from resexp.analysis.figures import plot
-    from resexp.analysis.report import write_report
+    from resexp.analysis.figures.plot import plot
+    from resexp.analysis.report.page import write_report
     from resexp.analysis.results import require_runs
     from resexp.analysis.table import render, rows
 

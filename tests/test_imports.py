@@ -26,15 +26,15 @@ ONLY_IN = {
     "omegaconf": ["config.py", "_plugins/"],
     "matplotlib": ["analysis/"],
     "pandas": ["analysis/"],
-    "triton": ["train/kernels.py"],
+    "triton": ["train/engine/kernels.py"],
     "resexp.cli": ["__main__.py"],
     "resexp.config": ["cli.py", "__init__.py"],
 }
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = [
-    *("__init__.py", "__main__.py", "catalogue.py", "cli.py", "config.py", "listing.py"),
-    *("records.py", "screen.py", "settings.py", "signals.py", "sweep.py"),
+    *("__init__.py", "__main__.py", "cli.py", "config.py", "settings/", "commands/listing.py"),
+    *("runs/records.py", "runs/stop.py", "launch/progress.py", "launch/session.py"),
     *("analysis/", "_plugins/", "data/__init__.py"),
 ]
 
@@ -105,9 +105,9 @@ def test_torchvision_is_imported_only_where_it_is_used() -> None:
     assert users == []
 
 
-@pytest.mark.parametrize("leaf", ["models/", "data/", "train/schedule.py", "records.py"])
+@pytest.mark.parametrize("leaf", ["models/", "data/", "train/schedule.py", "runs/records.py"])
 def test_leaves_know_nothing_above_them(leaf: str) -> None:
-    above = ["cli", "config", "task", "sweep", "screen", "listing", "doctor", "twin", "forecast"]
+    above = ["cli", "config", "runs.run", "launch", "commands", "probes", "bench"]
     modules = [module for module in MODULES if allowed(module, [leaf])]
     users = [
         (module, name)
@@ -120,7 +120,7 @@ def test_leaves_know_nothing_above_them(leaf: str) -> None:
 
 
 def test_the_analysis_knows_records_and_settings_only() -> None:
-    known = {"resexp.analysis", "resexp.records", "resexp.settings"}
+    known = {"resexp.analysis", "resexp.runs.records", "resexp.settings"}
     users = [
         (module, name)
         for module in MODULES

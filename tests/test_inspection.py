@@ -13,8 +13,8 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.results import find_runs
-from resexp.inspection import Trouble, inspect, text
-from resexp.lock import hold
+from resexp.commands.doctor_results import Trouble, inspect, text
+from resexp.runs.lock import hold
 from resexp.settings import UsageError
 
 

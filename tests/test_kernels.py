@@ -32,7 +32,7 @@ from resexp.train.ranks import synchronise
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-SOURCE = "resexp.train.kernels"
+SOURCE = "resexp.train.engine.kernels"
 EPS = 2**-24  # what rounding to float32 may change, of a value
 FP32 = 5e-6  # largest error allowed, of the largest value: sums of some thousand values
 BF16 = 2**-7

@@ -21,15 +21,15 @@ from omegaconf import OmegaConf
 from test_pool import jobs_in, numbers
 
 import resexp
-from resexp import elsewhere
-from resexp.catalogue import config_folder
 from resexp.config import explain, goes_away, launch
-from resexp.pool import WorkerDied
-from resexp.records import ERROR, Claim, claim, read_record, write_record
+from resexp.launch import cluster as elsewhere
+from resexp.launch.processes import WorkerDied
+from resexp.launch.session import Session
+from resexp.runs.records import ERROR, Claim, claim, read_record, write_record
+from resexp.runs.run import perform
+from resexp.runs.stop import Interrupted, Stop, stop_signals, submitit_listens
 from resexp.settings import Job, Launch, Settings, UsageError
-from resexp.signals import Interrupted, Stop, stop_signals, submitit_listens
-from resexp.sweep import Session
-from resexp.task import perform
+from resexp.settings.choices import config_folder
 
 Plugins.instance()  # registers every plugin's schema before Hydra's state is first saved
 

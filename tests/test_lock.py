@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from resexp import lock, records
-from resexp.lock import CLAIM, ClaimLost, check_held, claims, hold, is_held, stale, take
+from resexp.runs import lock, records
+from resexp.runs.lock import CLAIM, ClaimLost, check_held, claims, hold, is_held, stale, take
 
 
 @pytest.fixture(params=[errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
@@ -190,7 +190,7 @@ def test_a_lock_is_not_opened_through_a_link(tmp_path: Path) -> None:
 SCRIPT = """
 import errno, fcntl, os, random, sys, time
 from pathlib import Path
-from resexp import lock
+from resexp.runs import lock
 def flock(file, how): raise OSError(errno.ENOSYS, "no locks here")
 fcntl.flock = flock
 lock.BEAT, lock.STALE, lock.WATCH = 0.05, 0.5, 0.2

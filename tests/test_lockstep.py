@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from resexp import data, task
+from resexp import data
 from resexp.data import Images, batches
-from resexp.lockstep import run_all
-from resexp.records import METRICS, Claim, Row, claim, read_record
+from resexp.launch.lockstep import run_all
+from resexp.launch.session import Session
+from resexp.runs import run as task
+from resexp.runs.records import METRICS, Claim, Row, claim, read_record
+from resexp.runs.run import perform, unwatched
+from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
-from resexp.signals import Interrupted
-from resexp.sweep import Session
-from resexp.task import perform, unwatched
 
 STEPS = 6
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from resexp import records, task
+from resexp.runs import loggers, records
+from resexp.runs import run as task
+from resexp.runs.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
 from resexp.settings import Job, Settings, UsageError, as_dict
-from resexp.train import loggers
-from resexp.train.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
 
 RECORD: dict[str, Any] = {
     "run": "plain-20-s0",
@@ -180,7 +180,7 @@ def test_nothing_is_sent_unless_a_person_says_so(
 
 def test_no_logger_is_imported_before_it_is_asked_for() -> None:
     code = (
-        "import sys; import resexp.train.loggers as l; l.open_loggers([], None, {'last': {}}); "
+        "import sys; import resexp.runs.loggers as l; l.open_loggers([], None, {'last': {}}); "
         "print(*{'torch', 'tensorboard', 'mlflow', 'wandb'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

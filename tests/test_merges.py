@@ -19,6 +19,7 @@ from resexp.models import merges
 from resexp.models.blocks import Block, RandomBlock, fixup_start
 from resexp.models.cifar import CifarNetwork
 from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
+from resexp.runs.run import perform
 from resexp.settings import (
     Arch,
     Merge,
@@ -30,7 +31,6 @@ from resexp.settings import (
     Unit,
     UsageError,
 )
-from resexp.task import perform
 from resexp.train.fit import begin, fit
 
 RESIDUAL = Arch(merge=Merge.residual)

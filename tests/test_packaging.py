@@ -118,7 +118,10 @@ def modules(packages: set[str]) -> set[str]:
         "hydra-ray-launcher": {"ray"},
         "torchvision": {"torchvision", "numpy", "PIL"},
         "mlflow-skinny": {"mlflow"},
-        "torch": {"torch", "triton"},  # for CUDA; without it resexp.train.engine refuses its engine
+        "torch": {
+            "torch",
+            "triton",
+        },  # for CUDA; without it resexp.train.engine.graph refuses its engine
     }
     return {module for name in packages for module in unlike.get(name, {name})}
 
@@ -136,9 +139,10 @@ def imports(nodes: Iterable[ast.AST]) -> set[str]:
 
 WHERE = """
 import json, sys
-from resexp import catalogue, config
+from resexp import config
+from resexp.settings import choices
 import resexp, hydra_plugins.resexp_sweeper.checked_sweeper as sweeper
-print(json.dumps([resexp.__file__, sweeper.__file__, str(catalogue.config_folder())]))
+print(json.dumps([resexp.__file__, sweeper.__file__, str(choices.config_folder())]))
 """
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from resexp.pool import WorkerDied, placed, run_all
-from resexp.records import METRICS, Claim, read_record
+from resexp.launch.processes import WorkerDied, placed, run_all
+from resexp.launch.session import Session
+from resexp.runs.records import METRICS, Claim, read_record
+from resexp.runs.run import perform, record_failure
+from resexp.runs.stop import Interrupted
 from resexp.settings import Job, Launch, Settings
-from resexp.signals import Interrupted
-from resexp.sweep import Session
-from resexp.task import perform, record_failure
 
 
 def jobs_in(folder: Path, seeds: range, steps: int = 6) -> list[Job]:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from resexp import models, probing
+from resexp import models
 from resexp.analysis.statistics import paired_t
 from resexp.config import compose
 from resexp.models.merges import Add, Drop
 from resexp.probes import Case, Verdict, where
+from resexp.probes import run as probing
 from resexp.probes.where import ARMS, gains, settings_of
+from resexp.runs.run import perform
 from resexp.settings import Arch, Merge, Settings, UsageError
-from resexp.task import perform
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from resexp import probing
 from resexp.config import compose
 from resexp.probes import Case, Verdict, highway, identity, landscape, lesion, paths, responses
-from resexp.task import perform
+from resexp.probes import run as probing
+from resexp.runs.run import perform
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -15,13 +15,14 @@ import torch
 from fake_results import write_run
 
 import resexp
-from resexp import probes, probing
+from resexp import probes
 from resexp.analysis import probe_figures
-from resexp.catalogue import alternatives
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
 from resexp.probes import Case, Finding, Needs, Tell, Verdict, rank
+from resexp.probes import run as probing
+from resexp.runs.run import perform
 from resexp.settings import (
     Arch,
     Data,
@@ -33,7 +34,7 @@ from resexp.settings import (
     as_dict,
     from_dict,
 )
-from resexp.task import perform
+from resexp.settings.choices import alternatives
 
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1", "keep_checkpoint=true"]
 ROOT = Path(resexp.__file__).parent

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resexp import config, data, records, task
-from resexp.records import Row
+from resexp import config, data
+from resexp.runs import records
+from resexp.runs import run as task
+from resexp.runs.records import Row
 from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
 
 TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f"))

@@ -20,13 +20,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from resexp import data, models
 from resexp.config import compose
 from resexp.data import batches
-from resexp.elastic import RankFailed
+from resexp.launch.ranks import RankFailed
 from resexp.models.layers import Norm
-from resexp.records import METRICS, Claim, Row, look, read_record
+from resexp.runs.records import METRICS, Claim, Row, look, read_record
+from resexp.runs.run import Watch, perform
+from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Job, Launch, Merge, Settings, UsageError, identity
 from resexp.settings import as_dict as plain
-from resexp.signals import Interrupted
-from resexp.task import Watch, perform
 from resexp.train.device import check_gpus
 from resexp.train.fit import begin
 from resexp.train.ranks import ALONE, Ranks, SynchronisedNorm, synchronise

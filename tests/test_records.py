@@ -1,4 +1,4 @@
-"""resexp.records and the identity of a run: what a run directory says, and who may write one."""
+"""runs.records and the identity of a run: what a run directory says, and who may write one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resexp import records
-from resexp.records import Claim, Row
+from resexp.runs import records
+from resexp.runs.records import Claim, Row
 from resexp.settings import (
-    CIRCUMSTANCES,
     Arch,
     BnEval,
     Data,
@@ -42,6 +41,7 @@ from resexp.settings import (
     flatten,
     identity,
 )
+from resexp.settings.job import CIRCUMSTANCES
 
 HEADER = (
     "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"
@@ -455,7 +455,7 @@ def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     script = (
         "import os, sys\n"
-        "from resexp.records import claim\n"
+        "from resexp.runs.records import claim\n"
         "from resexp.settings import Job, Settings\n"
         "job = Job(settings=Settings(depth=8, results=sys.argv[1]), arch='plain', extras={},\n"
         "          overrides=[], config='')\n"

@@ -21,10 +21,11 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from fake_results import write_run
 
-from resexp.analysis import report_charts, verdict
-from resexp.analysis.report import MOST_CSV, page, sweeps, write_report
+from resexp.analysis import verdict
+from resexp.analysis.report import charts as report_charts
+from resexp.analysis.report.page import MOST_CSV, page, sweeps, write_report
 from resexp.analysis.results import Run, find_runs
-from resexp.records import COLUMNS
+from resexp.runs.records import COLUMNS
 from resexp.settings import UsageError
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -408,7 +409,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_stands_out_on_light_and_on_dark() -> None:
-    template = Path(report_charts.__file__).with_name("report_template.html").read_text()
+    template = Path(report_charts.__file__).with_name("template.html").read_text()
     blocks = re.findall(r":root \{([^}]*)\}", template)
     assert len(blocks) == 2
     for block, ramp in zip(blocks, report_charts.DEPTH_RAMPS, strict=True):
@@ -448,7 +449,8 @@ def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_neither_torch_nor_matplotlib_is_loaded(results: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from resexp.analysis.report import write_report; "
+        "import sys; from pathlib import Path; "
+        "from resexp.analysis.report.page import write_report; "
         "write_report(Path(sys.argv[1])); "
         "print(*{'torch', 'matplotlib', 'pandas', 'hydra'} & set(sys.modules))"
     )

@@ -13,7 +13,7 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.results import LABELS, Run, find_runs, load_results, require_runs
-from resexp.records import COLUMNS
+from resexp.runs.records import COLUMNS
 from resexp.settings import UsageError
 
 
@@ -240,7 +240,7 @@ def test_reading_needs_no_torch_and_finding_no_pandas() -> None:
     program = (
         "import sys; import resexp.analysis.results; "
         "assert not {'pandas', 'matplotlib', 'numpy'} & set(sys.modules); "
-        "import resexp.analysis.table, resexp.analysis.verdict, resexp.analysis.figures; "
+        "import resexp.analysis.table, resexp.analysis.verdict, resexp.analysis.figures.plot; "
         "assert not {'torch', 'typer', 'hydra', 'omegaconf', 'matplotlib.pyplot'} "
         "& set(sys.modules)"
     )

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from resexp import data, records, task
-from resexp.records import Claim, Row
+from resexp import data
+from resexp.runs import records
+from resexp.runs import run as task
+from resexp.runs.records import Claim, Row
+from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
-from resexp.signals import Interrupted
 
 STEPS = 6
 

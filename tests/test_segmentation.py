@@ -17,15 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from resexp import data, models, records, task
+from resexp import data, models
 from resexp.analysis import table
 from resexp.analysis.results import Run, find_runs, load_results
 from resexp.config import compose
 from resexp.data import UNLABELLED, Images, batches, blobs, masks
-from resexp.records import COLUMNS, HEADERS, IOU_COLUMNS, Row
-from resexp.screen import errors, headline
+from resexp.launch.progress import errors, headline
+from resexp.runs import records
+from resexp.runs import run as task
+from resexp.runs.records import COLUMNS, HEADERS, IOU_COLUMNS, Row
+from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Normalise, Precision, Settings, UsageError
-from resexp.signals import Interrupted
 from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, one_a_label
 from resexp.train.fit import begin, fit
 

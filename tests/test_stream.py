@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from resexp import data, records, task
+from resexp import data
 from resexp.data import batches, imagefolder, stream
 from resexp.data.batches import statistics
 from resexp.data.stream import Damaged, Feed, Held, Streamed, look_ahead
+from resexp.runs import records
+from resexp.runs import run as task
 from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream, UsageError
 from resexp.train import evaluate
 

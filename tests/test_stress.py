@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resexp.records import FINISHED, METRICS, RECORD, read_record
+from resexp.runs.records import FINISHED, METRICS, RECORD, read_record
 
 ROOT = Path(__file__).parents[1]
 WORDS = [

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from resexp.catalogue import config_folder
+from resexp.settings.choices import config_folder
 
 #: Words of a sweep, among them options, values, lists, nested keys, additions and no values.
 WORDS = {

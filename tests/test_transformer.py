@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp import models
+from resexp.commands.twin import contract
 from resexp.config import compose
 from resexp.data import Images
 from resexp.models.transformer import Transformer, TransformerBlock
 from resexp.settings import Settings, UsageError
 from resexp.train.fit import begin, fit
-from resexp.twin import contract
 
 PRE, POST, REZERO = "transformer", "transformer_post", "transformer_rezero"
 ARCHS = (PRE, POST, REZERO)

@@ -1,4 +1,4 @@
-"""resexp.twin: two networks that differ in the skip connection and nothing else, or say so."""
+"""commands.twin: two networks that differ in the skip connection and nothing else, or say so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from resexp import models, twin
+from resexp import models
+from resexp.commands import twin
 from resexp.models.blocks import Block
 from resexp.models.cifar import CifarNetwork
 from resexp.models.merges import Drop

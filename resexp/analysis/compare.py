@@ -15,7 +15,7 @@ from typing import Any
 from resexp.analysis.results import Run, order, spell
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.analysis.verdict import aligned, count, few, log_loss, signed
-from resexp.records import finite
+from resexp.runs.records import finite
 from resexp.settings import UsageError, flatten, identity
 
 #: The numbers compared, as they are headed on the screen, and their digits.

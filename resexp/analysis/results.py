@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resexp.records import COLUMNS as METRIC_COLUMNS
-from resexp.records import (
+from resexp.runs.records import COLUMNS as METRIC_COLUMNS
+from resexp.runs.records import (
     FINISHED,
     HEADERS,
     METRICS,

@@ -20,7 +20,7 @@ from typing import Any
 
 from resexp.analysis.results import Run, order, spell
 from resexp.analysis.statistics import MOST_FLIPS, Interval, holm, paired_t, sign_flip_p, t_p
-from resexp.records import finite
+from resexp.runs.records import finite
 from resexp.settings import UsageError, identity
 
 LEAST_LOSS = 1e-8  # the floor of the endpoint, so that a loss of zero has a logarithm

@@ -146,7 +146,7 @@ def alone(root: Path) -> AbstractContextManager[object]:
     """
     with suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
-    return FileLock(root / ".resexp.lock") if os.access(root, os.W_OK) else nullcontext()
+    return FileLock(root / ".resexp.runs.lock") if os.access(root, os.W_OK) else nullcontext()
 
 
 def task(loader: str) -> str:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from resexp.data import Images, from_arrays
-from resexp.data.places import Place, opened, tar_members, tar_places, zip_members, zip_places
+from resexp.data.archives import Place, opened, tar_members, tar_places, zip_members, zip_places
 from resexp.settings import Data, UsageError
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from resexp.models.initial import initialise
+from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
 from resexp.models.options import NoOptions, read
-from resexp.settings import MERGE_SETTINGS, Arch, Merge, Settings, Twin, UsageError, check_depth
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.settings.schema import MERGE_SETTINGS, check_depth
 
 #: The layers whose multiply-adds count.
 

@@ -12,8 +12,8 @@ from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from resexp.catalogue import nearest
 from resexp.settings import UsageError
+from resexp.settings.choices import nearest
 
 T = TypeVar("T")
 

@@ -48,12 +48,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from resexp import models, task
+from resexp import models
 from resexp.analysis.results import Run
 from resexp.data import Images, batches
 from resexp.data.stream import Streamed
+from resexp.runs import checkpoint
+from resexp.runs import run as task
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
-from resexp.train import checkpoint
 from resexp.train.device import choose_device
 from resexp.train.evaluate import Score, evaluate, evaluation_mode
 from resexp.train.fit import begin, fit
@@ -121,7 +122,9 @@ class Probe(Protocol):
 
 def names() -> list[str]:
     """All probes."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "run"
+    )
 
 
 def probe(name: str) -> Probe:

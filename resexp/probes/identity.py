@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from resexp.models.blocks import stack
-from resexp.models.initial import initialise
+from resexp.models.initialise import initialise
 from resexp.models.layers import Norm
 from resexp.probes import (
     Case,

@@ -15,15 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
 from resexp.models.merges import draw, drawn
-from resexp.records import Row
+from resexp.runs.records import Row
 from resexp.settings import Engine, Settings
-from resexp.train.agenda import Agenda
-from resexp.train.engine import ready
+from resexp.train.engine.graph import ready
 from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, one_a_label
 from resexp.train.precision import Shadow, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
 from resexp.train.schedule import learning_rate, next_row
 from resexp.train.sgd import Momentum
+from resexp.train.step_inputs import Agenda
 
 
 @dataclass(slots=True)

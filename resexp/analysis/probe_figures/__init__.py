@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-from resexp.analysis.canvas import SERIES_STYLES, STYLE, save
+from resexp.analysis.figures.canvas import SERIES_STYLES, STYLE, save
 
 PLAIN, RESIDUAL = SERIES_STYLES[0][0], SERIES_STYLES[1][0]
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
+from resexp.analysis.figures.canvas import GREY, MM, PAGE, blank, head, legend
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 SOLID, DASHED, DOTTED = "-", (0, (4, 2)), (0, (1, 1.4))

@@ -6,7 +6,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, SERIES_STYLES, blank, head, legend
+from resexp.analysis.figures.canvas import (
+    DASHES,
+    GREY,
+    MM,
+    PAGE,
+    SERIES_STYLES,
+    blank,
+    head,
+    legend,
+)
 from resexp.analysis.probe_figures import Rows, mean, those
 
 COLOURS = dict(zip(("plain", "residual", "preact"), SERIES_STYLES, strict=False))

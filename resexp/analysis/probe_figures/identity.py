@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resexp.analysis.canvas import MM, PAGE, blank, head
+from resexp.analysis.figures.canvas import MM, PAGE, blank, head
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 PARTS = {

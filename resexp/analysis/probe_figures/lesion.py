@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
+from resexp.analysis.figures.canvas import GREY, MM, PAGE, blank, head, legend
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 COLOURS = {"plain": (PLAIN, "o"), "residual": (RESIDUAL, "s")}

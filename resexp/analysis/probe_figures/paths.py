@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import DASHES, GREY, MM, PAGE, blank, head, legend
+from resexp.analysis.figures.canvas import DASHES, GREY, MM, PAGE, blank, head, legend
 from resexp.analysis.probe_figures import RESIDUAL, Rows, mean, those
 
 STROKES = {"start": (DASHES, "o"), "end": ("-", "s")}

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import GREY, MM, PAGE, blank, head, legend
+from resexp.analysis.figures.canvas import GREY, MM, PAGE, blank, head, legend
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 #: Colour for the merge, stroke for the normalisation and scale.

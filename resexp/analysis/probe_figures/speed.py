@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.canvas import GREY, MM, PAGE, SERIES_STYLES, blank, head, legend
+from resexp.analysis.figures.canvas import GREY, MM, PAGE, SERIES_STYLES, blank, head, legend
 from resexp.analysis.probe_figures import Rows, mean, those
 
 STYLES = dict(zip(("plain", "residual", "rezero", "preact"), SERIES_STYLES, strict=True))

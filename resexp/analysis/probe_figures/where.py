@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from resexp.analysis.canvas import COLUMN, MM, blank, head
+from resexp.analysis.figures.canvas import COLUMN, MM, blank, head
 from resexp.analysis.probe_figures import PLAIN, RESIDUAL, Rows, mean, those
 
 ARMS = ("none", "stage 1", "stage 2", "stage 3", "all")

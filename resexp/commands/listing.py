@@ -1,0 +1,120 @@
+"""``resexp list`` and ``resexp show``: what was trained, and what can be chosen. Never torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resexp.analysis.results import Run, find_runs
+from resexp.launch.progress import clock, percent, talk
+from resexp.runs.records import ERROR, RECORD
+from resexp.settings import Settings, UsageError, as_dict, choices, flatten
+
+#: The columns of ``resexp list``: run.json's keys and those of its last row.
+COLUMNS = ["name", "run", "status", "clean_train_error", "test_error", "seconds", "updated"]
+
+
+def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
+    """One row for each run under ``root`` that passes the filters, newest last."""
+    skipped: list[str] = []
+    found = find_runs(root, filters, skipped)
+    for sentence in skipped:
+        talk.print(f"warning: {sentence}")
+    records = [run.record | run.record["last"] for run in found]
+    return [{key: record.get(key) for key in COLUMNS} for record in records]
+
+
+def options(what: str) -> list[dict[str, Any]]:
+    """The options of a config group with a sentence each, or every setting with its default."""
+    if what == "settings":
+        defaults = flatten(as_dict(Settings()))
+        return [
+            {"setting": key, "default": value, "values": " ".join(choices.values(key))}
+            for key, value in defaults.items()
+        ]
+    group = {"archs": "arch", "experiments": "experiment", "recipes": "recipe"}.get(what, what)
+    return [{group: option, **choices.facts(group, option)} for option in choices.options(group)]
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """Rows as aligned columns under a header."""
+    if not rows:
+        return "none"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "))
+    for row in rows:
+        table.add_row(*(cell(key, value) for key, value in row.items()))
+    console = Console(highlight=False)
+    wide = Console(highlight=False, width=console.width if console.is_terminal else 160)
+    with wide.capture() as capture:
+        wide.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def cell(key: str, value: Any) -> str:
+    """A value as people read it in its column."""
+    if key.endswith("_error"):
+        return percent(value)
+    if key == "seconds" and value is not None:
+        return clock(value)
+    return "-" if value is None else str(value).replace("[", "\\[")
+
+
+def find(name: str) -> dict[str, Any]:
+    """The record of a run given by its folder, or by its name if one run alone has it."""
+    if (Path(name) / RECORD).exists():
+        return record_of(Run.read(Path(name)))
+    root = Path("results")
+    hits = [run for run in find_runs(root) if run.run == name] if root.is_dir() else []
+    if len(hits) == 1:
+        return record_of(hits[0])
+    if hits:
+        places = ", ".join(str(hit.path) for hit in hits)
+        raise UsageError(f"{name} names {len(hits)} runs: give the folder, one of {places}.")
+    raise UsageError(f"there is no run {name}. All runs: resexp list.")
+
+
+def record_of(run: Run) -> dict[str, Any]:
+    """A run's record and its place."""
+    return {"directory": str(run.path), **run.record}
+
+
+def show(record: dict[str, Any]) -> str:
+    """A run for people: what it is, how it went, what it changed, how to repeat it."""
+    last, place = record["last"], record["environment"]
+    defaults = flatten(as_dict(Settings()))
+    changed = {
+        key: value
+        for key, value in flatten(record["settings"]).items()
+        if value != defaults.get(key) and key not in ("results", "depth", "seed", "arch.merge")
+    }
+    dirty = " with uncommitted changes" if place["git_dirty"] else ""
+    data = record["data"]
+    lines = {
+        "run": f"{record['directory']}   {record['status']}",
+        "network": f"{record['arch']}, {record['depth']} layers, "
+        f"{record['parameters']:,} parameters "
+        f"({record['parameters_without_norm']:,} without normalisation), "
+        f"{record['flops'] / 1e6:,.1f} MFLOPs an image",
+        "data": f"{data['name']}, {data['train']:,} + {data['test']:,} images of "
+        + "x".join(str(side) for side in data["shape"]),
+        "progress": f"step {last.get('step', 0):,} of {record['settings']['steps']:,}, "
+        f"{clock(record['seconds'])} of training, last at {record['updated']}",
+        "errors": f"train {percent(last.get('train_error'))}   "
+        f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
+        "machine": f"{place['device_name']}, {place['threads']} CPU threads, {place['precision']}, "
+        f"engine {place.get('engine', 'eager')}, torch {place['torch']}, Python {place['python']}",
+        "code": f"commit {place['git_commit']}{dirty}"
+        if place["git_commit"]
+        else f"resexp {place['resexp'] or 'of unknown version'}",
+        "settings": ", ".join(f"{key}={value}" for key, value in changed.items())
+        or "all at their defaults",
+        "again": record["command"] + " overwrite=true",
+    }
+    if record["error"]:
+        lines["error"] = f"{record['error']}   (all of it: {record['directory']}/{ERROR})"
+    return "\n".join(f"{key:<9} {value}" for key, value in lines.items())

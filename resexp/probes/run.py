@@ -1,0 +1,207 @@
+"""``resexp probe``: what is probed, and what a finding leaves behind.
+
+``probe-<name>.csv`` (tidy rows), ``probe-<name>.json`` (claim, verdict, numbers, conventions) and
+``probe-<name>.png``, beside the runs. The probes are modules of resexp.probes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from resexp.analysis import probe_figures
+from resexp.analysis.results import require_runs
+from resexp.launch.progress import clock, talk
+from resexp.probes import Case, Finding, Needs, names, probe
+from resexp.runs.provenance import environment
+from resexp.runs.records import finite, spell, write_atomically
+from resexp.runs.run import load, now
+from resexp.settings import Job, Settings, UsageError, from_dict
+from resexp.settings.choices import alternatives
+from resexp.train.device import choose_device, prepare, threads_for
+
+ALL = "all"
+
+
+@dataclass(slots=True)
+class Task:
+    """One probe to be carried out: on what, and where its files go."""
+
+    name: str
+    folder: Path
+    cases: list[Case]
+
+
+def claims() -> list[dict[str, Any]]:
+    """Every probe, the claim that it puts to the test, and what it needs."""
+    found = {name: probe(name) for name in names()}
+    return [
+        {"probe": name, "claim": one.CLAIM, "needs": one.NEEDS.value} for name, one in found.items()
+    ]
+
+
+def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Task]:
+    """The probe, or all, on the runs under ``root`` that are finished and did not diverge.
+
+    Raises UsageError if there are none, or several experiments.
+    """
+    if name != ALL:
+        probe(name)  # there is one
+    runs = require_runs(root, filters)
+    folders = sorted({run.experiment for run in runs})
+    if len(folders) > 1:
+        raise UsageError(f"{root} holds {len(folders)} experiments. Give one: {folders[0]}")
+    cases = [
+        Case(run.arch, from_dict(run.record["settings"]), run)
+        for run in runs
+        if run.finished and run.status != "diverged"
+    ]
+    if not cases:
+        raise UsageError(f"no run in {root} is finished and finite. See resexp list.")
+    folder = root if runs[0].path == root else folders[0]
+    return [Task(one, folder, cases) for one in (names() if name == ALL else [name])]
+
+
+def of_words(
+    name: str, words: Sequence[str], compose: Callable[[Sequence[str]], Job]
+) -> list[Task]:
+    """The probe, or all that need no trained runs, on the networks that settings describe.
+
+    Several values of a setting make a case each: depth=20,56 arch=plain,residual seed=0,1,2. What
+    is left open is as usual for the probe. Raises UsageError where it needs trained runs.
+    """
+    if name == ALL:
+        able = [one for one in names() if probe(one).NEEDS is not Needs.trained]
+        return [task for one in able for task in of_words(one, words, compose)]
+    one = probe(name)
+    if one.NEEDS is Needs.trained:
+        raise UsageError(
+            f"{name} measures trained networks. Give their folder: resexp probe {name} "
+            "results/digits (train them with keep_checkpoint=true)."
+        )
+    given = {word.partition("=")[0] for word in words}
+    whole = [word for word in one.USUAL if word.partition("=")[0] not in given] + list(words)
+    jobs = [compose(choice) for choice in itertools.product(*map(alternatives, whole))]
+    return [Task(name, jobs[0].directory.parent, [Case(job.arch, job.settings) for job in jobs])]
+
+
+def perform_all(tasks: Sequence[Task], command: str) -> Iterator[dict[str, Any]]:
+    """The findings, one after another. Among several, a probe that cannot be done is left out.
+
+    Raises UsageError, as ``perform`` does, if none can.
+    """
+    refusals: list[str] = []
+    for task in tasks:
+        try:
+            yield perform(task, command)
+        except UsageError as refusal:
+            if len(refusals) == len(tasks) - 1:
+                raise
+            refusals.append(task.name)
+            talk.print(f"left out: {refusal}")
+
+
+def perform(task: Task, command: str) -> dict[str, Any]:
+    """Measure, write the three files, and return what probe-<name>.json holds, and the folder.
+
+    Raises UsageError if the cases are not what the probe needs, or the folder takes no files.
+    """
+    name, one, cases = task.name, probe(task.name), task.cases
+    if one.NEEDS is Needs.trained:
+        cases = with_checkpoints(name, cases)
+    settings = cases[0].settings
+    device = choose_device(settings.device)
+    size = load(settings.data, device).size
+    threads = prepare(threads_for(settings, size), settings.deterministic, device)
+    started = time.monotonic()
+    finding = measure(name, cases)
+    result = {
+        "probe": name,
+        "claim": one.CLAIM,
+        "source": one.SOURCE,
+        "verdict": finding.verdict.value,
+        "sentence": finding.sentence,
+        "numbers": finding.numbers,
+        "conventions": finding.conventions,
+        "recipe": recipe(one.NEEDS, settings),
+        "command": command,
+        "seconds": round(time.monotonic() - started, 1),
+        "measured": now(),
+        "environment": environment(settings, device, threads),
+    }
+    write(name, task.folder, finding, result)
+    return {"folder": str(task.folder), **result}
+
+
+def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
+    """The cases whose trained weights are there. Raises UsageError if there is none."""
+    found = [case for case in cases if case.checkpoint is not None]
+    if not found:
+        raise UsageError(
+            f"{name} needs trained networks, and no run here kept its checkpoint. Train again "
+            "with keep_checkpoint=true overwrite=true."
+        )
+    return found
+
+
+def measure(name: str, cases: Sequence[Case]) -> Finding:
+    """The finding, with a bar on a terminal while it is made."""
+    columns = (TextColumn(name), BarColumn(bar_width=16), TextColumn("{task.description}"))
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
+        bar = progress.add_task("", total=1)
+
+        def tell(done: int, of: int, what: str) -> None:
+            progress.update(bar, completed=done, total=of, description=what)
+
+        return probe(name).measure(cases, tell)
+
+
+def recipe(needs: Needs, settings: Settings) -> str:
+    """Under what a verdict holds."""
+    if needs is Needs.nothing:
+        return "networks of the probe's own"
+    return (
+        f"data {settings.data.name}, recipe {settings.recipe}, {settings.steps:,} steps of "
+        f"{settings.batch_size}, rate {settings.lr:g}"
+    )
+
+
+def write(name: str, folder: Path, finding: Finding, result: dict[str, Any]) -> None:
+    """The CSV, the figure from it, and the finding. Raises UsageError where they cannot be."""
+    keys = list(finding.rows[0])
+    assert all(list(row) == keys for row in finding.rows), "rows of a tidy table share their keys"
+    lines = [keys, *([cell(value) for value in row.values()] for row in finding.rows)]
+    table = folder / f"probe-{name}.csv"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(table, "".join(",".join(line) + "\n" for line in lines))
+        probe_figures.draw(name, table, table.with_suffix(".png"))
+        text = json.dumps(finite(result), indent=1) + "\n"
+        write_atomically(table.with_suffix(".json"), text)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}).") from error
+
+
+def cell(value: str | float | None) -> str:
+    """A cell of the CSV; no text that a probe writes needs quotes."""
+    text = value if isinstance(value, str) else spell(value)
+    assert not set(text) & set(',"\n'), text
+    return text
+
+
+def text(result: dict[str, Any]) -> str:
+    """A finding for people."""
+    table = Path(result["folder"]) / f"probe-{result['probe']}.csv"
+    return (
+        f"{result['probe']}: {result['claim']}\n"
+        f"  {result['verdict']} under this recipe: {result['sentence']}\n"
+        f"  {result['recipe']}; {clock(result['seconds'])}\n"
+        f"  {table}   {table.with_suffix('.png')}"
+    )

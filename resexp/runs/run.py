@@ -1,0 +1,387 @@
+"""One job from its settings to its run directory. Plain dataclasses in, files out."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+
+from resexp import data as images
+from resexp import models
+from resexp.data import batches
+from resexp.runs import checkpoint, records
+from resexp.runs.loggers import check_loggers, open_loggers
+from resexp.runs.provenance import environment, peak_memory_mb
+from resexp.runs.records import Claim, Row
+from resexp.runs.stop import Interrupted, stop_signals
+from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
+from resexp.train.device import (
+    check_gpus,
+    check_precision,
+    choose_device,
+    prepare,
+    threads_for,
+    wait,
+)
+from resexp.train.engine.choose import choose
+from resexp.train.engine.graph import check_engine, check_repeats
+from resexp.train.fit import State, begin, fit, is_last
+from resexp.train.ranks import ALONE, Ranks, synchronise
+from resexp.train.schedule import next_row
+
+AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
+AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class may be most of all
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a job went: what its directory said to it, and its record (run.json) afterwards."""
+
+    job: Job
+    claim: Claim
+    record: dict[str, Any]
+    warnings: list[str]
+
+
+#: Called after every step with the record so far, the step, and the row if there is a new one.
+Watch = Callable[[dict[str, Any], int, Row | None], None]
+
+
+def unwatched(record: dict[str, Any], step: int, row: Row | None) -> None:
+    """Show nothing."""
+
+
+def check(job: Job, *, here: bool = True) -> Claim:
+    """Refuse, with a UsageError and before anything is written, what ``perform`` could not do.
+
+    Returns what the run directory says. Without ``here`` another machine trains, whose devices are
+    not known.
+    """
+    models.check(job.settings)
+    check_task(job)
+    if here:
+        device = choose_device(job.settings.device)
+        check_precision(job.settings.precision, device)
+        check_gpus(job.settings.launch.ranks, device)
+        check_engine(job.settings, device)
+    claim = records.look(job)
+    if claim is not Claim.done:
+        check_loggers(job.settings.loggers)
+        records.check_writable(job)
+        images.check_present(job.settings.data)
+    return claim
+
+
+def check_task(job: Job) -> None:
+    """Raise UsageError for a network that cannot learn what the set's labels teach."""
+    settings = job.settings
+    learns, taught = models.task(settings.arch.family), images.task(settings.data.loader)
+    if taught == "segmentation" and settings.launch.ranks > 1 and settings.crop_padding:
+        raise UsageError(
+            "launch.ranks shares batches by images, and cropped masks have unequal counts of "
+            "pixels. Use launch.ranks=1 or crop_padding=0."
+        )
+    if learns == taught:
+        return
+    name = settings.data.name
+    if taught == "segmentation":
+        raise UsageError(
+            f"{name} has masks, and arch={job.arch} gives each image one class. Choose arch=unet."
+        )
+    raise UsageError(
+        f"arch={job.arch} learns masks, and {name} has none. Choose experiment=blobs, or "
+        "data=masks data.root=... for a folder of your own."
+    )
+
+
+#: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
+Turns = Generator[None, None, Outcome]
+
+Returned = TypeVar("Returned")
+
+
+def perform(job: Job, watch: Watch = unwatched) -> Outcome:
+    """Train ``job`` to its end, from its checkpoint if there is one, unless that is done already.
+
+    A failure is recorded in the run directory and raised; an interruption saves and raises
+    Interrupted.
+    """
+    return finished(steps(job, watch))
+
+
+def finished(turns: Generator[None, None, Returned], ranks: Ranks = ALONE) -> Returned:
+    """Take all the turns of a job, or of a rank's part in one, unless a rank is asked to stop."""
+    try:
+        next(turns)
+        with stop_signals() as stop:
+            while not (signum := ranks.highest(stop.signum or 0)):
+                next(turns)
+            turns.throw(Interrupted(signum))
+    except StopIteration as end:
+        returned: Returned = end.value
+        return returned
+    raise AssertionError("an interrupted run goes no further")
+
+
+def steps(job: Job, watch: Watch) -> Turns:
+    """``perform``, a step at a time, so that several jobs can take turns in one process.
+
+    Between two turns other code may run, and stop the job by throwing Interrupted in: it saves.
+    """
+    if check(job) is Claim.done:
+        return Outcome(job, Claim.done, records.read_record(job.directory), [])
+    several = job.settings.launch.ranks > 1  # then each rank loads the images
+    try:
+        data = None if several else load(job.settings.data, choose_device(job.settings.device))
+        if data is not None:
+            models.check(job.settings, data.size)
+        with records.claim(job) as claim:
+            if claim is Claim.busy:
+                return Outcome(job, claim, {}, [])
+            if claim is Claim.done:
+                return Outcome(job, claim, records.read_record(job.directory), [])
+            if data is None:
+                from resexp.launch.ranks import launch
+
+                record, warnings = launch(job, claim, watch)
+            else:
+                record, warnings = yield from train(job, claim, data, watch)
+            return Outcome(job, claim, record, warnings)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        with suppress(OSError, UsageError):  # the disk may be full: the error itself comes first
+            record_failure(job, error)
+        raise
+
+
+#: Sets in use by a run of this process, and ...
+_loaded: WeakValueDictionary[tuple[str, str], images.Images] = WeakValueDictionary()
+#: ... the newest, kept for the next job of a sweep.
+_newest: images.Images | None = None
+
+
+def load(settings: Data, device: torch.device) -> images.Images:
+    """The images on ``device``: those of another run that is at work, or of the last, if equal."""
+    global _newest
+    key = (repr(settings), str(device))
+    found = _loaded.get(key)
+    if found is None:
+        _newest = None  # before the next is loaded: there may not be room for both
+        found = _loaded[key] = images.load(settings).to(device)
+        wait(device)  # runs on other streams will read them
+    _newest = found
+    return found
+
+
+def opened(
+    job: Job, claim: Claim, data: images.Images, network: nn.Module, device: torch.device
+) -> dict[str, Any]:
+    """The record of a run that is about to train, written, beside its settings.
+
+    A resumed run keeps the threads and the engine it began with, unless it goes on with another
+    number of ranks or on another kind of device: its sums would differ in the last bits.
+    """
+    before = records.read_record(job.directory) if claim is Claim.resume else {}
+    ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
+    alike = ranks_before == job.settings.launch.ranks
+    there, settings = before.get("environment", {}) if alike else {}, job.settings
+    threads = there.get("threads") or threads_for(settings, data.size)
+    prepare(threads, settings.deterministic, device)
+    if there.get("device") == device.type:
+        settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
+    check_repeats(settings.engine, job.arch, network)
+    engine, trials = choose(settings, data, network)
+    size = models.measure(network, data.channels, data.size)
+    record = {
+        "run": job.run,
+        "name": job.settings.name,
+        "status": "running",
+        "arch": job.arch,
+        "depth": job.settings.depth,
+        "seed": job.settings.seed,
+        "extras": job.extras,
+        "settings": as_dict(job.settings),
+        "digest": digest(as_dict(job.settings)),
+        "overrides": job.overrides,
+        "command": job.command,
+        "data": {
+            "name": data.name,
+            "task": data.task,
+            "train": len(data.train_labels),
+            "test": len(data.test_labels),
+            "shape": list(data.train_images.shape[1:]),
+            "classes": len(data.classes),
+            "chance_error": data.chance_error,
+            "streamed": data.streamed_from,
+            "statistics_images": len(batches.sample(data.train_images)),
+        },
+        "parameters": size.parameters,
+        "parameters_without_norm": size.parameters_without_norm,
+        "flops": size.flops,
+        "last": {},
+        "seconds": 0.0,
+        "images_per_second": None,
+        "peak_memory_mb": None,
+        "engine_trials": [asdict(trial) for trial in trials],
+        "environment": environment(job.settings, device, threads, engine),
+        "started": before.get("started") or now(),
+        "updated": now(),
+        "error": None,
+    }
+    records.write_atomically(job.directory / records.CONFIG, job.config)
+    records.write_record(job.directory, record)
+    return record
+
+
+def build(settings: Settings, data: images.Images, ranks: Ranks) -> nn.Module:
+    """The network at its start, on the CPU."""
+    network = models.build(settings, data.channels, len(data.classes), data.size)
+    if settings.bn_sync and ranks.size > 1:
+        synchronise(network)
+    return network
+
+
+def train(
+    job: Job, claim: Claim, data: images.Images, watch: Watch, ranks: Ranks = ALONE
+) -> Generator[None, None, tuple[dict[str, Any], list[str]]]:
+    """Train to the end, keeping the run directory up to date; returns its record and warnings.
+
+    Pauses before the first step and after every other but the last.
+    """
+    settings, directory = job.settings, job.directory
+    device = data.train_images.device
+    network = build(settings, data, ranks)
+    record = opened(job, claim, data, network, device)
+    threads, engine = record["environment"]["threads"], Engine(record["environment"]["engine"])
+    state, rows, warnings = restored(job, record, data, network.to(device), ranks)
+    for known in rows:
+        update(record, known, device)
+    watch(record, state.step, None)
+    timer = checkpoint.Timer(settings.checkpoint_every)
+    over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
+    over = ranks.spread(state, over)
+    with ExitStack() as stack:
+        loggers = open_loggers(settings.loggers, directory, record, warnings.append)
+        for logger in loggers:
+            stack.callback(logger.close)  # after a stop or a failure too
+        try:
+            yield
+            prepare(threads, settings.deterministic, device)  # another run may have had a turn
+            for row in () if over else fit(state, settings, data, ranks, engine):
+                if row is not None:
+                    records.append_row(directory, row)
+                    rows.append(row)
+                    update(record, row, device)
+                    for logger in loggers:
+                        logger.log(row.step, records.as_written(row))
+                watch(record, state.step, row)
+                if is_last(row, settings):
+                    break
+                yield
+                prepare(threads, settings.deterministic, device)
+                evaluates = next_row(settings, state.step) == state.step + 1
+                if timer.due(after_row=row is not None, before_row=evaluates):
+                    save(job, state, record)
+                    timer.restart()
+        except Interrupted:
+            record["status"] = "interrupted"
+            save(job, state, record)
+            raise
+    finish(job, state, record, rows)
+    return record, warnings
+
+
+def restored(
+    job: Job, record: dict[str, Any], data: images.Images, network: nn.Module, ranks: Ranks
+) -> tuple[State, list[Row], list[str]]:
+    """Where the run stands: its newest checkpoint and the rows up to it, or the very beginning.
+
+    Rows and checkpoint must agree: a run that lost rows begins again, rather than end without them.
+    """
+    settings, directory = job.settings, job.directory
+    state = begin(network, settings)
+    warnings = checkpoint.load(directory, state, record["digest"])
+    rows = records.keep_rows(directory, state.step)
+    if [row.step for row in rows] == records.row_steps(
+        settings.eval_every, settings.steps, state.step
+    ):
+        return state, rows, warnings
+    warnings.append(f"{directory / records.METRICS} lacks rows: the run begins again")
+    checkpoint.remove(directory)
+    records.keep_rows(directory, 0)
+    device = data.train_images.device
+    return begin(build(settings, data, ranks).to(device), settings), [], warnings
+
+
+def update(record: dict[str, Any], row: Row, device: torch.device) -> None:
+    """Bring a record up to a new row, in the digits that metrics.csv has."""
+    record["last"] |= records.as_written(row)
+    record["seconds"] = row.seconds
+    record["images_per_second"] = row.images_per_second
+    record["peak_memory_mb"] = peak_memory_mb(device)
+    record["updated"] = now()
+
+
+def save(job: Job, state: State, record: dict[str, Any]) -> None:
+    """A checkpoint, after the rows that it says exist."""
+    records.flush(job.directory)
+    checkpoint.save(job.directory, state, record["digest"])
+    records.write_record(job.directory, record)
+
+
+def finish(job: Job, state: State, record: dict[str, Any], rows: list[Row]) -> None:
+    """Record how the run ended. The rows come first: a finished run has all of them on disk."""
+    if job.settings.keep_checkpoint:
+        checkpoint.save(job.directory, state, record["digest"])
+    records.flush(job.directory)
+    record["status"] = status(rows, job.settings, record["data"]["chance_error"])
+    record["updated"] = now()
+    records.write_record(job.directory, record)
+    (job.directory / records.ERROR).unlink(missing_ok=True)
+    if not job.settings.keep_checkpoint:
+        checkpoint.remove(job.directory)
+
+
+def status(rows: list[Row], settings: Settings, chance_error: float) -> str:
+    """``diverged``: the loss stopped being finite. ``collapsed``: at chance to the end.
+
+    At chance means a training error within ``AT_CHANCE`` points (and ``AT_CHANCE_SHARE``) of always
+    answering the commonest class, in every row after ``collapse_after`` of the steps.
+    """
+    if not math.isfinite(rows[-1].train_loss):
+        return "diverged"
+    late = [row for row in rows if row.step > settings.collapse_after * settings.steps]
+    close = min(AT_CHANCE, AT_CHANCE_SHARE * chance_error)
+    at_chance = all(row.train_error >= chance_error - close for row in late)
+    return "collapsed" if late and at_chance else "ok"
+
+
+def record_failure(job: Job, error: BaseException) -> None:
+    """Leave ``error.txt`` behind, and a status where there is a record; no finished run is touched.
+
+    Also for a run whose process died before it could do so itself.
+    """
+    job = replace(job, settings=replace(job.settings, overwrite=False))
+    with records.claim(job) as claim:
+        if claim not in (Claim.new, Claim.resume):
+            return
+        text = "".join(traceback.format_exception(error))
+        records.write_atomically(job.directory / records.ERROR, text)
+        if claim is Claim.resume:
+            record = records.read_record(job.directory)
+            record |= {"status": "failed", "error": records.first_line(error), "updated": now()}
+            records.write_record(job.directory, record)
+
+
+def now() -> str:
+    """The time, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
