@@ -106,7 +106,7 @@ def select(words: list[str] | None) -> tuple[Path, list[str]]:
     if len(places) > 1:
         raise UsageError(f"two results folders, {places[0]} and {places[1]}: give one.")
     root = Path(places[0] if places else "results")
-    if not root.is_dir():
+    if not root.is_dir() and not (root.parent / "runs.csv").is_file():
         hint = "Train some runs first: resexp demo" if not places else "Give a results folder"
         raise UsageError(f"there is no folder {root}. {hint}.")
     return root, [word for word in words if "=" in word]
@@ -312,6 +312,25 @@ def report(
         emit([path])
     else:
         print(path)
+
+
+@app.command(
+    epilog="Examples:  resexp export results/digits   |   "
+    "resexp export results/digits depth=20,56 --out for-the-paper"
+)
+def export(
+    selection: Selection = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("export"),
+    as_json: Json = False,
+) -> None:
+    """Write each experiment as two CSV files, runs.csv and rows.csv, that every command reads."""
+    from resexp.analysis import results
+
+    written = [str(folder) for folder in results.export_runs(*select(selection), out)]
+    if as_json:
+        emit(written)
+    else:
+        print("   ".join(written))
 
 
 @app.command(

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resexp.analysis import export
 from resexp.runs.records import COLUMNS as METRIC_COLUMNS
 from resexp.runs.records import (
     FINISHED,
@@ -51,10 +52,11 @@ LABELS = ("name", "run", "arch", "series", "depth", "seed", "status")
 
 @dataclass(slots=True)
 class Run:
-    """One run directory: its place and its run.json."""
+    """One run: its place and its run.json; its metrics.csv if it is of an exported sweep."""
 
     path: Path
     record: dict[str, Any]
+    exported: list[str] | None = field(default=None, repr=False)
     # What is asked for many times, kept.
     _settings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _series: str = field(default="", repr=False, compare=False)
@@ -169,14 +171,23 @@ class Run:
             self._rows = self._read_rows()
         return list(self._rows)
 
-    def _read_rows(self) -> list[Row]:
+    def lines(self) -> list[str]:
+        """The lines of its metrics.csv, with their ends; [] if there is none yet.
+
+        Raises UsageError if there should be.
+        """
         path = self.path / METRICS
+        if self.exported is not None:
+            return self.exported
         if not path.exists() and not self.finished:
             return []
         try:
-            lines = path.read_text().splitlines(keepends=True)
+            return path.read_text().splitlines(keepends=True)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read. Train {self.run} again.") from error
+
+    def _read_rows(self) -> list[Row]:
+        path, lines = self.path / METRICS, self.lines()
         if lines and not lines[-1].endswith("\n"):
             if self.finished:
                 raise UsageError(f"{path}, line {len(lines)} is torn. Train {self.run} again.")
@@ -209,24 +220,49 @@ def find_runs(
     """The runs under ``root``, sorted by experiment, series, depth and seed.
 
     ``root`` is a results folder, an experiment folder or one run folder: the first level that holds
-    runs is taken, and other experiments below it are not. ``filters`` such as
+    runs is taken, and other experiments below it are not. An experiment may be an exported pair of
+    files; a run directory beside it comes before the exported run of its name. ``filters`` such as
     ``arch=plain``, ``depth=20,56`` or ``lr=0.01`` must all hold. A directory whose run.json is no
     record of a run is left out, and a sentence about it added to ``skipped``. Raises UsageError for
-    a filter whose setting does not exist.
+    a filter whose setting does not exist, and for a damaged pair.
     """
-    levels = (sorted(root.glob(pattern)) for pattern in (RECORD, f"*/{RECORD}", f"*/*/{RECORD}"))
-    runs = []
-    for path in next((paths for paths in levels if paths), []):
-        record = _read(path)
-        if record is not None:
-            runs.append(Run(path.parent, record))
-        elif skipped is not None:
-            skipped.append(
-                f"{path} is not a record of a run: left out. See resexp doctor --results."
-            )
+    if (root.parent / export.RUNS).is_file() and not (root / RECORD).exists():
+        runs = [run for run in _exported(root.parent) if root.name in (run.run, export.RUNS)]
+    else:
+        runs = _runs_below(root, skipped)
     wanted = [_filter(text, runs) for text in filters]
     runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
+
+
+def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
+    """The runs of the first level that holds any."""
+    for run_level, pair_level in ((RECORD, None), (f"*/{RECORD}", ""), (f"*/*/{RECORD}", "*/")):
+        runs: dict[Path, Run] = {}
+        for pair in root.glob(f"{pair_level}{export.RUNS}") if pair_level is not None else ():
+            runs |= {run.path: run for run in _exported(pair.parent)}
+        records = sorted(root.glob(run_level))
+        for path in records:
+            record = _read(path)
+            if record is not None:
+                runs[path.parent] = Run(path.parent, record)
+            elif skipped is not None:
+                skipped.append(
+                    f"{path} is not a record of a run: left out. See resexp doctor --results."
+                )
+        if runs or records:
+            return list(runs.values())
+    return []
+
+
+def _exported(folder: Path) -> list[Run]:
+    """The runs of an exported pair."""
+    runs = []
+    for record, lines in export.read(folder):
+        if reason := fault(record):
+            raise UsageError(f"{folder / export.RUNS}: {reason}. Export its runs again.")
+        runs.append(Run(folder / record["run"], record, exported=lines))
+    return runs
 
 
 def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
@@ -246,6 +282,18 @@ def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
     raise UsageError(
         f"no runs in {root}. Train some: resexp run -m depth=20,56 arch=plain,residual"
     )
+
+
+def export_runs(root: Path, filters: Sequence[str], out: Path) -> list[Path]:
+    """Write each experiment under ``root`` as a pair of files; returns the folders of the pairs."""
+    folders: dict[Path, list[Run]] = {}
+    for run in require_runs(root, filters):
+        folders.setdefault(run.experiment, []).append(run)
+    if clash := {one.name for one in folders if sum(one.name == two.name for two in folders) > 1}:
+        raise UsageError(f"several experiments are called {min(clash)}. Export one at a time.")
+    for folder, runs in folders.items():
+        export.write([(run.record, run.lines()) for run in runs], out / folder.name)
+    return [out / folder.name for folder in folders]
 
 
 def order(run: Run) -> tuple[int, str, int, int]:

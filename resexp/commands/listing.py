@@ -10,7 +10,7 @@ from rich.table import Table
 
 from resexp.analysis.results import Run, find_runs
 from resexp.launch.progress import clock, percent, talk
-from resexp.runs.records import ERROR, RECORD
+from resexp.runs.records import ERROR
 from resexp.settings import Settings, UsageError, as_dict, choices, flatten
 
 #: The columns of ``resexp list``: run.json's keys and those of its last row.
@@ -66,8 +66,9 @@ def cell(key: str, value: Any) -> str:
 
 def find(name: str) -> dict[str, Any]:
     """The record of a run given by its folder, or by its name if one run alone has it."""
-    if (Path(name) / RECORD).exists():
-        return record_of(Run.read(Path(name)))
+    here = find_runs(Path(name))
+    if [run.run for run in here] == [Path(name).absolute().name]:
+        return record_of(here[0])
     root = Path("results")
     hits = [run for run in find_runs(root) if run.run == name] if root.is_dir() else []
     if len(hits) == 1:

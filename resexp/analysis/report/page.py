@@ -519,8 +519,7 @@ def run_list(runs: Sequence[Run], head: Callable[[str], str], key: str) -> str:
 
 def metrics(run: Run) -> bytes | None:
     """A run's metrics.csv as it is."""
-    path = run.path / METRICS
-    return path.read_bytes() if path.exists() else None
+    return "".join(run.lines()).encode() or None
 
 
 def run_fold(run: Run, text: bytes | None, packed: bool, head: Callable[[str], str]) -> str:

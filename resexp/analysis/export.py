@@ -1,0 +1,151 @@
+"""A sweep as two files that any program reads, in place of a folder a run: what is committed.
+
+``runs.csv`` has a line for each run: what its run.json says, nested keys joined by dots. What all
+runs share stands once, as JSON, in a comment above the header. ``rows.csv`` has every row of every
+metrics.csv, the run's name before it. With pandas: ``read_csv("runs.csv", skiprows=1)``. Every
+reading command takes the folder of such a pair as it takes one of run directories.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resexp.runs.records import HEADERS, write_atomically
+from resexp.settings import UsageError
+
+RUNS, ROWS = "runs.csv", "rows.csv"
+
+#: First columns of runs.csv.
+FIRST = ("run", "arch", "depth", "seed", "status")
+#: Entries of a record that are cells as they are: their keys may hold dots.
+WHOLE = ("extras",)
+
+#: A run's record, and its metrics.csv as lines with their ends.
+Exported = tuple[dict[str, Any], list[str]]
+
+
+def write(runs: Sequence[Exported], folder: Path) -> None:
+    """Write the pair. Raises UsageError if two runs share a name, Unwritten if there is no room."""
+    records = [flat(record) for record, _ in runs]
+    names = [str(record["run"]) for record in records]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"several runs are called {min(twice)}. Choose with a filter.")
+    keys = list(dict.fromkeys([*FIRST, *(key for record in records for key in record)]))
+    cells = {key: [cell(record.get(key)) for record in records] for key in keys}
+    # A key that some runs lack is no key that they share: to lack it is not to have null.
+    everywhere = {key for key in keys if all(key in record for record in records)}
+    shared = [
+        key for key in keys if key not in FIRST and key in everywhere and len(set(cells[key])) == 1
+    ]
+    columns = [key for key in keys if key not in shared]
+    once = json.dumps({key: records[0][key] for key in shared}, sort_keys=True)
+    absent = [[key in record for key in columns] for record in records]
+    table = [
+        [cells[key][at] if there else "" for key, there in zip(columns, absent[at], strict=True)]
+        for at in range(len(records))
+    ]
+    rows = [
+        [name, *line.rstrip("\n").split(",")]
+        for name, (_, lines) in zip(names, runs, strict=True)
+        for line in lines[1:]
+    ]
+    header = max((lines[0].rstrip("\n") for _, lines in runs if lines), key=len, default="")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RUNS, f"# {once}\n{spelled([columns, *table])}")
+    write_atomically(folder / ROWS, spelled([["run", *header.split(",")], *padded(rows)]))
+
+
+def read(folder: Path) -> list[Exported]:
+    """The runs of a pair, as their run.json and metrics.csv were.
+
+    Raises UsageError, naming the file, if it is none.
+    """
+    try:
+        once, _, table = (folder / RUNS).read_text().partition("\n")
+        shared = json.loads(once.removeprefix("#"))
+        records = [
+            nested(shared | {key: value(text) for key, text in line.items() if text})
+            for line in csv.DictReader(io.StringIO(table))
+        ]
+        (first, *columns), *rows = csv.reader(io.StringIO((folder / ROWS).read_text()))
+        if first != "run" or tuple(columns) not in HEADERS:
+            raise ValueError(f"{ROWS} begins with {first}")
+        lines: dict[str, list[list[str]]] = {str(record["run"]): [] for record in records}
+        for name, *cells in rows:
+            lines[name].append(cells)
+        found = [(record, metrics(columns, lines[str(record["run"])])) for record in records]
+        for record, its in found:
+            step = record["last"].get("step", 0)
+            if (its and not its[-1].startswith(f"{step},")) or (step and not its):
+                raise ValueError(f"{ROWS} lacks rows of {record['run']}")
+        return found
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"{folder} holds no pair {RUNS} and {ROWS} of resexp export ({error}). "
+            "Export its runs again."
+        ) from error
+
+
+def metrics(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of one run's metrics.csv; none of a run without rows."""
+    if not rows:
+        return []
+    plain, with_overlap = HEADERS
+    wide = len(columns) == len(with_overlap) and any("".join(row[len(plain) :]) for row in rows)
+    width = len(with_overlap if wide else plain)
+    return [",".join(row[:width]) + "\n" for row in (columns, *rows)]
+
+
+def padded(rows: list[list[str]]) -> list[list[str]]:
+    """Rows of equal length: those of sets without masks lack the columns of overlaps."""
+    width = max(map(len, rows), default=0)
+    return [row + [""] * (width - len(row)) for row in rows]
+
+
+def spelled(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"name": ...}} as {"data.name": ...}; what is empty stays as it is."""
+    found: dict[str, Any] = {}
+    for key, held in record.items():
+        if isinstance(held, dict) and held and key not in WHOLE:
+            found |= flat(held, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = held
+    return found
+
+
+def nested(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``flat`` flattened."""
+    found: dict[str, Any] = {}
+    for key, held in record.items():
+        *groups, leaf = key.split(".")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = held
+    return found
+
+
+def cell(held: Any) -> str:
+    """A value as a cell: a text as it is unless it would read as something else."""
+    if not isinstance(held, str):
+        return json.dumps(held, sort_keys=True)
+    return json.dumps(held) if held != value(held) or not held else held
+
+
+def value(text: str) -> Any:
+    """What a cell spells."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,122 @@
+"""resexp export: a sweep as two files that every reading command takes in place of a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_results import write_run
+
+from resexp.analysis import compare, export, results, table, verdict
+from resexp.commands import listing
+from resexp.settings import UsageError
+
+SEEDS = range(5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Runs with everything that is awkward to spell: extras, commas, null, texts like numbers."""
+    for seed in SEEDS:
+        for depth in (20, 56):
+            write_run(tmp_path, "plain", depth, seed, clean_error=depth, clean_loss=depth / 40)
+            write_run(tmp_path, "residual", depth, seed, extras={"arch.shortcut": "B"})
+    odd = {"command": "resexp run 'milestones=[0.5,0.75]'", "overrides": ["a=1,2", "#"]}
+    odd["environment"] = {"device": "cpu", "git_commit": "5e10", "note": "", "load": None}
+    write_run(tmp_path, "plain", 110, 0, status="diverged", record=odd)
+    write_run(tmp_path, "plain", 110, 1, status="failed", rows=0)
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def pair(folder: Path, tmp_path: Path) -> Path:
+    [written] = results.export_runs(folder, [], tmp_path / "out")
+    assert sorted(path.name for path in written.iterdir()) == [export.ROWS, export.RUNS]
+    return written
+
+
+def test_records_and_rows_come_back_as_they_were(folder: Path, pair: Path) -> None:
+    before, after = results.find_runs(folder), results.find_runs(pair)
+    assert [run.record for run in after] == [run.record for run in before]
+    assert [run.lines() for run in after] == [run.lines() for run in before]
+    assert {run.run for run in after if not run.lines()} == {"plain-110-s1"}
+
+
+def test_every_reader_says_the_same(folder: Path, pair: Path) -> None:
+    said = []
+    for root in (folder, pair):
+        runs = results.find_runs(root)
+        twins = [[run for run in runs if run.arch == arch] for arch in ("plain", "residual")]
+        said.append(
+            [
+                table.render(table.rows(runs), "csv"),
+                verdict.text(verdict.decide(runs, allow_mixed=True)),
+                compare.text(compare.compare(*twins, ("a", "b"))),
+                listing.text(listing.runs(root, ["arch=plain", "depth=20,56"])),
+                results.load_results(root, ["seed=0"]).to_csv(),
+            ]
+        )
+    assert said[0] == said[1]
+
+
+def test_one_run_of_a_pair_can_be_named(pair: Path, tmp_path: Path) -> None:
+    [run] = results.find_runs(pair / "plain-56-s3")
+    assert (run.depth, run.seed) == (56, 3)
+    assert listing.find(str(pair / "plain-56-s3"))["run"] == "plain-56-s3"
+    assert len(results.find_runs(pair / export.RUNS)) == len(results.find_runs(pair))
+    assert len(results.find_runs(pair.parent)) == len(results.find_runs(pair))
+    assert results.find_runs(pair / "plain-57-s3") == []
+
+
+def test_a_run_directory_comes_before_the_exported_run_of_its_name(pair: Path) -> None:
+    write_run(pair.parent, "plain", 20, 0, clean_error=77.0)
+    runs = results.find_runs(pair)
+    assert len(runs) == 22
+    assert [run.endpoint("clean_train_error") for run in runs if run.run == "plain-20-s0"] == [77.0]
+
+
+def test_pandas_reads_both_files(pair: Path) -> None:
+    runs = pd.read_csv(pair / export.RUNS, skiprows=1)
+    rows = pd.read_csv(pair / export.ROWS)
+    assert len(runs) == 22
+    assert runs["depth"].nunique() == 3
+    assert set(rows["run"]) < set(runs["run"])
+    last = rows[rows["run"] == "plain-56-s0"].iloc[-1]
+    assert last["clean_train_error"] == 56
+
+
+def test_what_all_runs_share_stands_once(pair: Path) -> None:
+    first, *lines = (pair / export.RUNS).read_text().splitlines()
+    shared = json.loads(first.removeprefix("#"))
+    assert shared["settings.lr"] == 0.02
+    columns = next(csv.reader(lines))
+    assert columns[:5] == ["run", "arch", "depth", "seed", "status"]
+    assert not set(columns) & set(shared)
+
+
+@pytest.mark.parametrize("text", ["", "1", "true", "null", "5e10", '"', "a,b\nc", "NaN", "-"])
+def test_a_text_stays_a_text(text: str) -> None:
+    assert export.value(export.cell(text)) == text
+
+
+@pytest.mark.parametrize("file", [export.RUNS, export.ROWS])
+@pytest.mark.parametrize("damage", [b"", b"# {}\nrun\n\xff", b"nonsense", b"# [1]\nrun\na\n"])
+def test_a_damaged_pair_is_refused_by_name(pair: Path, file: str, damage: bytes) -> None:
+    (pair / file).write_bytes(damage)
+    with pytest.raises(UsageError, match=str(pair)):
+        results.find_runs(pair)
+
+
+def test_a_pair_that_lost_its_last_rows_is_refused(pair: Path) -> None:
+    lines = (pair / export.ROWS).read_text().splitlines(keepends=True)
+    (pair / export.ROWS).write_text("".join(lines[:-1]))
+    with pytest.raises(UsageError, match="lacks rows of"):
+        results.find_runs(pair)
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="called a"):
+        export.write([({"run": "a"}, []), ({"run": "a"}, [])], tmp_path / "out")
