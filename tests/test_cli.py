@@ -156,7 +156,7 @@ def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
     keys = (
         "run name status arch depth seed extras settings digest overrides command data parameters "
         "parameters_without_norm flops last seconds images_per_second peak_memory_mb "
-        "engine_trials environment started updated error"
+        "engine_reason environment started updated error"
     )
     assert " ".join(written) == keys
     assert written["settings"]["arch"]["merge"] == "residual"

@@ -27,6 +27,7 @@ from resexp import models
 from resexp.data import Images
 from resexp.settings import Normalisation, Order, Precision, Settings, Shortcut
 from resexp.train.device import prepare
+from resexp.train.engine import choose
 from resexp.train.fit import begin, fit
 from resexp.train.ranks import synchronise
 
@@ -494,3 +495,14 @@ def test_the_kernels_compile_for_an_h200_where_there_is_none(
         source = kernels.triton.compiler.ASTSource(kernel, signature, values)
         compiled = kernels.triton.compile(source, target=target, options={"num_warps": how.warps})
         assert compiled.asm["cubin"].startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_they_pass_the_check_of_auto(
+    kernels: ModuleType, precision: Precision, skipped: bool
+) -> None:
+    kind = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    errors = choose.errors_at(kernels, (4, 16, 6, 6), skipped, kind, kernels.DEVICE)
+    assert len(errors) == 4 + skipped
+    assert max(errors) <= choose.BOUND[precision]

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -199,7 +199,7 @@ def opened(
     if there.get("device") == device.type:
         settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
     check_repeats(settings.engine, job.arch, network)
-    engine, trials = choose(settings, data, network)
+    engine, reason = choose(settings, network, device)
     size = models.measure(network, data.channels, data.size)
     record = {
         "run": job.run,
@@ -231,7 +231,7 @@ def opened(
         "seconds": 0.0,
         "images_per_second": None,
         "peak_memory_mb": None,
-        "engine_trials": [asdict(trial) for trial in trials],
+        "engine_reason": reason,
         "environment": environment(job.settings, device, threads, engine),
         "started": before.get("started") or now(),
         "updated": now(),

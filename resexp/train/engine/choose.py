@@ -1,148 +1,104 @@
-"""``engine=auto``: the fastest engine whose first steps are right, found by trying each."""
+"""``engine=auto``: a CUDA graph, with custom kernels if they pass a check on this device.
+
+The check compares each kernel with float64 at the shapes of the CIFAR family. It looks at no
+network, so all runs of a sweep get the same engine: twins must not differ in it.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resexp.data import Images
 from resexp.models.merges import drawn
 from resexp.runs.records import first_line
 from resexp.settings import Engine, Precision, Settings, UsageError
-from resexp.train.device import wait
-from resexp.train.engine.graph import WARM, check_engine
-from resexp.train.fit import begin, fit
+from resexp.train.engine.graph import check_engine
 
-#: Runs shorter than this are not worth a trial, which takes the time of some hundred steps.
-WORTH = 1_000
-TIMED = 30  # steps
-#: What rounding leaves undetermined says nothing about an engine: at the start of a plain network
-#: of 56 layers float32 misses the true gradient by a fifth, and bfloat16 by more than its size.
-DETERMINED = 0.1
-ALLOWED = 4.0  # an engine's error, in errors of eager
-GPU = "cuda"  # where there is something to choose
-HIGHER = {Precision.bf16: Precision.fp32, Precision.fp32: Precision.fp64}
+WORTH = 1_000  # steps: a shorter run ends before the check and the kernels' compilation have paid
+PATIENCE = 180.0  # seconds, with the compilation
+SHAPES = ((128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8))
+#: Largest error of a value, of the largest: sums of thousands in float32; a place of bfloat16.
+BOUND = {Precision.fp32: 1e-5, Precision.bf16: 2**-7}
+#: So near to 0 a ReLU may decide either way: there no gradient is sent back.
+UNDECIDED = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """How an engine did at the start of a run."""
+def choose(settings: Settings, network: nn.Module, device: torch.device) -> tuple[Engine, str]:
+    """The engine of a run, and why if ``auto`` chose it.
 
-    engine: Engine
-    milliseconds: float  # a step
-    error: float  # of the first step's change of the weights, in errors of eager: see ``excess``
-    failed: str | None = None  # what went wrong instead
-
-    @property
-    def right(self) -> bool:
-        """Whether the engine may be used."""
-        return self.error <= ALLOWED
-
-
-def choose(settings: Settings, data: Images, network: nn.Module) -> tuple[Engine, list[Trial]]:
-    """The engine to train ``network`` with, from its initial weights, and what was tried.
-
-    On a CPU, for short runs, for several ranks, and for networks that draw at random, ``auto`` is
-    eager, untried; so it is if there is no memory for the reference. Engines that fail are not
-    right.
+    ``auto`` is eager on a CPU, for short runs, for several ranks, and for networks that draw at
+    random: none of them can be captured, or would gain by it.
     """
-    device = data.train_images.device
     if settings.engine is not Engine.auto:
-        return settings.engine, []
-    if (
-        device.type != GPU
-        or settings.launch.ranks > 1
-        or settings.steps < WORTH
-        or settings.precision not in HIGHER
-        or drawn(network)
-    ):
-        return Engine.eager, []
+        return settings.engine, ""
+    ranks = settings.launch.ranks
+    if device.type != "cuda" or ranks > 1 or settings.steps < WORTH or drawn(network):
+        return Engine.eager, ""
+    fault = kernels_fault(settings.precision, str(device))
+    return (Engine.graph, f"triton left out: {fault}") if fault else (Engine.triton, "kernels pass")
+
+
+@cache
+def kernels_fault(precision: Precision, device: str) -> str:
+    """What keeps the kernels from being used, "" for nothing; found once a process.
+
+    In a child, for a fault in a kernel breaks the CUDA context of the process that it happens in.
+    """
     try:
-        trials = tried(settings, data, network)
-    except torch.OutOfMemoryError:
-        return Engine.eager, []
-    right = [one for one in trials if one.right]
-    return min(right, key=lambda one: one.milliseconds).engine, trials
+        check_engine(Settings(engine=Engine.triton, precision=precision), torch.device(device))
+    except UsageError as refusal:
+        return str(refusal)
+    child = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        error = child.submit(worst_error, precision, device).result(PATIENCE)
+    except Exception as failure:  # no compiler, no memory, a fault on the device, no answer
+        return first_line(failure) or type(failure).__name__
+    finally:
+        for process in list((child._processes or {}).values()):  # one that hangs, too
+            process.kill()
+        child.shutdown(wait=False)
+    return "" if error <= BOUND[precision] else f"its error is {error:.2g}"
 
 
-def tried(settings: Settings, data: Images, network: nn.Module) -> list[Trial]:
-    """A trial of every engine that this device has; eager's comes first."""
-    device = data.train_images.device
-    truth, _ = first_step(replace(settings, precision=HIGHER[settings.precision]), data, network)
-    eager, milliseconds = first_step(settings, data, network, timed=TIMED)
-    trials = [Trial(Engine.eager, milliseconds, 1.0)]
-    for engine in (Engine.graph, Engine.triton):
-        try:
-            check_engine(replace(settings, engine=engine), device)
-        except UsageError:
-            continue
-        try:
-            change, milliseconds = first_step(settings, data, network, engine, TIMED)
-        except Exception as error:  # no compiler for Triton, no memory for a graph, and others
-            trials.append(Trial(engine, math.inf, math.inf, first_line(error)))
-            continue
-        trials.append(Trial(engine, milliseconds, excess(change, eager, truth, settings.precision)))
-    if device.type == "cuda":  # the run's own peak is what counts
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    return trials
+def worst_error(precision: Precision, device: str) -> float:
+    """The largest error of the kernels against float64, of the largest value; nan counts."""
+    from resexp.train.engine import kernels
 
-
-def first_step(
-    settings: Settings,
-    data: Images,
-    network: nn.Module,
-    engine: Engine = Engine.eager,
-    timed: int = 0,
-) -> tuple[list[Tensor], float]:
-    """How a step from the initial weights changes each of them, in float64; milliseconds a step.
-
-    An engine that captures steps has done so before: the step is the first that it replays, with
-    everything set back to the start. The network itself stays as it is.
-    """
-    device, steps = data.train_images.device, WARM + 2 + timed
-    long = replace(settings, steps=max(settings.steps, steps), eval_every=steps)
-    state = begin(copy.deepcopy(network).to(device), long)
-    rule, start = state.optimizer, copy.deepcopy(state.state_dict())
-    turns = fit(state, long, data, engine=engine)
-    for _ in range(WARM):
-        next(turns)
-    state.load_state_dict(start)
-    state.step = WARM  # for the batches go on
-    before = rule.weights.to(torch.float64, copy=True)
-    next(turns)
-    change = rule.views(rule.weights.double() - before)
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(timed):
-        next(turns)
-    wait(device)
-    return change, 1000 * (time.perf_counter() - started) / max(timed, 1)
-
-
-def excess(
-    change: Sequence[Tensor], eager: Sequence[Tensor], truth: Sequence[Tensor], precision: Precision
-) -> float:
-    """The greatest error of a weight's change, in errors that eager makes in the same weight.
-
-    Errors are distances from the next higher precision's, relative to that. An error of eager of
-    some last bits counts as eight, and weights whose change is undetermined are left out.
-    """
     kind = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    least = 8 * torch.finfo(kind).eps
-    usual = [distance(one, true) for one, true in zip(eager, truth, strict=True)]
-    found = [distance(one, true) for one, true in zip(change, truth, strict=True)]
-    pairs = [(its, own) for its, own in zip(found, usual, strict=True) if own <= DETERMINED]
-    return max((its / max(own, least) for its, own in pairs), default=math.inf)
+    errors = [
+        error
+        for shape in SHAPES
+        for skipped in (False, True)
+        for error in errors_at(kernels, shape, skipped, kind, device)
+    ]
+    return float(torch.tensor(errors).max())  # max() of torch keeps a nan
 
 
-def distance(change: Tensor, truth: Tensor) -> float:
-    """How far a change is from the true one, relative to that; infinitely if it is not finite."""
-    apart = ((change - truth).norm() / truth.norm()).item()
-    return apart if math.isfinite(apart) else math.inf
+def errors_at(
+    kernels: Any, shape: tuple[int, ...], skipped: bool, kind: torch.dtype, device: str
+) -> list[float]:
+    """Errors of relu(norm(x) + skip) and of its gradients for x, scale, shift and skip."""
+    generator = torch.Generator().manual_seed(0)
+    count = 3 if skipped else 2
+    x, dy, *skip = (torch.randn(shape, generator=generator) for _ in range(count))
+    x = 3 * x + torch.linspace(-4, 4, shape[1]).view(1, -1, 1, 1)
+    x, dy, *skip = (one.to(kind).double() for one in (x, dy, *skip))
+    norm = nn.BatchNorm2d(shape[1])
+    dy[kernels.reference(x, norm.double(), *skip, relu=False).abs() < UNDECIDED] = 0
+    exact = result(kernels.reference, [x, *skip], dy, norm.double())
+    there = [one.to(device, kind, memory_format=torch.channels_last) for one in (x, *skip, dy)]
+    mine = result(kernels.norm_act, there[:-1], there[-1], norm.float().to(device))
+    pairs = zip(mine, exact, strict=True)
+    return [float((a.cpu().double() - b).abs().max() / b.abs().max()) for a, b in pairs]
+
+
+def result(layer: Any, inputs: list[Tensor], dy: Tensor, norm: nn.BatchNorm2d) -> list[Tensor]:
+    """A layer's output and its gradients for inputs, scale and shift."""
+    inputs = [one.detach().requires_grad_() for one in inputs]
+    y = layer(inputs[0], norm, *inputs[1:], relu=True)
+    return [y.detach(), *torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], dy)]
