@@ -191,7 +191,7 @@ def test_a_graph_is_of_one_process_and_triton_of_two_precisions(
 ) -> None:
     gpu = torch.device("cuda")
     two = replace(SMALL, engine=Engine.graph, launch=Launch(ranks=2))
-    with pytest.raises(UsageError, match=r"one process.*launch\.ranks=1"):
+    with pytest.raises(UsageError, match=r"single-process.*launch\.ranks=1"):
         check_engine(two, gpu)
     double = replace(SMALL, engine=Engine.triton, precision=Precision.fp64)
     monkeypatch.setattr("resexp.train.engine.graph.find_spec", lambda name: object())

@@ -28,7 +28,7 @@ from resexp.runs import run as task
 from resexp.runs.records import COLUMNS, HEADERS, IOU_COLUMNS, Row
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Normalise, Precision, Settings, UsageError
-from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, one_a_label
+from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, per_label
 from resexp.train.fit import begin, fit
 
 BLOBS = Data(name="blobs", loader="blobs", size=16)
@@ -284,7 +284,7 @@ def test_pixels_without_a_class_move_no_weight() -> None:
     labels[:, :5] = UNLABELLED
 
     def loss(logits: Tensor) -> Tensor:
-        return cross_entropy(*one_a_label(logits, labels), ignore_index=UNLABELLED)
+        return cross_entropy(*per_label(logits, labels), ignore_index=UNLABELLED)
 
     logits = network(x)
     logits.retain_grad()
@@ -297,7 +297,7 @@ def test_pixels_without_a_class_move_no_weight() -> None:
         cross_entropy(logits[:, :, 5:], labels[:, 5:]).item(), rel=1e-6
     )
     wrong = (logits[:, :, 5:].argmax(1) != 0).sum()
-    assert misses(*one_a_label(logits, labels)) == wrong
+    assert misses(*per_label(logits, labels)) == wrong
 
 
 # Training

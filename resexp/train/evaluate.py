@@ -49,7 +49,7 @@ def evaluate(
         some = slice(first, first + size)
         with autocast(precision, images.device):
             logits = network(batches.prepare(images[some], statistics))
-        logits, answers = one_a_label(logits, labels[some].long())
+        logits, answers = per_label(logits, labels[some].long())
         loss += cross_entropy(logits, answers, ignore_index=UNLABELLED, reduction="sum")
         wrong += misses(logits, answers)
         if labels.dim() > 1:
@@ -60,7 +60,7 @@ def evaluate(
     return Score(loss.item() / count, 100 * wrong.item() / count, iou)
 
 
-def one_a_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def per_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, K] or [N, K, H, W] and their labels as float32 (or 64) [L, K] and int64 [L].
 
     Losses of [L, K] are deterministic on a GPU; those of [N, K, H, W] are not.

@@ -18,12 +18,12 @@ from resexp.models.merges import draw, drawn
 from resexp.runs.records import Row
 from resexp.settings import Engine, Settings
 from resexp.train.engine.graph import ready
-from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, one_a_label
-from resexp.train.precision import Shadow, autocast, weights_type
+from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, per_label
+from resexp.train.precision import CastWeights, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
 from resexp.train.schedule import learning_rate, next_row
 from resexp.train.sgd import Momentum
-from resexp.train.step_inputs import Agenda
+from resexp.train.step_inputs import StepInputs
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class State:
 
     network: nn.Module
     optimizer: Momentum
-    shadow: Shadow  # the weights once more, as they are multiplied with
+    cast_weights: CastWeights  # the weights once more, as they are multiplied with
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
     wrong: Tensor  # int64, on the device: training labels answered wrongly since the last row
     counted: Tensor  # int64, on the device: training labels since the last row
@@ -71,7 +71,7 @@ def begin(network: nn.Module, settings: Settings) -> State:
     return State(
         network=network,
         optimizer=optimizer,
-        shadow=Shadow(network, optimizer, settings.precision),
+        cast_weights=CastWeights(network, optimizer, settings.precision),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         wrong=torch.zeros((), dtype=torch.int64, device=device),
         counted=torch.zeros((), dtype=torch.int64, device=device),
@@ -94,21 +94,21 @@ def fit(
     """
     rule = state.optimizer
     statistics = batches.statistics(data.train_images, settings.normalise).to(rule.weights)
-    agenda = Agenda(settings, data, statistics, ranks, rule.rates)
-    step = ready(engine, state.network, partial(train_step, state, settings, agenda, ranks))
+    inputs = StepInputs(settings, data, statistics, ranks, rule.rates)
+    step = ready(engine, state.network, partial(train_step, state, settings, inputs, ranks))
     origin = time.perf_counter() - state.seconds
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
         end = next_row(settings, first)
         while state.step < end:
-            agenda.prepare(state.step)
+            inputs.prepare(state.step)
             draw(state.random, settings.seed, state.step)
             step()
             state.step += 1
             state.seconds = time.perf_counter() - origin
             if state.step < end:
                 yield None
-        agenda.plan(end)  # while a GPU still works on the steps before
+        inputs.plan(end)  # while a GPU still works on the steps before
         state.wrong.item()  # waits for the device, so that the rate below is the device's
         rate = settings.batch_size * (end - first) / (time.perf_counter() - started)
         row = evaluation(state, settings, data, statistics)
@@ -124,20 +124,20 @@ def is_last(row: Row | None, settings: Settings) -> bool:
     return row is not None and (row.step == settings.steps or not math.isfinite(row.train_loss))
 
 
-def train_step(state: State, settings: Settings, agenda: Agenda, ranks: Ranks) -> None:
-    """One optimizer step on the agenda's next batch.
+def train_step(state: State, settings: Settings, inputs: StepInputs, ranks: Ranks) -> None:
+    """One optimizer step on the inputs's next batch.
 
     It reads and writes memory that stays where it is, never waits for the device, and holds no
     Python number that changes from step to step but for what ``draw`` decides: so a graph can hold
     it.
     """
-    images, labels, rates = agenda.next()
+    images, labels, rates = inputs.next()
     with autocast(settings.precision, images.device):
-        logits = state.shadow.call(state.network, images)
+        logits = state.cast_weights.call(state.network, images)
     share = len(labels) / settings.batch_size  # 1, or this rank's part of the whole mean
-    logits, labels = one_a_label(logits, labels)
+    logits, labels = per_label(logits, labels)
     loss = cross_entropy(logits, labels, ignore_index=UNLABELLED) * share
-    state.optimizer.collect(torch.autograd.grad(loss, state.shadow.leaves, allow_unused=True))
+    state.optimizer.collect(torch.autograd.grad(loss, state.cast_weights.leaves, allow_unused=True))
     counts = torch.stack([misses(logits.detach(), labels), (labels != UNLABELLED).sum()])
     loss, counts = ranks.add_up(state.optimizer.gradient, loss.detach(), counts)
     state.optimizer.step(rates)

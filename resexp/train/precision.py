@@ -27,7 +27,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class Shadow:
+class CastWeights:
     """With bf16 the weights of LOWERED layers in bfloat16, all cast in one go; else nothing.
 
     The numbers are autocast's own, which would cast every weight, and its gradient back, alone: two

@@ -53,7 +53,7 @@ class Momentum:
         named = weights | others | scalars
         self.names = list(named)
         self.parameters = list(named.values())
-        self.starts, size = places(self.parameters)
+        self.starts, size = layout(self.parameters)
         first = self.parameters[0]
         self.weights = torch.zeros(size, dtype=first.dtype, device=first.device)
         self.gradient = torch.zeros_like(self.weights)
@@ -63,13 +63,15 @@ class Momentum:
             view.copy_(parameter.detach())
             parameter.data = view
         ends = [*self.starts, size]
-        to_weights, to_others = len(weights), len(weights) + len(others)
-        groups = [
-            Group(slice(0, ends[to_weights]), decay),
-            Group(slice(ends[to_weights], ends[to_others]), small),
-            Group(slice(ends[to_others], size), small, share),
-        ]
-        self.groups = [one for one in groups if one.span.start < one.span.stop]
+        bounds = [0, ends[len(weights)], ends[len(weights) + len(others)], size]
+        rules = [(decay, 1.0), (small, 1.0), (small, share)]
+        self.groups: list[Group] = []
+        for start, stop, (pull, rate) in zip(bounds, bounds[1:], rules, strict=False):
+            last = self.groups[-1] if self.groups else None
+            if last and (last.weight_decay, last.rate) == (pull, rate):  # one update for both
+                self.groups[-1] = Group(slice(last.span.start, stop), pull, rate)
+            elif start < stop:
+                self.groups.append(Group(slice(start, stop), pull, rate))
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Each parameter's part of a tensor of the layout of ``weights``, in its own shape."""
@@ -92,8 +94,14 @@ class Momentum:
         for view, one in pairs:
             if one is None:
                 view.zero_()
-        there = [(view, one) for view, one in pairs if one is not None]
-        torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
+        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for view, one in pairs:
+            if one is not None:
+                views, gradients_of = kinds.setdefault(one.dtype, ([], []))
+                views.append(view)
+                gradients_of.append(one)
+        for views, gradients_of in kinds.values():  # of mixed types each is a launch of its own
+            torch._foreach_copy_(views, gradients_of)
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:
@@ -121,7 +129,7 @@ class Momentum:
             velocity.copy_(value)
 
 
-def places(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+def layout(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
     """Where each tensor starts in flat memory, in elements, and the size of the whole."""
     starts, end = [], 0
     for one in tensors:

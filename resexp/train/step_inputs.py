@@ -20,7 +20,7 @@ from resexp.train.schedule import learning_rate, next_row
 MOST = 2**17
 
 
-class Agenda:
+class StepInputs:
     """Some steps ahead, at most to the next row of metrics.csv."""
 
     def __init__(

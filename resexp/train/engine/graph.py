@@ -40,7 +40,7 @@ def check_engine(settings: Settings, device: torch.device) -> None:
         raise UsageError(f"engine={engine} needs a GPU, and this is {device}. Use engine=eager.")
     if settings.launch.ranks > 1:
         raise UsageError(
-            f"engine={engine} holds the step of one process. Use engine=eager, or launch.ranks=1."
+            f"engine={engine} is single-process only. Use engine=eager, or launch.ranks=1."
         )
     if engine is Engine.triton and find_spec("triton") is None:
         raise UsageError("engine=triton needs the package triton. Install it, or use engine=graph.")
@@ -60,7 +60,7 @@ def check_repeats(engine: Engine, arch: str, network: nn.Module) -> None:
 class Captured:
     """A step that is recorded once and then replayed: one launch in place of hundreds.
 
-    The first calls are ordinary ones, and real steps of the run. Capturing carries out nothing.
+    The first calls are made as they are, real steps of the run. Capturing carries out nothing.
     """
 
     def __init__(self, step: Step, device: torch.device) -> None:

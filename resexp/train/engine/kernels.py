@@ -44,7 +44,7 @@ CHANNELS = 16
 #: Values that a program holds at a time, at most; half as many where it has to loop, for which 16
 #: warps have no more registers.
 TILE = 16384
-VALUES_A_WARP = 512
+VALUES_PER_WARP = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Tiling:
 
     @property
     def warps(self) -> int:
-        return min(max(self.rows * self.columns // VALUES_A_WARP, 1), 16)
+        return min(max(self.rows * self.columns // VALUES_PER_WARP, 1), 16)
 
 
 def tiling(count: int, channels: int) -> Tiling:
