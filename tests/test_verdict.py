@@ -11,7 +11,7 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.results import Run, find_runs
-from resexp.analysis.verdict import Verdict, decide, exit_code, text
+from resexp.analysis.verdict import EXIT_CODES, Verdict, decide, text
 from resexp.settings import UsageError
 
 JITTER = (0.00, 0.04, -0.03, 0.02, -0.01)  # log10, so that no spread is zero
@@ -60,7 +60,7 @@ def test_degradation_is_shown(tmp_path: Path) -> None:
     degradation(tmp_path)
     verdict = judged(tmp_path)
     plain, residual = verdict.arms
-    assert verdict.outcome == "shown" and exit_code(verdict) == 0
+    assert verdict.outcome == "shown" and EXIT_CODES[verdict.outcome] == 0
     assert (verdict.shallow, verdict.deep, verdict.depths) == (20, 56, [20, 32, 56])
     assert verdict.seeds == [0, 1, 2, 3, 4]
     assert plain.change.loss.mean == pytest.approx(math.log10(2.0 / 0.05), abs=0.05)
@@ -104,7 +104,7 @@ def test_equal_arms_are_not_shown(tmp_path: Path) -> None:
     write_arm(tmp_path, "plain", FLAT)
     write_arm(tmp_path, "residual", FLAT)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "not shown" and exit_code(verdict) == 3
+    assert verdict.outcome == "not shown" and EXIT_CODES[verdict.outcome] == 3
     assert verdict.arms[0].label == "inconclusive"
     assert verdict.interactions["residual"].loss.mean == 0
     assert "-0.0 " not in text(verdict)
@@ -117,7 +117,7 @@ def test_wide_spread_is_inconclusive(tmp_path: Path) -> None:
         write_run(tmp_path, "residual", 20, seed)
         write_run(tmp_path, "residual", 56, seed)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "inconclusive" and exit_code(verdict) == 4
+    assert verdict.outcome == "inconclusive" and EXIT_CODES[verdict.outcome] == 4
 
 
 def test_a_loss_that_does_not_rise_at_every_depth_is_inconclusive(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_other_two_labels(tmp_path: Path) -> None:
 def test_three_seeds_are_called_a_smoke_test_and_do_not_decide(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=3)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "inconclusive (preliminary)" and exit_code(verdict) == 4
+    assert verdict.outcome == "inconclusive (preliminary)" and EXIT_CODES[verdict.outcome] == 4
     assert verdict.arms[0].reading == "degrades" and verdict.arms[0].change.p == 0.125
     screen = text(verdict)
     assert "3 seeds are a smoke test, not a claim: 5 seeds are needed." in screen
@@ -368,7 +368,7 @@ def test_a_residual_baseline_is_a_control(tmp_path: Path) -> None:
     write_arm(tmp_path, "residual", FLAT)
     write_arm(tmp_path, "residual", FLAT, extras={"arch.shortcut": "B"})
     verdict = decide(find_runs(tmp_path), baseline="residual")
-    assert verdict.outcome == "not shown" and exit_code(verdict) == 3
+    assert verdict.outcome == "not shown" and EXIT_CODES[verdict.outcome] == 3
     assert verdict.baseline == "residual"
     assert verdict.interactions["residual,arch.shortcut=B"].loss.mean == 0
     lines = text(verdict).splitlines()

@@ -17,13 +17,12 @@ import pytest
 
 from resexp.analysis.results import Run
 from resexp.analysis.statistics import Interval, t_quantile
-from resexp.analysis.verdict import (
+from resexp.analysis.verdict import Verdict, decide
+from resexp.analysis.verdict.rule import (
     Arm,
     Endpoint,
-    Verdict,
     all_contrasts,
     changes,
-    decide,
     difference,
     judge,
     summary,
@@ -32,7 +31,7 @@ from resexp.settings import Settings, as_dict
 
 THRESHOLD = 0.3
 DRAWS = 2500
-CHANCE = (math.log10(math.log(10)), 90.0, 90.0)
+CHANCE = {"loss": math.log10(math.log(10)), "train_error": 90.0, "test_error": 90.0}
 Numbers = dict[tuple[int, int], Endpoint]
 
 
@@ -55,7 +54,11 @@ def drawn(
         for rank, (depth, loss) in enumerate(effect.items()):
             train, tested = 10 + generator.normal(0, 1), 12 + generator.normal(0, 0.5)
             own = generator.normal(0, sd / math.sqrt(2))
-            numbers[depth, seed] = (loss + common + own, train, tested + rank * test)
+            numbers[depth, seed] = {
+                "loss": loss + common + own,
+                "train_error": train,
+                "test_error": tested + rank * test,
+            }
     return numbers
 
 
@@ -224,10 +227,13 @@ def test_intervals_of_every_contrast_cover_the_truth_at_their_rate() -> None:
 
 def run(arch: str, depth: int, seed: int, endpoint: Endpoint, status: str = "ok") -> Run:
     """A finished run as its record would say, without a file."""
-    loss, train, test = endpoint
     settings = as_dict(Settings(depth=depth, seed=seed))
     settings["arch"]["merge"] = arch
-    last = {"clean_train_loss": 10**loss, "clean_train_error": train, "test_error": test}
+    last = {
+        "clean_train_loss": 10 ** endpoint["loss"],
+        "clean_train_error": endpoint["train_error"],
+        "test_error": endpoint["test_error"],
+    }
     name = f"{arch}-{depth}-s{seed}"
     record: dict[str, Any] = {
         "run": name,
@@ -256,18 +262,25 @@ def sweep(
         for depth, end in zip((20, 56), ends, strict=True):
             for seed in range(5):
                 noise = generator.normal(0, (0.05, 0.1, 0.3))
-                loss, train, test = (a + b for a, b in zip(end, noise, strict=True))
+                near = dict(zip(end, np.add(list(end.values()), noise).tolist(), strict=True))
                 status = (fails or {}).get((arch, depth, seed), "ok")
-                runs.append(run(arch, depth, seed, (loss, train, test), status))
+                runs.append(run(arch, depth, seed, near, status))
     return runs
 
 
-GOOD = (-2.5, 1.0, 8.0)
+MEASURES = ("loss", "train_error", "test_error")
+
+
+def end(*values: float) -> Endpoint:
+    return dict(zip(MEASURES, values, strict=True))
+
+
+GOOD = end(-2.5, 1.0, 8.0)
 LABELS = {
-    "degradation": (-0.5, 20.0, 28.0),
-    "overfitting": (-2.7, 0.5, 12.0),
-    "under-optimised": (-1.5, 6.0, 5.0),
-    "depth helps": (-3.0, 0.2, 5.0),
+    "degradation": end(-0.5, 20.0, 28.0),
+    "overfitting": end(-2.7, 0.5, 12.0),
+    "under-optimised": end(-1.5, 6.0, 5.0),
+    "depth helps": end(-3.0, 0.2, 5.0),
 }
 
 

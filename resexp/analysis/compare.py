@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from resexp.analysis.formatting import aligned, count, few, signed
 from resexp.analysis.results import Run, order, spell
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.analysis.verdict import aligned, count, few, log_loss, signed
+from resexp.analysis.verdict.rule import log_loss
 from resexp.runs.records import finite
 from resexp.settings import UsageError, flatten, identity
 
@@ -272,7 +273,7 @@ def numbers(run: Run) -> dict[str, float | None]:
     found = {
         "clean training error": error,
         "test error": run.endpoint("test_error"),
-        "log10 clean loss": None if loss is None else log_loss(run),
+        "log10 clean loss": None if loss is None else log_loss(loss),
         "images/s": speed if run.finished else None,
     }
     return {
