@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from resexp.analysis.formatting import aligned, count, few, signed
+from resexp.analysis.formatting import aligned, count, few, signed, spread
 from resexp.analysis.results import Run, order, spell
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.analysis.verdict.rule import log_loss
@@ -30,9 +30,6 @@ CODE = ("resexp", "git_commit", "git_dirty")
 GROUPS = ("settings", "data", "code", "environment")
 MOST_ROWS = 12  # pairs listed one by one on the screen
 ABSENT = "absent"
-
-#: Where a run stands: arch, depth, seed and extras, by name.
-Place = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -96,7 +93,7 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
     """Pair the runs of ``a`` and ``b`` up and compare their settings, code, data and numbers.
 
     ``labels`` name the sides. Raises UsageError if no runs pair up, or one side has two runs of
-    the same place.
+    the same arch, depth, seed and extras.
     """
     for runs, label in zip((a, b), labels, strict=True):
         if not runs:
@@ -107,16 +104,18 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
             f"no run of {labels[0]} has a counterpart in {labels[1]}: {outline(labels[0], a)}; "
             f"{outline(labels[1], b)}. Name two runs, or sweeps that share depths and seeds."
         )
+    paired = {id(run) for pair in matched for run in pair}
+    sides = [
+        Side(label, len(runs), [run.run for run in runs if id(run) not in paired])
+        for label, runs in zip(labels, (a, b), strict=True)
+    ]
     pairs = [pair(first, second, keys) for first, second in matched]
+    networks = dict.fromkeys(one.network for one in pairs)
     return Comparison(
-        Side(labels[0], len(a), names_without(a, [first for first, _ in matched])),
-        Side(labels[1], len(b), names_without(b, [second for _, second in matched])),
+        *sides,
         differing(a, b, matched),
         pairs,
-        {
-            network: intervals([one for one in pairs if one.network == network])
-            for network in dict.fromkeys(one.network for one in pairs)
-        },
+        {name: intervals([one for one in pairs if one.network == name]) for name in networks},
         intervals(pairs),
     )
 
@@ -124,23 +123,36 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
 # --- which runs belong together
 
 
-def place(run: Run) -> Place:
-    """Arch, depth, seed and extras."""
+def facts_of(run: Run) -> dict[str, Any]:
+    """What pairs are made by: arch, depth, seed and extras."""
     return {"arch": run.arch, "depth": run.depth, "seed": run.seed} | run.extras
+
+
+def spelled(run: Run, key: str) -> str:
+    return spell(facts_of(run).get(key, ABSENT))
+
+
+def keys_of(runs: Iterable[Run]) -> list[str]:
+    return sorted({key for run in runs for key in facts_of(run)})
 
 
 def match(
     a: Sequence[Run], b: Sequence[Run], labels: tuple[str, str]
 ) -> tuple[list[tuple[Run, Run]], list[str]]:
-    """Runs of the same place, and what of it pairs had to share.
+    """Runs of the same arch, depth, seed and extras, and what of it pairs had to share.
 
     What the sides have no value of in common is left out, unless runs of one side could then not
     be told apart. Two single runs are a pair whatever they are.
     """
-    shared = shared_keys(a, b)
+    every = keys_of([*a, *b])
+    shared = [
+        key
+        for key in every
+        if key == "seed" or {spelled(run, key) for run in a} & {spelled(run, key) for run in b}
+    ]
     if len(a) == len(b) == 1:
         return [(a[0], b[0])], shared
-    for keys in (shared, sorted({key for run in (*a, *b) for key in place(run)})):
+    for keys in (shared, every):
         first, second = index(a, keys), index(b, keys)
         if all(len(found) == 1 for side in (first, second) for found in side.values()):
             return [(first[key][0], second[key][0]) for key in first if key in second], keys
@@ -156,45 +168,20 @@ def match(
     )
 
 
-def shared_keys(a: Iterable[Run], b: Iterable[Run]) -> list[str]:
-    """What runs must agree in to be a pair: the seed, and what the sides share a value of."""
-    here, there = [place(run) for run in a], [place(run) for run in b]
-    return [
-        key
-        for key in sorted({key for one in here + there for key in one})
-        if key == "seed" or values(here, key) & values(there, key)
-    ]
-
-
-def values(places: Iterable[Place], key: str) -> set[str]:
-    return {spell(one.get(key, ABSENT)) for one in places}
-
-
 def index(runs: Iterable[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
     """Runs by their values of ``keys``."""
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=order):
-        where = place(run)
-        found.setdefault(tuple(spell(where.get(key, ABSENT)) for key in keys), []).append(run)
+        found.setdefault(tuple(spelled(run, key) for key in keys), []).append(run)
     return found
-
-
-def names_without(runs: Iterable[Run], paired: Sequence[Run]) -> list[str]:
-    return [run.run for run in runs if not any(run is other for other in paired)]
 
 
 def outline(label: str, runs: Sequence[Run]) -> str:
     """A side in a few words: its archs, depths, seeds and extras."""
-    parts = []
-    for key in sorted({key for run in runs for key in place(run)}, key=_rank):
-        found = list(dict.fromkeys(spell(place(run).get(key, ABSENT)) for run in runs))
-        parts.append(f"{key}={few(found)}")
+    usual = ["arch", "depth", "seed"]
+    keys = usual + [key for key in keys_of(runs) if key not in usual]
+    parts = [f"{key}={few(distinct(spelled(run, key) for run in runs))}" for key in keys]
     return f"{label} has {' '.join(parts)}"
-
-
-def _rank(key: str) -> tuple[int, str]:
-    usual = ("arch", "depth", "seed")
-    return (usual.index(key) if key in usual else len(usual), key)
 
 
 # --- what differs
@@ -204,34 +191,28 @@ def differing(
     a: Sequence[Run], b: Sequence[Run], matched: Sequence[tuple[Run, Run]]
 ) -> list[Difference]:
     """Keys whose values differ in some pair, or between the sides as a whole."""
-    known = {id(run): facts(run) for run in (*a, *b)}
+    known = {id(run): circumstances(run) for run in (*a, *b)}
+    names = {name for held in known.values() for name in held}
     found = []
-    for group, key in sorted({key for held in known.values() for key in held}, key=_place_of):
-        here = [known[id(run)].get((group, key)) for run in a]
-        there = [known[id(run)].get((group, key)) for run in b]
-        in_a_pair = any(
-            known[id(first)].get((group, key)) != known[id(second)].get((group, key))
-            for first, second in matched
-        )
+    for group, key in sorted(names, key=lambda name: (GROUPS.index(name[0]), name[1])):
+        at = {number: held.get((group, key)) for number, held in known.items()}
+        here, there = ([at[id(run)] for run in runs] for runs in (a, b))
+        in_a_pair = any(at[id(first)] != at[id(second)] for first, second in matched)
         if in_a_pair or {*map(spell, here)} != {*map(spell, there)}:
             found.append(Difference(group, key, distinct(here), distinct(there)))
     return found
 
 
-def facts(run: Run) -> dict[tuple[str, str], Any]:
+def circumstances(run: Run) -> dict[tuple[str, str], Any]:
     """Everything that may differ, by group and key. How and where it was written is left out."""
-    found: dict[tuple[str, str], Any] = {("settings", "arch"): run.arch}
-    for key, value in identity(run.record["settings"]).items():
-        found["data" if key.startswith("data.") else "settings", key] = value
-    for key, value in flatten(run.record["data"], "data.").items():
-        found["data", key] = value
+    settings = {"arch": run.arch} | identity(run.record["settings"])
+    found = {("settings", key): value for key, value in settings.items() if key[:5] != "data."}
+    data = {key: value for key, value in settings.items() if key[:5] == "data."}
+    data |= flatten(run.record["data"], "data.")
+    found |= {("data", key): value for key, value in data.items()}
     for key, value in (run.record.get("environment") or {}).items():
         found["code" if key in CODE else "environment", key] = value
     return found
-
-
-def _place_of(item: tuple[str, str]) -> tuple[int, str]:
-    return GROUPS.index(item[0]), item[1]
 
 
 def distinct(found: Iterable[Any]) -> list[Any]:
@@ -268,26 +249,25 @@ def network(run: Run, keys: Sequence[str]) -> str:
 
 def numbers(run: Run) -> dict[str, float | None]:
     """The final numbers of a finished run (a diverged one's at chance), and its speed."""
-    error, loss = run.endpoint("clean_train_error"), run.endpoint("clean_train_loss")
+    loss = run.endpoint("clean_train_loss")
     speed = run.record.get("images_per_second") or run.value("images_per_second")
     found = {
-        "clean training error": error,
+        "clean training error": run.endpoint("clean_train_error"),
         "test error": run.endpoint("test_error"),
         "log10 clean loss": None if loss is None else log_loss(loss),
         "images/s": speed if run.finished else None,
     }
     return {
-        key: value if value is None or math.isfinite(value) else None
+        key: value if value is not None and math.isfinite(value) else None
         for key, value in found.items()
     }
 
 
-def intervals(pairs: Iterable[Pair]) -> dict[str, Interval]:
+def intervals(pairs: Sequence[Pair]) -> dict[str, Interval]:
     """Mean of B minus A with its paired t interval, by column; over the pairs that have it."""
-    changes = {column: [one.change(column) for one in pairs] for column in DIGITS}
     return {
-        column: paired_t([value for value in found if value is not None])
-        for column, found in changes.items()
+        column: paired_t([change for one in pairs if (change := one.change(column)) is not None])
+        for column in DIGITS
     }
 
 
@@ -296,17 +276,15 @@ def intervals(pairs: Iterable[Pair]) -> dict[str, Interval]:
 
 def text(comparison: Comparison) -> str:
     """The comparison for people: sides, differences, numbers."""
+    named = (("A", comparison.a), ("B", comparison.b))
     lines = [
-        f"{_side('A', comparison.a)}. {_side('B', comparison.b)}. "
-        f"{count(len(comparison.pairs), 'pair')}."
+        " ".join(f"{_side(*side)}." for side in named)
+        + f" {count(len(comparison.pairs), 'pair')}.",
+        *(f"Only in {name}: {few(side.alone)}." for name, side in named if side.alone),
+        *_differences(comparison.differences),
+        *_numbers(comparison),
     ]
-    lines += [
-        f"Only in {name}: {few(side.alone)}."
-        for name, side in (("A", comparison.a), ("B", comparison.b))
-        if side.alone
-    ]
-    lines += _differences(comparison.differences)
-    return "\n".join(lines + _numbers(comparison))
+    return "\n".join(lines)
 
 
 def _side(name: str, side: Side) -> str:
@@ -315,13 +293,10 @@ def _side(name: str, side: Side) -> str:
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:
-    """A row a key, and in one line the groups in which nothing differs."""
-    lines = []
-    if differences:
-        rows = [["differs", "A", "B"]]
-        rows += [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
-        lines += aligned(rows)
-    same = [group for group in GROUPS if not any(one.group == group for one in differences)]
+    """One row per key, and in one line the groups in which nothing differs."""
+    rows = [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
+    lines = aligned([["differs", "A", "B"], *rows]) if rows else []
+    same = [group for group in GROUPS if group not in {one.group for one in differences}]
     return [*lines, f"Same {', '.join(same)}."] if same else lines
 
 
@@ -335,11 +310,14 @@ def _values(one: Difference, found: Sequence[Any]) -> str:
 def _numbers(comparison: Comparison) -> list[str]:
     """Pairs one by one if they are few, means by network and over all with intervals."""
     pairs, networks = comparison.pairs, comparison.networks
-    if unchanged(pairs):
+    measured = [column for column in DIGITS if column != "images/s"]  # speed is never the same
+    if all(one.change(column) == 0 for one in pairs for column in measured):
         return ["The final numbers are the same in every pair, to the last digit."]
     rows = []
     if len(pairs) <= MOST_ROWS:
-        rows += [[_pair_name(one), *(_cell(one, column) for column in DIGITS)] for one in pairs]
+        for one in pairs:
+            name = one.network if one.seed is None else f"{one.network}, seed {one.seed}"
+            rows.append([name, *(_cell(one, column) for column in DIGITS)])
     if len(networks) > 1 or len(pairs) > MOST_ROWS:
         rows += [[name, *_means(by_column)] for name, by_column in networks.items()]
     if len(pairs) > 1:
@@ -354,39 +332,27 @@ def _numbers(comparison: Comparison) -> list[str]:
     return lines
 
 
-def unchanged(pairs: Iterable[Pair]) -> bool:
-    """Whether every pair has its numbers, and B's are A's; speed is never the same."""
-    columns = [column for column in DIGITS if column != "images/s"]
-    return all(one.change(column) == 0 for one in pairs for column in columns)
-
-
-def _pair_name(one: Pair) -> str:
-    return one.network if one.seed is None else f"{one.network}, seed {one.seed}"
-
-
 def _cell(one: Pair, column: str) -> str:
     """Both numbers and their difference, or how a run ended that has none."""
     change, digits = one.change(column), DIGITS[column]
-    if change is None:
-        return " and ".join(
-            status if value is None else f"{value:,.{digits}f}"
-            for status, value in zip(
-                one.statuses, (one.values_a[column], one.values_b[column]), strict=True
-            )
+    before, after = (
+        status if value is None else f"{value:,.{digits}f}"
+        for status, value in zip(
+            one.statuses, (one.values_a[column], one.values_b[column]), strict=True
         )
-    before, after = one.values_a[column], one.values_b[column]
-    return f"{before:,.{digits}f} to {after:,.{digits}f} ({signed(change, digits)})"
+    )
+    if change is None:
+        return f"{before} and {after}"
+    return f"{before} to {after} ({signed(change, digits)})"
 
 
 def _means(by_column: Mapping[str, Interval]) -> list[str]:
-    return [_mean(by_column[column], DIGITS[column]) for column in DIGITS]
+    return [_mean(by_column[column], digits) for column, digits in DIGITS.items()]
 
 
 def _mean(interval: Interval, digits: int) -> str:
     if interval.n == 0:
         return "no pairs"
-    mean = signed(interval.mean, digits)
     if interval.n == 1:
-        return f"{mean} (n 1)"
-    low, high = signed(interval.low, digits), signed(interval.high, digits)
-    return f"{mean} ({low} to {high}, n {interval.n})"
+        return f"{signed(interval.mean, digits)} (n 1)"
+    return spread(interval, digits, after=f", n {interval.n}")
