@@ -102,7 +102,8 @@ def test_equal_names_in_two_folders_are_two_lines(tmp_path: Path) -> None:
 def test_published_errors_of_the_paper(
     tmp_path: Path, arch: str, depth: int, value: float | None
 ) -> None:
-    he2015(tmp_path, arch, depth)
+    order = {"arch.order": "full_preactivation"} if arch == "preact" else {}
+    he2015(tmp_path, arch, depth, order)
     (line,) = rows(find_runs(tmp_path))
     assert line["published_test_error"] == value
     assert line["published_remark"] is None

@@ -104,20 +104,21 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
             f"no run of {labels[0]} has a counterpart in {labels[1]}: {outline(labels[0], a)}; "
             f"{outline(labels[1], b)}. Name two runs, or sweeps that share depths and seeds."
         )
-    paired = {id(run) for pair in matched for run in pair}
-    sides = [
-        Side(label, len(runs), [run.run for run in runs if id(run) not in paired])
-        for label, runs in zip(labels, (a, b), strict=True)
-    ]
     pairs = [pair(first, second, keys) for first, second in matched]
     networks = dict.fromkeys(one.network for one in pairs)
     return Comparison(
-        *sides,
+        side(labels[0], a, [first for first, _ in matched]),
+        side(labels[1], b, [second for _, second in matched]),
         differing(a, b, matched),
         pairs,
         {name: intervals([one for one in pairs if one.network == name]) for name in networks},
         intervals(pairs),
     )
+
+
+def side(label: str, runs: Sequence[Run], paired: Iterable[Run]) -> Side:
+    known = {id(run) for run in paired}
+    return Side(label, len(runs), [run.run for run in runs if id(run) not in known])
 
 
 # --- which runs belong together

@@ -1,13 +1,16 @@
 """Errors that others published for a network, with their sources and what these runs did else.
 
-Only values of ``published.csv`` that someone read at their source are shown. What a source did is
-stated where it is known; what it leaves open is said to be open, never guessed.
+Only values of ``published.csv`` that someone read at their source are shown. Its column
+``settings`` names the network of a row by its arch's settings, ``did`` what the source did in that
+row otherwise than in others. What a source did is stated where it is known; what it leaves open is
+said to be open, never guessed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -25,65 +28,29 @@ VERIFIED = ("fulltext", "author_repo", "secondary")
 #: Data names that are CIFAR-10, and in what the pictures differ from the original's.
 CIFAR10 = {"cifar10": "", "cifar10-jpeg": "a JPEG re-encoding of CIFAR-10"}
 
-#: Names in published.csv of networks, with {depth}: what they share with no other is said by the
-#: settings of their arch that differ from those of the residual network.
-PLAIN_NAMES = ("plain-{depth}", "ResNet-{depth}-noshort", "ResNet-{depth} shortcut 0 (plain)")
-PREACTIVATED = {"order": "full_preactivation"}
-RESIDUAL_NAMES = (
-    "ResNet-{depth}",
-    "ResNet-{depth} original",
-    "ResNet-{depth} original (a)",
-    "ResNet-{depth} vanilla",
-)
-VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({}, RESIDUAL_NAMES),
-    ({"order": "bn_after_addition"}, ("ResNet-{depth} BN after addition (b)",)),
-    ({"order": "relu_before_addition"}, ("ResNet-{depth} ReLU before addition (c)",)),
-    ({"order": "relu_only_preactivation"}, ("ResNet-{depth} ReLU-only pre-activation (d)",)),
-    (PREACTIVATED, ("ResNet-{depth} full pre-activation (e)", "ResNet-{depth} pre-act")),
-    ({"skip_span": 1}, ("ResNet-{depth} 1-layer-skip original",)),
-    ({"skip_span": 1} | PREACTIVATED, ("ResNet-{depth} 1-layer-skip pre-act",)),
-    ({"shortcut": "C"}, (*RESIDUAL_NAMES, "ResNet-{depth} 1x1 conv shortcut")),
-    (
-        {"merge": "weighted", "shortcut_scale": 0.5, "branch_scale": 0.5},
-        ("ResNet-{depth} const scaling shortcut 0.5, F 0.5",),
-    ),
-    ({"merge": "weighted", "shortcut_scale": 0.5}, ("ResNet-{depth} shortcut 0.5, F 1",)),
-    ({"merge": "dropout"}, ("ResNet-{depth} dropout shortcut 0.5",)),
-    ({"merge": "highway", "gate_bias": -6}, ("ResNet-{depth} exclusive gating bg=-6",)),
-    ({"merge": "highway", "gate_bias": -7}, ("ResNet-{depth} exclusive gating bg=-7",)),
-    ({"merge": "shortcut_gate", "gate_bias": 0}, ("ResNet-{depth} shortcut-only gating bg=0",)),
-    ({"merge": "shortcut_gate", "gate_bias": -6}, ("ResNet-{depth} shortcut-only gating bg=-6",)),
-    ({"survival": 0.5}, ("ResNet-{depth} p_L=0.5 linear",)),
-    ({"se_ratio": 16}, ("SE-ResNet-{depth}",)),
-    ({"se_ratio": 16} | PREACTIVATED, ("SE-ResNet-{depth}",)),
-    ({"merge": "scaled"}, ("ResNet-{depth} ReZero",)),
-    (
-        {"merge": "scaled", "order": "fixup", "branch_start": 1, "scalar_lr": 0.1},
-        ("ResNet-{depth} Fixup", "ResNet-{depth} no-norm Fixup"),
-    ),
-]
-
-#: The arch settings of the residual network that names depend on; units share the names of theirs.
+#: The arch settings that tell networks apart, of the residual network; units share names.
 RESIDUAL = {
     key: value
     for key, value in (as_dict(Settings())["arch"] | {"merge": "residual"}).items()
     if key not in ("unit", "bottleneck_stride", "options")
 }
+#: Published counts are rounded, and projections add at most 7 % to what option A has; the
+#: bottlenecks of a depth have far fewer.
+TOLERANCE = 0.08
 
-#: Measures of a final test error: what it is over, and of how many runs (0: not said).
+#: Measures of a final test error, best first: what it is over, of how many runs (0: not said), and
+#: ">" where it is only a bound.
 TEST_METRICS = {
-    "test_error_pct_mean_of_5": ("mean of 5 runs", 5),
-    "test_error_pct_mean5": ("mean of 5 runs", 5),
-    "test_error_pct_median5": ("median of 5 runs", 5),
-    "test_error_pct": ("1 run", 1),
-    "final_valid_error_pct": ("1 run", 1),
-    "test_error_pct_best_of_5": ("best of 5 runs", 5),
-    "error_pct_lower_bound": ("failed", 0),
-    "fail_test_error_gt_pct": ("failed", 0),
+    "test_error_pct_mean_of_5": ("mean of 5 runs", 5, ""),
+    "test_error_pct_mean5": ("mean of 5 runs", 5, ""),
+    "test_error_pct_median5": ("median of 5 runs", 5, ""),
+    "test_error_pct": ("1 run", 1, ""),
+    "final_valid_error_pct": ("1 run", 1, ""),
+    "test_error_pct_best_of_5": ("best of 5 runs", 5, ""),
+    "error_pct_lower_bound": ("failed", 0, ">"),
+    "fail_test_error_gt_pct": ("failed", 0, ">"),
 }
 TRAIN_METRIC = "train_error_pct"
-BOUNDS = {"error_pct_lower_bound": ">", "fail_test_error_gt_pct": ">"}
 
 #: Settings that a footnote compares, and how a value is said.
 PHRASES = {
@@ -158,32 +125,27 @@ SOURCES: dict[str, dict[str, Any]] = {
     "independent replication README": {"data.split": None, "precision": "fp16"},
     "tbachlechner/ReZero-examples README": {"data.split": None, "steps": None, "precision": None},
 }
-
-
-PART = "the rest of its recipe is not known here"
-
-#: What else must be said of a source, by the same beginnings.
-NOTES = {
-    "independent replication README": PART,
-    "tbachlechner/ReZero-examples README": PART,
-}
+#: Sources that trained by the recipe of He et al. 2015.
+BY_HE2015 = ("He2015", "He2016", "independent replication README")
+#: Details that go without saying if a source is silent and these runs have them.
+USUAL = {"arch.shortcut": "A", "nesterov": False, "precision": "fp32", "steps": 64_000}
 
 
 @dataclass(kw_only=True, slots=True)
 class Published:
     """One source's errors of one network. Errors in percent."""
 
-    published_test_error: float | None
-    published_test_error_sd: float | None  # over its runs
-    published_bound: str  # "", or ">" where the value is only a bound
-    published_runs: int | None  # None where not said
-    published_statistic: str | None  # what the value is over, such as mean of 5 runs
-    published_train_error: float | None
-    published_source: str | None
-    published_verified: str | None
-    published_remark: str | None  # in what these runs differ, or why there is no value
-    difference: float | None  # ours minus theirs, percent points, where theirs is no bound
-    z: float | None  # the difference over its standard error, where both spreads are known
+    published_test_error: float | None = None
+    published_test_error_sd: float | None = None  # over its runs
+    published_bound: str = ""  # or ">" where the value is only a bound
+    published_runs: int | None = None  # None where not said
+    published_statistic: str | None = None  # what the value is over, such as mean of 5 runs
+    published_train_error: float | None = None
+    published_source: str | None = None
+    published_verified: str | None = None
+    published_remark: str | None = None  # in what these runs differ, or why there is no value
+    difference: float | None = None  # ours minus theirs, percent points, where theirs is no bound
+    z: float | None = None  # the difference over its standard error, where both spreads are known
 
 
 @cache
@@ -194,6 +156,90 @@ def published_rows() -> list[dict[str, str]]:
     return [row for row in table if row["verified"] in VERIFIED]
 
 
+# --- which rows are of a network
+
+
+def matching(run: Run) -> list[dict[str, str]]:
+    """The rows of published.csv that are of this run's network on augmented CIFAR-10."""
+    network = network_settings(run)
+    if run.data not in CIFAR10 or run.setting("width") != 16 or network is None:
+        return []
+    return [
+        row
+        for row in published_rows()
+        if row["dataset"] == "cifar10+"
+        and row["depth"] == str(run.depth)
+        and any(_is_network(typed(one), network) for one in row["settings"].split(";") if one)
+        and _has_size(row["params_millions"], run)
+    ]
+
+
+def network_settings(run: Run) -> dict[str, Any] | None:
+    """The arch settings in which a run's network differs from the residual one; None: unnamed.
+
+    Networks without skips are plain whatever their order, and nothing else if more is changed.
+    """
+    arch = {key: run.setting(f"arch.{key}") for key in RESIDUAL}
+    told = {key: value for key, value in arch.items() if value != RESIDUAL[key]}
+    if not run.skipless:
+        return told
+    return {"merge": "plain"} if told.keys() <= {"merge", "order", "shortcut"} else None
+
+
+def _is_network(named: dict[str, Any], network: dict[str, Any]) -> bool:
+    """Whether a row's settings are a network's. One that names no shortcut is of each option."""
+    shortcut = named.get("shortcut", network.get("shortcut", "A"))
+    whole = RESIDUAL | network
+    return RESIDUAL | named | {"shortcut": shortcut} == whole
+
+
+def _has_size(millions: str, run: Run) -> bool:
+    """Whether a rounded count, such as 0.85, may be of this network.
+
+    Unknown counts may, of basic units: bottlenecks share the names of deep networks.
+    """
+    parameters = run.record.get("parameters")
+    if not millions:
+        return bool(run.setting("arch.unit") == "basic")
+    return not parameters or abs(float(millions) * 1e6 / parameters - 1) < TOLERANCE
+
+
+def typed(text: str) -> dict[str, Any]:
+    """``merge=plain gate_bias=-6`` as settings."""
+    found: dict[str, Any] = {}
+    for word in text.split():
+        key, _, value = word.partition("=")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:  # a word
+            found[key] = value
+    return found
+
+
+# --- what stands beside a network
+
+
+def best(run: Run) -> dict[str, str] | None:
+    """The row with the best known test error of this network by the recipe of He et al. 2015.
+
+    None unless the run has that recipe, with no setting changed but the number of steps.
+    """
+    if run.setting("recipe") != "he2015" or set(run.extras) - {"steps"}:
+        return None
+    metrics = list(TEST_METRICS)
+    usable = metrics[: metrics.index("final_valid_error_pct")]
+    found = [
+        row
+        for row in matching(run)
+        if row["metric"] in usable and row["source"].startswith(BY_HE2015)
+    ]
+    return min(
+        found,
+        key=lambda row: (VERIFIED.index(row["verified"]), usable.index(row["metric"])),
+        default=None,
+    )
+
+
 def beside(
     run: Run, test_error: float | None, test_error_sd: float | None, seeds: int
 ) -> list[Published]:
@@ -201,43 +247,26 @@ def beside(
 
     ``test_error`` and its sd are the mean over ``seeds`` finished runs like this one.
     """
-    data = str(run.record["data"].get("name"))
-    if data not in CIFAR10:
-        return [
-            _nothing(f"no published error is shown: those are of CIFAR-10, these runs of {data}")
-        ]
-    found = [row for row in published_rows() if _is_network(row, run)]
-    tested = [row for row in found if row["metric"] in TEST_METRICS]
-    if not tested:
-        return [_nothing("no error of this network was read at a source")]
+    found = matching(run)
     metrics = list(TEST_METRICS)
-    tested.sort(key=lambda row: (*_rank(row), metrics.index(row["metric"])))
+    tested = sorted(
+        (row for row in found if row["metric"] in metrics),
+        key=lambda row: (
+            not row["source"].startswith("He2015"),  # the paper's own numbers first
+            VERIFIED.index(row["verified"]),
+            row["source"],
+            metrics.index(row["metric"]),
+        ),
+    )
+    if not tested:
+        why = "no error of this network was read at a source"
+        if run.data not in CIFAR10:
+            why = f"no published error is shown: those are of CIFAR-10, these runs of {run.data}"
+        return [Published(published_remark=why)]
     # A paper repeats its number in several tables: once is enough.
     once = {(row["source"].split()[0], row["metric"], row["value"]): row for row in tested[::-1]}
     kept = [row for row in tested if row in once.values()]
     return [_compare(run, row, found, test_error, test_error_sd, seeds) for row in kept]
-
-
-def _rank(row: dict[str, str]) -> tuple[int, int, str]:
-    """The paper's own numbers first, then by how they were read."""
-    ours = 0 if row["source"].startswith("He2015") else 1
-    return (ours, VERIFIED.index(row["verified"]), row["source"])
-
-
-def _nothing(why: str) -> Published:
-    return Published(
-        published_test_error=None,
-        published_test_error_sd=None,
-        published_bound="",
-        published_runs=None,
-        published_statistic=None,
-        published_train_error=None,
-        published_source=None,
-        published_verified=None,
-        published_remark=why,
-        difference=None,
-        z=None,
-    )
 
 
 def _compare(
@@ -248,21 +277,15 @@ def _compare(
     test_error_sd: float | None,
     seeds: int,
 ) -> Published:
-    value, bound = float(row["value"]), BOUNDS.get(row["metric"], "")
-    sd = float(row["std"]) if row["std"] else None
-    statistic, counted = TEST_METRICS[row["metric"]]
-    if repeats := re.search(r"(\d+) seeds?\)$", row["network"]):
-        counted = int(repeats[1])
-        statistic = "1 run" if counted == 1 else f"mean of {counted} runs"
+    value, sd = float(row["value"]), float(row["std"]) if row["std"] else None
+    statistic, counted, bound = TEST_METRICS[row["metric"]]
     train = [
         float(other["value"])
         for other in found
         if other["metric"] == TRAIN_METRIC
         and (other["network"], other["source"]) == (row["network"], row["source"])
     ]
-    # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
-    comparable = test_error is not None and not bound and not statistic.startswith("best")
-    return Published(
+    compared = Published(
         published_test_error=value,
         published_test_error_sd=sd,
         published_bound=bound,
@@ -272,9 +295,12 @@ def _compare(
         published_source=row["source"],
         published_verified=row["verified"],
         published_remark=remark(run, row) or None,
-        difference=test_error - value if test_error is not None and comparable else None,
-        z=z_value(test_error, test_error_sd, seeds, value, sd, counted) if comparable else None,
     )
+    # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
+    if test_error is not None and not bound and not statistic.startswith("best"):
+        compared.difference = test_error - value
+        compared.z = z_value(test_error, test_error_sd, seeds, value, sd, counted)
+    return compared
 
 
 def z_value(
@@ -296,55 +322,14 @@ def short_source(source: str) -> str:
     return re.sub(r" arXiv:\S+", "", re.split(r"; | \(", source)[0])
 
 
-# --- which network a row is about
-
-
-def _is_network(row: dict[str, str], run: Run) -> bool:
-    """Whether a row of published.csv is of this run's network on augmented CIFAR-10."""
-    if row["dataset"] != "cifar10+" or run.setting("width") != 16:
-        return False
-    if not row["params_millions"] and run.setting("arch.unit") != "basic":
-        return False
-    name = re.sub(r" \([^()]*\d+ seeds?\)$", "", row["network"])
-    names = [pattern.format(depth=run.depth) for pattern in network_names(run)]
-    return name in names and _same_size(row["params_millions"], run.record.get("parameters"))
-
-
-def network_names(run: Run) -> tuple[str, ...]:
-    """The names, with {depth}, that published.csv has for networks such as this run's.
-
-    Bottlenecks share the names of deep networks, such as ResNet-164, with no basic one.
-    """
-    arch = {key: run.setting(f"arch.{key}") for key in RESIDUAL}
-    told = {key: value for key, value in arch.items() if value != RESIDUAL[key]}
-    if told.get("shortcut") == "B":  # named as A is
-        del told["shortcut"]
-    if run.skipless:
-        return PLAIN_NAMES if set(told) <= {"merge", "order", "shortcut"} else ()
-    return next((names for settings, names in VARIANTS if settings == told), ())
-
-
-def _same_size(millions: str, parameters: int | None) -> bool:
-    """Whether a rounded count, such as 0.85, may be of this network; unknown counts may.
-
-    Projections add at most 7 % to what option A has; bottlenecks of a depth have far fewer.
-    """
-    if not millions or not parameters:
-        return True
-    return abs(float(millions) * 1e6 / parameters - 1) < 0.08
-
-
 # --- in what these runs differ
 
 
 def remark(run: Run, row: dict[str, str]) -> str:
     """Differences between this run's own settings and what the source says it did."""
-    said = []
-    if row["verified"] == "secondary":
-        said.append("read at second hand")
-    pictures = CIFAR10[str(run.record["data"].get("name"))]
-    if pictures:
-        said.append(f"published on CIFAR-10; these runs: {pictures}")
+    said = ["read at second hand"] if row["verified"] == "secondary" else []
+    if CIFAR10[run.data]:
+        said.append(f"published on CIFAR-10; these runs: {CIFAR10[run.data]}")
     did = source_facts(row)
     if did is None:
         return "; ".join([*said, "its recipe is not known here"])
@@ -353,31 +338,23 @@ def remark(run: Run, row: dict[str, str]) -> str:
         key for key, value in did.items() if value is not None and not _same(key, value, here)
     ]
     if differing:
-        theirs = ", ".join(spell_fact(key, did[key]) for key in differing)
-        ours = ", ".join(spell_fact(key, here[key]) for key in differing)
-        said.append(f"its runs: {theirs}; these: {ours}")
-    also = [
-        key for key in run.extras if key not in PHRASES and key not in ("arch.order", "arch.merge")
-    ]
+        said.append(f"its runs: {_spelled(differing, did)}; these: {_spelled(differing, here)}")
+    shown = (*PHRASES, "arch.order", "arch.merge")
+    also = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key not in shown]
     if also:
-        said.append(
-            "these runs also: "
-            + ", ".join(f"{key}={spell(run.extras[key])}" for key in sorted(also))
-        )
-    said += [note for name, note in NOTES.items() if row["source"].startswith(name)]
-    if "-noshort" in row["network"]:
-        said.append("its deep networks without shortcuts at learning rate 0.01")
-    unsaid = [key for key, value in did.items() if value is None and key in NAMES]
+        said.append(f"these runs also: {', '.join(also)}")
+    if row["remark"]:
+        said.append(row["remark"])
     # A detail that it leaves open matters where this run took it from no default.
-    unsaid = [key for key in unsaid if key == "data.split" or here[key] != USUAL[key]]
+    unsaid = [
+        key
+        for key, value in did.items()
+        if value is None and key in NAMES and (key == "data.split" or here[key] != USUAL[key])
+    ]
     if unsaid:
-        ours = ", ".join(spell_fact(key, here[key]) for key in unsaid)
-        said.append(f"{', '.join(NAMES[key] for key in unsaid)} not stated there; these: {ours}")
+        named = ", ".join(NAMES[key] for key in unsaid)
+        said.append(f"{named} not stated there; these: {_spelled(unsaid, here)}")
     return "; ".join(said)
-
-
-#: Details that go without saying if a source is silent and these runs have them.
-USUAL = {"arch.shortcut": "A", "nesterov": False, "precision": "fp32", "steps": 64_000}
 
 
 def source_facts(row: dict[str, str]) -> dict[str, Any] | None:
@@ -385,17 +362,11 @@ def source_facts(row: dict[str, str]) -> dict[str, Any] | None:
     known = [did for name, did in SOURCES.items() if row["source"].startswith(name)]
     if not known:
         return None
-    did = dict(known[0])
-    if row["source"].startswith("independent replication") and row["network"].startswith(
-        "plain-56"
-    ):
-        did["precision"] = "fp32"  # as it says: its fp16 run broke down
-    if row["source"].startswith("Li2018") and row["network"].endswith("-noshort"):
-        del did["lr"]  # 0.01 for the deep ones of these, by a rule that is not known here
-    if row["family"] == "plain" or row["network"].endswith("(plain)"):  # no shortcut at all
+    did, network = known[0] | typed(row["did"]), typed(row["settings"])
+    if network["merge"] == "plain":  # no shortcut at all
         did.pop("arch.shortcut", None)
-    if "1x1 conv shortcut" in row["network"]:
-        did["arch.shortcut"] = "C"
+    elif "shortcut" in network:
+        did["arch.shortcut"] = network["shortcut"]
     return did
 
 
@@ -413,12 +384,17 @@ def _same(key: str, value: Any, here: dict[str, Any]) -> bool:
     return bool(here[key] == value)
 
 
-def spell_fact(key: str, value: Any) -> str:
-    """A setting in words: ``64,000 steps``, ``shortcut option B``."""
-    if not isinstance(value, list) and (key, value) in WORDS:
-        return WORDS[key, value]
-    if isinstance(value, list):
-        value = ", ".join(f"{share:g}" for share in value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        value = f"{value:,}"
-    return PHRASES[key].format(value)
+def _spelled(keys: Sequence[str], settings: dict[str, Any]) -> str:
+    """Settings in words: ``64,000 steps, shortcut option B``."""
+    said = []
+    for key in keys:
+        value = settings[key]
+        if isinstance(value, list):
+            value = ", ".join(f"{share:g}" for share in value)
+        elif (key, value) in WORDS:
+            said.append(WORDS[key, value])
+            continue
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        said.append(PHRASES[key].format(value))
+    return ", ".join(said)

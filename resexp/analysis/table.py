@@ -11,30 +11,18 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from resexp.analysis.published import VERIFIED, beside, published_rows, short_source
+from resexp.analysis.published import TEST_METRICS, beside, best, short_source
 from resexp.analysis.results import Run, order
 from resexp.analysis.verdict import LEAST_LOSS
 from resexp.settings import UsageError
 
 FORMS = ("text", "markdown", "csv", "latex", "json")
 
-#: The network's name in published.csv by arch, trained by the recipe of He et al. 2015.
-PUBLISHED_NAMES = {
-    "plain": "plain-{depth} (third-party rerun, 1 seed)",  # the paper has curves only
-    "residual": "ResNet-{depth}",
-    "preact": "ResNet-{depth} full pre-activation (e)",
-}
-
-#: Measures of published.csv that a final test error may stand beside, best first, and their names.
-PUBLISHED_METRICS = {
-    "test_error_pct_mean_of_5": "mean of 5 runs",
-    "test_error_pct": "1 run",
-    "test_error_pct_median5": "median of 5 runs",
-}
 PUBLISHED_STEPS = 64_000
 
 
@@ -66,7 +54,7 @@ class Line:
 
 
 def rows(runs: Sequence[Run], published: bool = False) -> list[dict[str, Any]]:
-    """A dict a network, sorted by experiment, plain first, shallow to deep. Keys as in ``Line``.
+    """A dict per network, sorted by experiment, plain first, shallow to deep. Keys as in ``Line``.
 
     A diverged run counts at chance; a failed or unfinished one is counted and has no error. With
     ``published`` a dict for every published error of a network, whose numbers are repeated, with
@@ -76,17 +64,16 @@ def rows(runs: Sequence[Run], published: bool = False) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, str, int], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run))):
         groups.setdefault((run.name, str(run.experiment), run.series, run.depth), []).append(run)
-    if not published:
-        return [asdict(line(group)) for group in groups.values()]
-    return [row for group in groups.values() for row in _beside(group)]
-
-
-def _beside(group: Sequence[Run]) -> list[dict[str, Any]]:
-    """A network's line once for every published error of it."""
-    ours = line(group)
-    kept = {key: value for key, value in asdict(ours).items() if not key.startswith("published_")}
-    found = beside(group[0], ours.test_error, ours.test_error_sd, ours.seeds)
-    return [kept | asdict(theirs) for theirs in found]
+    found = []
+    for group in groups.values():
+        ours = asdict(line(group))
+        if not published:
+            found.append(ours)
+            continue
+        kept = {key: value for key, value in ours.items() if not key.startswith("published_")}
+        theirs = beside(group[0], ours["test_error"], ours["test_error_sd"], ours["seeds"])
+        found += [kept | asdict(one) for one in theirs]
+    return found
 
 
 def line(group: Sequence[Run]) -> Line:
@@ -99,11 +86,8 @@ def line(group: Sequence[Run]) -> Line:
             *("test_iou", "clean_train_loss"),
         )
     )
-    count = {
-        status: sum(run.status == status for run in group)
-        for status in ("collapsed", "diverged", "failed")
-    }
-    value, source, remark = bestpublished_cell(first)
+    statuses = Counter(run.status for run in group)
+    value, source, published = published_beside(first)
     return Line(
         name=first.name,
         series=first.series,
@@ -118,14 +102,14 @@ def line(group: Sequence[Run]) -> Line:
         test_iou=_mean(iou),
         test_iou_sd=_sd(iou),
         clean_train_loss=_geometric_mean(loss),
-        collapsed=count["collapsed"],
-        diverged=count["diverged"],
-        failed=count["failed"],
-        unfinished=sum(run.status in ("running", "interrupted") for run in group),
+        collapsed=statuses["collapsed"],
+        diverged=statuses["diverged"],
+        failed=statuses["failed"],
+        unfinished=statuses["running"] + statuses["interrupted"],
         runs=len(group),
         published_test_error=value,
         published_source=source,
-        published_remark=remark,
+        published_remark=published,
     )
 
 
@@ -143,63 +127,26 @@ def _sd(values: Sequence[float]) -> float | None:
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:
-    return (
-        statistics.geometric_mean([max(value, LEAST_LOSS) for value in values]) if values else None
-    )
+    floored = [max(value, LEAST_LOSS) for value in values]
+    return statistics.geometric_mean(floored) if floored else None
 
 
-# --- published numbers
-
-
-def bestpublished_cell(run: Run) -> tuple[float | None, str | None, str | None]:
-    """Published test error of this network, its source, and what these runs do otherwise.
-
-    (None, None, None) unless the run is CIFAR-10 (or its JPEG re-encoding) by the recipe of He et
-    al. 2015, with no setting changed but the number of steps.
+def published_beside(run: Run) -> tuple[float | None, str | None, str | None]:
+    """Published test error of this network by the same recipe, its source, and what these runs do
+    otherwise; None three times if there is none.
     """
-    nothing = (None, None, None)
-    data = str(run.record["data"].get("name"))
-    comparable = (
-        data in ("cifar10", "cifar10-jpeg")
-        and run.setting("recipe") == "he2015"
-        and run.setting("width") == 16
-        and run.setting("arch.unit") == "basic"
-        and run.arch in PUBLISHED_NAMES
-        and not set(run.extras) - {"steps"}
-    )
-    if not comparable:
-        return nothing
-    network = PUBLISHED_NAMES[run.arch].format(depth=run.depth)
-    found = [
-        row
-        for row in published_rows()
-        if row["network"] == network
-        and row["dataset"] == "cifar10+"
-        and row["metric"] in PUBLISHED_METRICS
-        and _same_size(row["params_millions"], run.record.get("parameters"))
-    ]
-    if not found:
-        return nothing
-    metrics = list(PUBLISHED_METRICS)
-    best = min(
-        found, key=lambda row: (VERIFIED.index(row["verified"]), metrics.index(row["metric"]))
-    )
+    row = best(run)
+    if row is None:
+        return None, None, None
     remarks = []
-    if data == "cifar10-jpeg":
+    if run.data == "cifar10-jpeg":
         remarks.append("published on CIFAR-10; these runs used a JPEG re-encoding of it")
     if run.setting("steps") != PUBLISHED_STEPS:
         remarks.append(
             f"published after {PUBLISHED_STEPS:,} steps; these runs took {run.setting('steps'):,}"
         )
-    source = f"{best['source']}, {PUBLISHED_METRICS[best['metric']]}"
-    return float(best["value"]), source, "; ".join(remarks) or None
-
-
-def _same_size(millions: str, parameters: int | None) -> bool:
-    """Whether a rounded count, such as 0.85, is of this network: other networks share names."""
-    if not millions or not parameters:
-        return False
-    return abs(float(millions) * 1e6 / parameters - 1) < 0.05
+    statistic, _, _ = TEST_METRICS[row["metric"]]
+    return float(row["value"]), f"{row['source']}, {statistic}", "; ".join(remarks) or None
 
 
 # --- how they are written
@@ -210,64 +157,58 @@ def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
 
     csv and json hold the numbers of ``rows`` in full; the others are rounded, with footnotes.
     """
-    writers: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
-        "text": _text,
-        "markdown": _markdown,
-        "csv": _csv,
-        "latex": _latex,
-        "json": _json,
-    }
-    if form not in writers:
+    if form not in FORMS:
         raise UsageError(f"a table has no form {form}. Choose one of {', '.join(FORMS)}.")
-    return writers[form](rows)
+    if form == "json":
+        return json.dumps(list(rows), indent=1)
+    if form == "csv":
+        buffer = io.StringIO()
+        names = list(rows[0] if rows else Line.__dataclass_fields__)
+        writer = csv.DictWriter(buffer, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue().rstrip("\n")
+    writers = {"text": _text, "markdown": _markdown, "latex": _latex}
+    return writers[form](*_cells(rows))
 
 
-def _json(rows: Sequence[dict[str, Any]]) -> str:
-    return json.dumps(list(rows), indent=1)
+def spread(mean: float | None, sd: float | None) -> str:
+    """A mean and, where there is one, its standard deviation in brackets."""
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    names = list(rows[0] if rows else Line.__dataclass_fields__)
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().rstrip("\n")
+def _failures(row: dict[str, Any]) -> str:
+    failures = row["collapsed"] + row["diverged"] + row["failed"]
+    unfinished = f", {row['unfinished']} unfinished" if row["unfinished"] else ""
+    return f"{failures} of {row['runs']}{unfinished}"
 
 
-#: Headings; a text table breaks them at the bar.
-HEADINGS = (
-    "|experiment",
-    "|network",
-    "|depth",
-    "|parameters",
-    "|seeds",
-    "clean training|error % (sd)",
-    "training|error %",
-    "test|error % (sd)",
-    "test|IoU % (sd)",
-    "clean|loss",
-    "|failures",
-    "published|test error %",
-)
-
-#: Headings beside published errors: ours, theirs, and what lies between.
-PUBLISHED_HEADINGS = (
-    "|experiment",
-    "|network",
-    "|depth",
-    "|seeds",
-    "clean training|error % (sd)",
-    "training|error %",
-    "test|error % (sd)",
-    "|failures",
-    "published|test % (sd)",
-    "published|training %",
-    "test|difference",
-    "|z",
-    "published|by",
-)
+#: Headings, which a text table breaks at the bar, and what stands below them.
+OURS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "|experiment": lambda row: str(row["name"]),
+    "|network": lambda row: str(row["series"]),
+    "|depth": lambda row: str(row["depth"]),
+    "|parameters": lambda row: "" if row["parameters"] is None else f"{row['parameters']:,}",
+    "|seeds": lambda row: str(row["seeds"]),
+    "clean training|error % (sd)": lambda row: spread(
+        row["clean_train_error"], row["clean_train_error_sd"]
+    ),
+    "training|error %": lambda row: spread(row["train_error"], None),
+    "test|error % (sd)": lambda row: spread(row["test_error"], row["test_error_sd"]),
+    "test|IoU % (sd)": lambda row: spread(row["test_iou"], row["test_iou_sd"]),
+    "clean|loss": lambda row: (
+        "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}"
+    ),
+    "|failures": _failures,
+}
+#: Columns of ours that make room for published errors.
+LEFT_OUT = ("|parameters", "test|IoU % (sd)", "clean|loss")
+THEIRS = ("published|test % (sd)", "published|training %", "test|difference", "|z", "published|by")
 WORD_HEADINGS = ("|experiment", "|network", "published|by")  # to the left; numbers to the right
+#: Columns that are left out where every cell is empty begin so.
+OPTIONAL = ("published|", "|z", "test|difference", "test|IoU")
 
 Z_NOTE = (
     "z: ours minus theirs over the root of the summed squared standard errors, sd^2 / n of each "
@@ -284,8 +225,12 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], 
     """Headings and body without needless columns, and footnotes."""
     notes: list[str] = []
     beside = bool(rows) and "z" in rows[0]
-    headings = PUBLISHED_HEADINGS if beside else HEADINGS
-    body = _bodies_beside(rows, notes) if beside else [_body(row, notes) for row in rows]
+    if beside:
+        ours = [heading for heading in OURS if heading not in LEFT_OUT]
+        headings, body = [*ours, *THEIRS], _bodies_beside(rows, ours, notes)
+    else:
+        headings = [*OURS, "published|test error %"]
+        body = [[*_ours(row, OURS), published_cell(row, notes)] for row in rows]
     footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     if any(row["diverged"] for row in rows):
         footnotes.append("A diverged run counts at chance.")
@@ -295,60 +240,33 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], 
         footnotes.append(Z_NOTE)
     if beside and any(row["published_bound"] for row in rows):
         footnotes.append(BOUND_NOTE)
-    needless = {0} if len({row["name"] for row in rows}) < 2 else set()
-    optional = ("published|", "|z", "test|difference", "test|IoU")
-    for column, word in enumerate(headings):
-        if word.startswith(optional) and not any(cells[column] for cells in body):
-            needless.add(column)
-    keep = [column for column in range(len(headings)) if column not in needless]
+    one_experiment = len({row["name"] for row in rows}) < 2
+    keep = [
+        column
+        for column, heading in enumerate(headings)
+        if not (heading == "|experiment" and one_experiment)
+        and not (heading.startswith(OPTIONAL) and not any(cells[column] for cells in body))
+    ]
     heading = [headings[column] for column in keep]
     return heading, [[cells[column] for column in keep] for cells in body], footnotes
 
 
-def _failures(row: dict[str, Any]) -> str:
-    failures = row["collapsed"] + row["diverged"] + row["failed"]
-    unfinished = f", {row['unfinished']} unfinished" if row["unfinished"] else ""
-    return f"{failures} of {row['runs']}{unfinished}"
+def _ours(row: dict[str, Any], headings: Iterable[str]) -> list[str]:
+    return [OURS[heading](row) for heading in headings]
 
 
-def _body(row: dict[str, Any], notes: list[str]) -> list[str]:
-    """The cells of ``HEADINGS``."""
-    return [
-        row["name"],
-        row["series"],
-        str(row["depth"]),
-        "" if row["parameters"] is None else f"{row['parameters']:,}",
-        str(row["seeds"]),
-        spread(row["clean_train_error"], row["clean_train_error_sd"]),
-        spread(row["train_error"], None),
-        spread(row["test_error"], row["test_error_sd"]),
-        spread(row["test_iou"], row["test_iou_sd"]),
-        "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}",
-        _failures(row),
-        published_cell(row, notes),
-    ]
-
-
-def _bodies_beside(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[list[str]]:
-    """The cells of ``PUBLISHED_HEADINGS``; a network's own are empty after its first line."""
+def _bodies_beside(
+    rows: Sequence[dict[str, Any]], headings: Sequence[str], notes: list[str]
+) -> list[list[str]]:
+    """Ours and theirs; a network's own cells are empty after its first line."""
     bodies = []
-    before: tuple[Any, ...] = ()
+    before: list[str] = []
     for row in rows:
-        ours = [
-            row["name"],
-            row["series"],
-            str(row["depth"]),
-            str(row["seeds"]),
-            spread(row["clean_train_error"], row["clean_train_error_sd"]),
-            spread(row["train_error"], None),
-            spread(row["test_error"], row["test_error_sd"]),
-            _failures(row),
-        ]
+        ours = _ours(row, headings)
         # Two folders may hold equal names: a new network begins where its first source does.
-        key = (row["name"], row["series"], row["depth"], *ours)
-        again = key == before and row["published_source"] is not None
+        again = ours == before and row["published_source"] is not None
         bodies.append([*([""] * len(ours) if again else ours), *_theirs(row, notes)])
-        before = key
+        before = ours
     return bodies
 
 
@@ -376,13 +294,6 @@ def _mark(note: str, notes: list[str]) -> str:
     return f"[{notes.index(note) + 1}]"
 
 
-def spread(mean: float | None, sd: float | None) -> str:
-    """A mean and, where there is one, its standard deviation in brackets."""
-    if mean is None:
-        return ""
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
-
-
 def published_cell(row: dict[str, Any], notes: list[str]) -> str:
     """The published value with the number of its footnote, which is added to ``notes`` once."""
     if row["published_test_error"] is None:
@@ -391,16 +302,11 @@ def published_cell(row: dict[str, Any], notes: list[str]) -> str:
     return f"{row['published_test_error']:.2f} {_mark(note, notes)}"
 
 
-def _is_words(heading: str) -> bool:
-    return heading in WORD_HEADINGS
-
-
-def _text(rows: Sequence[dict[str, Any]]) -> str:
+def _text(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
     """Aligned columns, headings broken over two lines where that makes them narrower."""
-    heading, body, footnotes = _cells(rows)
     tops, bottoms = zip(*(word.split("|") for word in heading), strict=True)
     lines = [list(tops), list(bottoms), *body]
-    widths = [max(len(cells[column]) for cells in lines) for column in range(len(heading))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     written = [
         "  ".join(
             cell.ljust(width) if _is_words(word) else cell.rjust(width)
@@ -416,49 +322,54 @@ def _joined(heading: str) -> str:
     return heading.replace("|", " ").strip()
 
 
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    heading, body, footnotes = _cells(rows)
-    rule = [":--" if _is_words(word) else "--:" for word in heading]
-    lines = ["| " + " | ".join(_piped(cell) for cell in cells) + " |" for cells in body]
-    head = ["| " + " | ".join(_joined(word) for word in heading) + " |", "|" + "|".join(rule) + "|"]
+def _is_words(heading: str) -> bool:
+    return heading in WORD_HEADINGS
+
+
+def _markdown(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
+    rule = "|".join(":--" if _is_words(word) else "--:" for word in heading)
+    head = " | ".join(map(_joined, heading))
+    lines = [f"| {' | '.join(map(_piped, cells))} |" for cells in body]
     below = ["", *(f"{note}  " for note in footnotes)] if footnotes else []
-    return "\n".join([*head, *lines, *below]).rstrip()
+    return "\n".join([f"| {head} |", f"|{rule}|", *lines, *below]).rstrip()
 
 
 def _piped(cell: str) -> str:
     return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{letter: "\\" + letter for letter in "&%$#_{}"},
-}
+LATEX_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        **{letter: "\\" + letter for letter in "&%$#_{}"},
+    }
+)
 
 
 def escape_latex(text: str) -> str:
     """``text`` with the letters that LaTeX gives a meaning made harmless."""
-    return "".join(LATEX_ESCAPES.get(letter, letter) for letter in text)
+    return text.translate(LATEX_ESCAPES)
 
 
-def _latex(rows: Sequence[dict[str, Any]]) -> str:
-    heading, body, footnotes = _cells(rows)
+def _latex(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
     columns = "".join("l" if _is_words(word) else "r" for word in heading)
-    lines = [" & ".join(escape_latex(cell) for cell in cells) + r" \\" for cells in body]
-    below = [r"\par\noindent\footnotesize " + escape_latex(note) for note in footnotes]
+    lines = [
+        " & ".join(map(escape_latex, cells)) + r" \\" for cells in (map(_joined, heading), *body)
+    ]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(escape_latex(_joined(word)) for word in heading) + r" \\",
+            lines[0],
             r"\midrule",
-            *lines,
+            *lines[1:],
             r"\bottomrule",
             r"\end{tabular}",
-            *below,
+            *(r"\par\noindent\footnotesize " + escape_latex(note) for note in footnotes),
         ]
     )
