@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -417,8 +416,8 @@ def explain(
     from resexp.config import compose
 
     if not overrides:
-        example = explaining.example()
-        found, words = asdict(example), explaining.example_text(example)
+        found = explaining.example()
+        words = explaining.example_text(found)
     else:
         explanation = explaining.explain(compose(overrides))
         found, words = explanation.as_dict(), explaining.text(explanation, full)
@@ -502,7 +501,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the steps of training, against an ordinary PyTorch loop and against the device."""
+    """Time the steps of training, against a baseline PyTorch loop and against the device."""
     from resexp.bench import steps as benchmark
     from resexp.config import compose
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_trace import Two
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 import resexp
 from resexp import models
-from resexp.bench import baseline as ordinary
+from resexp.bench import baseline, roofline
 from resexp.bench import steps as bench
-from resexp.bench.steps import EVERY, Loop, clock, digits, planned, roofline, text
+from resexp.bench.cases import Case, planned
+from resexp.bench.steps import digits, text
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
@@ -62,20 +65,6 @@ def test_flops_of_a_step_are_those_that_torch_counts(depth: int, gflop: float) -
     assert round(work.flops / 1e9, 2) == gflop
 
 
-class Two(nn.Module):
-    """Two convolutions and a classifier, to be counted by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)  # 108 weights
-        self.second = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)  # 288
-        self.classifier = nn.Linear(8, 10)  # 90
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(relu(self.second(self.first(x))).mean((2, 3)))
-        return logits
-
-
 @pytest.mark.parametrize(
     ("precision", "width", "weights"),
     [(Precision.fp32, 4, 4), (Precision.bf16, 2, 4), (Precision.fp64, 8, 8)],
@@ -83,109 +72,114 @@ class Two(nn.Module):
 def test_the_least_work_of_a_tiny_network_is_what_a_hand_counts(
     precision: Precision, width: int, weights: int
 ) -> None:
-    network = Two()
-    network.to(roofline.weights_type(Precision.fp32))
     elements = 2 * (3 * 64 + 4 * 64) + 3 * (4 * 64 + 8 * 16) + 3 * (8 + 10)
     products = 2 * (64 * 108) + 3 * (16 * 288) + 3 * 80
-    work = roofline.least_work(network, 3, (8, 8), 5, precision)
+    work = roofline.least_work(Two(), 3, (8, 8), 5, precision)
     assert work.bytes == 5 * elements * width + 6 * (108 + 288 + 90) * weights
     assert work.flops == 5 * 2 * products
 
 
-def test_counting_leaves_the_network_as_it_was() -> None:
-    network = residual(8).train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    roofline.least_work(network, 3, (32, 32), 2, Precision.fp32)
-    assert network.training
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not any(module._forward_hooks for module in network.modules())
-
-
 def test_the_roof_is_the_higher_of_two_times() -> None:
-    peak = roofline.Peak(flops=100.0, bytes=10.0)
-    assert peak.seconds(roofline.Work(flops=500, bytes=20)) == 5
-    assert peak.seconds(roofline.Work(flops=500, bytes=80)) == 8
+    peak = roofline.Amount(flops=100.0, bytes=10.0)
+    assert roofline.Amount(flops=500, bytes=20).seconds(peak) == 5
+    assert roofline.Amount(flops=500, bytes=80).seconds(peak) == 8
 
 
-def test_peaks_are_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_peaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Peaks of this device in a moment."""
     monkeypatch.setattr(roofline, "MEASURED", 0.02)
-    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**24})
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**22})
     monkeypatch.setattr(roofline, "SIDE", {"cpu": 256})
-    peak = roofline.peak(Precision.fp32, CPU)
+    roofline.peak.cache_clear()
+    yield
+    roofline.peak.cache_clear()
+
+
+def test_peaks_are_of_this_device_and_of_random_numbers(
+    small_peaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: (seen.append((a, b)), real(a, b, out=out)))
+    peak = roofline.peak(Precision.fp32, 1, CPU)
     assert 1e8 < peak.flops < 1e14  # what any computer of these decades does
     assert 1e7 < peak.bytes < 1e13
+    assert all(0.9 < one.std() < 1.1 for one in seen[0])
 
 
 # --- what is timed
 
 
-def test_evaluations_are_outside_the_clock(few_digits: Images) -> None:
-    """Each step takes a second of a pretended clock and each evaluation a hundred."""
-    now = 0.0
-
-    def turns() -> Any:
-        nonlocal now
-        step = 0
-        while True:
-            step += 1
-            now += 101 if step % EVERY == 0 else 1
-            yield
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.time, "perf_counter", lambda: now)
-        loop = Loop(turns())
-        assert clock([loop], 3 * EVERY, CPU) == 3 * EVERY
-        assert loop.taken == 3 * EVERY + 3  # the three that evaluate are extra
-        both = [Loop(turns()), Loop(turns())]
-        assert clock(both, EVERY, CPU) == 2 * EVERY
+def tiny_case(images: Images) -> Case:
+    return Case("residual-8", "eager", compose([*TINY, "eval_every=2"]), images, "residual-8")
 
 
-def test_the_steps_that_evaluate_are_those_that_the_clock_leaves_out(
+def test_a_timed_step_is_a_step_of_fit_and_none_evaluates(
     few_digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "EVERY", 4)
-    settings = compose([*TINY, "engine=eager"])
-    loop = bench.loop(bench.Case("residual-8", "eager", settings), few_digits)
-    rows = [next(loop.turns) is not None for _ in range(12)]
-    assert rows == [False, False, False, True] * 3
-
-
-def test_a_timed_step_is_a_step_of_fit(few_digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     real = fitting.train_step
     monkeypatch.setattr(
         fitting, "train_step", lambda *arguments: (taken.append(1), real(*arguments))
     )
-    loop = bench.loop(
-        bench.Case("residual-8", "eager", compose([*TINY, "engine=eager"])), few_digits
-    )
-    clock([loop], 5, CPU)
-    assert len(taken) == loop.taken == 5
+    monkeypatch.delattr(fitting, "evaluation")
+    turns = bench.loop(tiny_case(few_digits), Engine.eager)
+    assert [next(turns) for _ in range(5)] == [None] * 5
+    assert len(taken) == 5
+
+
+def test_windows_are_steps_of_every_loop_in_turn(
+    few_digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of two loops take 10 and 20 ms of a pretended clock; the first are not timed."""
+    now, order = 0.0, []
+
+    def loop(case: Case, engine: Engine) -> Iterator[None]:
+        nonlocal now
+        for step in itertools.count():
+            now += case.job.settings.width / 1000 + (100 if step < 2 else 0)
+            order.append(case.job.settings.width)
+            yield
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(bench, "loop", loop)
+    monkeypatch.setattr(bench, "own_stream", lambda cases: contextlib.nullcontext())
+    both = [
+        Case("", "eager", compose(["data=digits", f"width={width}"]), few_digits, "")
+        for width in (10, 20)
+    ]
+    timing = bench.timed(both, seconds=3.0)
+    assert timing["milliseconds"] == pytest.approx(30)
+    assert timing["milliseconds_least"] == pytest.approx(timing["milliseconds_greatest"])
+    assert timing["memory_mb"] is None
+    assert order == [10, 20] * (len(order) // 2)
+    assert now == pytest.approx(400 + 3.5, abs=0.2)  # half a second to find out what a window holds
 
 
 @forks
-def test_the_ordinary_loop_learns_the_same_network(few_digits: Images) -> None:
+def test_the_baseline_loop_learns_the_same_network(few_digits: Images) -> None:
     settings = Settings(depth=8, width=4, batch_size=20, lr=0.1, crop_padding=1, flip=True)
     losses = []
     torch.manual_seed(0)  # of the order
 
     with pytest.MonkeyPatch.context() as patch:
-        real = ordinary.cross_entropy
+        real = baseline.cross_entropy
 
         def noted(logits: Tensor, labels: Tensor) -> Tensor:
             assert logits.shape == (20, 10)
             losses.append(real(logits, labels).item())
             return real(logits, labels)
 
-        patch.setattr(ordinary, "cross_entropy", noted)
-        turns = ordinary.steps(settings, few_digits, workers=1)
+        patch.setattr(baseline, "cross_entropy", noted)
+        turns = baseline.steps(settings, few_digits, workers=1)
         for _ in range(40):
             next(turns)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
 def test_pictures_are_the_images(few_digits: Images) -> None:
-    pictures = ordinary.Pictures(few_digits.train_images, few_digits.train_labels, Settings())
+    pictures = baseline.Pictures(few_digits.train_images, few_digits.train_labels, Settings())
     image, label = pictures[3]
     expected = few_digits.train_images[3].permute(2, 0, 1) / 255
     assert torch.allclose(image, (expected - 0.5) / 0.25)
@@ -195,32 +189,31 @@ def test_pictures_are_the_images(few_digits: Images) -> None:
 # --- what is planned
 
 
-def cases(*words: str) -> list[tuple[str, str, str]]:
-    plan = planned(words, compose)
-    return [(one.network, one.engine, one.job.settings.precision) for one in plan.cases]
+def loops(*words: str) -> list[tuple[str, str]]:
+    return [(one.network, one.engine) for one in planned(words, compose).cases]
 
 
 def test_nothing_typed_is_residual_in_the_paper_s_shapes() -> None:
     plan = planned(["device=cpu"], compose)
     assert [(one.network, one.engine) for one in plan.cases] == [
-        ("residual-8", "ordinary"),
+        ("residual-8", "baseline"),
         ("residual-8", "eager"),
-        ("residual-20", "ordinary"),
+        ("residual-20", "baseline"),
         ("residual-20", "eager"),
     ]
     settings = plan.cases[0].job.settings
     assert (settings.batch_size, settings.crop_padding, settings.flip) == (128, 4, True)
-    images = bench.images_of(plan.cases[0].job, plan)
+    images = plan.cases[0].images
     assert images.train_images.shape[1:] == (32, 32, 3) and images.name == "noise"
     assert [why.partition(" ")[0] for why in plan.left_out] == ["engine=graph", "engine=triton"]
 
 
-def test_one_ordinary_loop_stands_beside_all_that_do_its_work() -> None:
-    found = cases("device=cpu", "depth=8", "seed=0,1", "arch=plain,residual", "width=2")
-    assert [(network, engine) for network, engine, _ in found] == [
-        ("plain-8 seed=0", "ordinary"),
+def test_one_baseline_loop_stands_beside_all_that_do_its_work() -> None:
+    words = ["device=cpu", "depth=8", "seed=0,1", "arch=plain,residual", "width=2"]
+    assert loops(*words) == [
+        ("plain-8 seed=0", "baseline"),
         ("plain-8 seed=0", "eager"),
-        ("residual-8 seed=0", "ordinary"),
+        ("residual-8 seed=0", "baseline"),
         ("residual-8 seed=0", "eager"),
         ("plain-8 seed=1", "eager"),
         ("residual-8 seed=1", "eager"),
@@ -230,9 +223,8 @@ def test_one_ordinary_loop_stands_beside_all_that_do_its_work() -> None:
 def test_an_experiment_brings_its_own_recipe_and_images() -> None:
     plan = planned(["experiment=digits", "depth=8", "device=cpu"], compose)
     assert plan.cases[0].job.settings.batch_size == 64
-    images = bench.images_of(plan.cases[0].job, plan)
+    images = plan.cases[0].images
     assert (images.name, images.train_images.shape[1:]) == ("digits", (8, 8, 1))
-    assert len(images.test_images) == bench.EXAMINED
 
 
 @pytest.mark.parametrize(
@@ -242,7 +234,7 @@ def test_an_experiment_brings_its_own_recipe_and_images() -> None:
         (["depth=21"], "depth=21"),
         (["dpeth=20"], "Did you mean depth?"),
         (["engine=fast"], "engine"),
-        (["experiment=blobs", "arch=unet", "depth=23"], "learns masks"),
+        (["experiment=blobs", "arch=unet", "depth=23"], "segmentation"),
         (["experiment=blobs", "depth=8"], "has masks"),
         (["data=digits", "batch_size=1438", "device=cpu"], "1,437 images"),
         (["device=cpu,auto"], "device has several values"),
@@ -260,8 +252,12 @@ def test_what_cannot_be_measured_is_refused_in_a_line(words: list[str], said: st
 # --- what is said
 
 
+#: The keys of a row that the table does not show.
+ROW = {"arch", "depth", "gb", "roofline_milliseconds"}
+
+
 def row(**given: Any) -> dict[str, Any]:
-    """A row of a GPU."""
+    """A row of a GPU, as far as the table shows it."""
     usual = {
         "network": "residual-20",
         "engine": "graph",
@@ -274,7 +270,7 @@ def row(**given: Any) -> dict[str, Any]:
         "milliseconds_least": 1.2,
         "milliseconds_greatest": 1.5,
         "images_per_second": 102_400.0,
-        "times_ordinary": 12.34,
+        "times_baseline": 12.34,
         "gflop": 31.03,
         "tflop_per_second": 24.8,
         "gb_per_second": 232.0,
@@ -302,13 +298,13 @@ def result(rows: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
 
 def test_the_table_says_what_was_measured() -> None:
     first = row(
-        engine="ordinary",
+        engine="baseline",
         precision="fp32",
         milliseconds=15.43,
         milliseconds_least=14.0,
         milliseconds_greatest=123.0,
         images_per_second=8_296.0,
-        times_ordinary=1.0,
+        times_baseline=1.0,
         tflop_per_second=2.01,
         gb_per_second=37.2,
         share_of_roofline=0.035,
@@ -331,11 +327,11 @@ peak of bf16: 788 TFLOP/s in a matrix product, 4,300 GB/s in a copy
 
 residual-20   batch 128 of 32x32x3, noise, 31.0 GFLOP a step
                  ms/step        range   images/s   times  TFLOP/s    GB/s  roofline  kernels      MB
-  ordinary fp32     15.4     14.0-123      8,296    1.00     2.01    37.2     3.5 %        -     310
+  baseline fp32     15.4     14.0-123      8,296    1.00     2.01    37.2     3.5 %        -     310
   graph bf16        1.25    1.20-1.50    102,400   12.34     24.8     232     5.4 %      290     310
 
 2 networks in lockstep (graph bf16): 180,000 images/s, 1.76 times one after another, 620 MB
-residual-20: 12.3 times the ordinary loop (graph bf16)
+residual-20: 12.3 times the baseline loop (graph bf16)
 left out: no triton.
 failed: a: b"""
     )
@@ -351,11 +347,7 @@ def test_numbers_have_three_digits(value: float, said: str) -> None:
 
 
 @forks
-def test_a_tiny_benchmark_prints_json_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roofline, "MEASURED", 0.01)
-    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**24})
+def test_a_tiny_benchmark_prints_json_and_nothing_else(tmp_path: Path, small_peaks: None) -> None:
     output = tmp_path / "bench.json"
     words = [*TINY, "device=cpu", "--json", "--seconds", "0.02", "--output", str(output)]
     code, out, err = call("bench", *words)
@@ -367,32 +359,31 @@ def test_a_tiny_benchmark_prints_json_and_nothing_else(
         *("lockstep", "left_out", "failed", "environment"),
     }
     one, other = found["rows"]
-    assert set(one) == set(bench.Row.__slots__) == set(other)
-    assert (one["engine"], other["engine"], other["precision"]) == ("ordinary", "eager", "fp32")
+    assert set(one) == set(other) == set(row()) | ROW
+    assert (one["engine"], other["engine"], other["precision"]) == ("baseline", "eager", "fp32")
     assert (other["batch"], other["image"], other["threads"]) == (8, [8, 8, 1], 1)
-    assert one["times_ordinary"] == 1
-    assert other["times_ordinary"] == one["milliseconds"] / other["milliseconds"]
+    assert one["times_baseline"] == 1
+    assert other["times_baseline"] == one["milliseconds"] / other["milliseconds"]
     assert other["kernels"] is other["memory_mb"] is None
-    for row in (one, other):
-        least, greatest = row["milliseconds_least"], row["milliseconds_greatest"]
-        assert 0 < least <= row["milliseconds"] <= greatest
-        seconds = row["milliseconds"] / 1000
-        assert row["images_per_second"] == pytest.approx(8 / seconds)
-        assert row["tflop_per_second"] == pytest.approx(row["gflop"] / 1000 / seconds)
-        assert row["gb_per_second"] == pytest.approx(row["gb"] / seconds)
-        share = row["roofline_milliseconds"] / row["milliseconds"]
-        assert row["share_of_roofline"] == pytest.approx(share)
-        (peak,) = found["peaks"]
-        rates = row["gflop"] / peak["tflop_per_second"], 1000 * row["gb"] / peak["gb_per_second"]
-        assert row["roofline_milliseconds"] == pytest.approx(max(rates))
+    (peak,) = found["peaks"]
+    for some in (one, other):
+        least, greatest = some["milliseconds_least"], some["milliseconds_greatest"]
+        assert 0 < least <= some["milliseconds"] <= greatest
+        seconds = some["milliseconds"] / 1000
+        assert some["images_per_second"] == pytest.approx(8 / seconds)
+        assert some["tflop_per_second"] == pytest.approx(some["gflop"] / 1000 / seconds)
+        assert some["gb_per_second"] == pytest.approx(some["gb"] / seconds)
+        share = some["roofline_milliseconds"] / some["milliseconds"]
+        assert some["share_of_roofline"] == pytest.approx(share)
+        rates = some["gflop"] / peak["tflop_per_second"], 1000 * some["gb"] / peak["gb_per_second"]
+        assert some["roofline_milliseconds"] == pytest.approx(max(rates))
     assert found["environment"]["torch"] == torch.__version__
     assert "residual-8: " in text(found) and "eager fp32" in text(found)
 
 
 @forks
 def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    peak = roofline.Peak(1e12, 1e10)
-    monkeypatch.setattr(roofline, "peak", lambda precision, device: peak)
+    monkeypatch.setattr(roofline, "peak", lambda *arguments: roofline.Amount(1e12, 1e10))
 
     def broken(*arguments: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory\nand more")
@@ -400,7 +391,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bench, "fit", broken)
     code, out, _ = call("bench", *TINY, "device=cpu", "--seconds", "0.01")
     assert code == 1
-    assert "ordinary fp32" in out
+    assert "baseline fp32" in out
     assert out.splitlines()[-1] == "failed: residual-8 eager: out of memory"
 
 
@@ -419,7 +410,7 @@ def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
     group = os.getpgid(process.pid)
     deadline = time.monotonic() + 60
     while len(members(group)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)  # until there is a worker of the ordinary loop
+        time.sleep(0.1)  # until there is a worker of the baseline loop
     time.sleep(0.3)
     os.killpg(group, signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -448,7 +439,7 @@ def test_a_gpu_s_engines_are_timed_counted_and_set_against_its_peaks() -> None:
     code, out, _ = call("bench", *words, "--json", "--seconds", "0.5")
     found = json.loads(out)
     assert (code, found["failed"]) == (0, [])
-    assert [row["engine"] for row in found["rows"]] == ["ordinary", "eager", "graph"] * 2
+    assert [row["engine"] for row in found["rows"]] == ["baseline", "eager", "graph"] * 2
     eager, graph = found["rows"][1:3]
     assert eager["kernels"] == pytest.approx(graph["kernels"], abs=5)  # one step, twice told
     assert graph["milliseconds"] < eager["milliseconds"]

@@ -83,7 +83,7 @@ def steps(settings: Settings, data: Images, workers: int) -> Iterator[None]:
 
 
 @contextmanager
-def unset() -> Iterator[None]:
+def torch_defaults() -> Iterator[None]:
     """Inside, PyTorch's own choices for convolutions on a GPU, which a run does not take."""
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.benchmark

@@ -6,15 +6,16 @@ the peak rate, nor than its bytes at the peak bandwidth.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resexp import models
+from resexp.models.trace import one_pass
 from resexp.settings import Precision
 from resexp.train.device import wait
 from resexp.train.precision import weights_type
@@ -23,29 +24,20 @@ MOVES = 6  # of a parameter in a step: weight, gradient and velocity, each read 
 WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product shows the peak rate
-COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, more than a cache holds
+COPIED = {"cpu": 2**26, "cuda": 2**28}  # floats, more than a cache holds
 MEASURED = 0.3  # seconds of each peak; the best of at least REPEATS
 REPEATS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The least that one step of training can be."""
+class Amount(NamedTuple):
+    """What a step must do at the least, or what a device does in a second."""
 
-    flops: int  # forward, data gradients and weight gradients, two for a multiply-add
-    bytes: int
+    flops: float  # two for a multiply-add
+    bytes: float  # read and written
 
-
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """What a device does a second, measured."""
-
-    flops: float  # in a large matrix product
-    bytes: float  # read and written, in a large copy
-
-    def seconds(self, work: Work) -> float:
+    def seconds(self, peak: Amount) -> float:
         """The time below which no step with this much to do can come."""
-        return max(work.flops / self.flops, work.bytes / self.bytes)
+        return max(self.flops / peak.flops, self.bytes / peak.bytes)
 
 
 def type_of(precision: Precision) -> torch.dtype:
@@ -55,8 +47,8 @@ def type_of(precision: Precision) -> torch.dtype:
 
 def least_work(
     network: nn.Module, channels: int, size: tuple[int, int], batch: int, precision: Precision
-) -> Work:
-    """What a step on ``batch`` images must do, from one image sent through ``network`` on the CPU.
+) -> Amount:
+    """What a step on ``batch`` images must do, from one image sent through ``network``.
 
     FLOPs: the multiply-adds of the forward pass, twice each, once more for the gradient of the
     weights and once more for that of the layer's input, which the first layer has no use for.
@@ -71,44 +63,40 @@ def least_work(
     A network that draws which of its branches take part counts as whole.
     """
     flops = elements = 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal flops, elements
-        passes = 3 if inputs[0].requires_grad else 2
-        flops += 2 * passes * models.multiply_adds(layer, inputs[0], output)
-        if isinstance(layer, WITH_WEIGHTS):
-            elements += passes * (inputs[0].numel() + output.numel())
-
-    handles = [layer.register_forward_hook(add) for layer in network.modules()]
-    training = network.training
-    network.eval()(torch.zeros(1, channels, *size))
-    network.train(training)
-    for handle in handles:
-        handle.remove()
+    passes = 2  # the first layer's; the inputs of the others have gradients, too
+    for call in one_pass(network, channels, size).walk():
+        flops += 2 * passes * call.multiply_adds
+        if isinstance(call.module, WITH_WEIGHTS):
+            elements += passes * call.values
+            passes = 3
     moved = MOVES * models.count(network) * weights_type(precision).itemsize
-    return Work(batch * flops, batch * elements * type_of(precision).itemsize + moved)
+    return Amount(batch * flops, batch * elements * type_of(precision).itemsize + moved)
 
 
-def peak(precision: Precision, device: torch.device) -> Peak:
-    """The best of some products and some copies; takes about a second."""
+@cache
+def peak(precision: Precision, threads: int, device: torch.device) -> Amount:
+    """The best of some large products and copies on as many threads as torch has; about a second.
+
+    The numbers are random: a GPU draws less power for ones and zeros, and multiplies them faster.
+    """
     side, copied = SIDE[device.type], COPIED[device.type]
-    left, right = torch.ones(2, side, side, dtype=type_of(precision), device=device)
+    left, right = torch.randn(2, side, side, device=device).to(type_of(precision))
     product = torch.empty_like(left)
     flops = 2 * side**3 / best(lambda: torch.mm(left, right, out=product), device)
-    source = torch.ones(copied, dtype=torch.uint8, device=device)
+    source = torch.randn(copied, device=device)
     target = torch.empty_like(source)
-    return Peak(flops, 2 * copied / best(lambda: target.copy_(source), device))
+    return Amount(flops, 2 * source.nbytes / best(lambda: target.copy_(source), device))
 
 
 def best(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of several turns, after one that does not count."""
-    act()
-    wait(device)
-    fastest, turns, end = math.inf, 0, time.perf_counter() + MEASURED
-    while turns < REPEATS or time.perf_counter() < end:
+    """Seconds of the fastest of several turns, after one that does not count.
+
+    (torch.utils.benchmark prints warnings about CUDA where there is none.)
+    """
+    spent: list[float] = []
+    while len(spent) <= REPEATS or sum(spent) < MEASURED:
         started = time.perf_counter()
         act()
         wait(device)
-        fastest = min(fastest, time.perf_counter() - started)
-        turns += 1
-    return fastest
+        spent.append(time.perf_counter() - started)
+    return min(spent[1:])

@@ -1,4 +1,4 @@
-"""``resexp bench``: how fast the steps of training are, against an ordinary loop and the device.
+"""``resexp bench``: how fast the steps of training are, against a baseline loop and the device.
 
 Every combination of the settings typed, with every engine that the device has, is timed as a run
 takes its steps (resexp.train.fit, batches included, evaluations left out), and beside it the same
@@ -7,135 +7,38 @@ network in the loop of a tutorial (resexp.bench.baseline), in the same process, 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
-from torch.profiler import ProfilerActivity, profile
 
-from resexp import data as sets
 from resexp import models
-from resexp.bench import baseline as ordinary
-from resexp.bench import roofline
-from resexp.data import Images
-from resexp.data.stream import Streamed, workers
+from resexp.bench import baseline, roofline
+from resexp.bench.cases import BASELINE, Case, groups, planned
+from resexp.data.stream import workers
 from resexp.launch.progress import talk
-from resexp.runs import run as task
 from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import finite, first_line, write_atomically
-from resexp.settings import Engine, Job, Precision, UsageError
-from resexp.settings.choices import alternatives
-from resexp.train.device import check_precision, choose_device, prepare, threads_for, wait
-from resexp.train.engine.graph import WARM, check_engine, check_repeats
+from resexp.runs.run import now
+from resexp.settings import Engine, Job, UsageError
+from resexp.train.device import wait
+from resexp.train.engine.graph import WARM
 from resexp.train.fit import begin, fit
 
-#: What is measured unless other values are typed.
-USUAL = ["arch=residual", "recipe=he2015"]
-USUAL_ON = {"cpu": ["depth=8,20"], "cuda": ["depth=20,56", "precision=fp32,bf16"]}
-NOISE, SHAPE, CLASSES = 10_000, (32, 32, 3), 10  # images, unless a set is typed: CIFAR-10's form
-EVERY = 500  # steps between evaluations, as in He et al. 2015's recipe
-FOR_EVER = 10**9  # steps
+FOR_EVER = 10**9  # steps, and as many between evaluations: there is none
 RATE = 1e-4  # of learning: small, so that no network diverges, and it costs no time
 WINDOWS = 5
-EXAMINED = 10  # test images: evaluations are not timed, so they need not be long
-ORDINARY = "ordinary"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A loop to be timed."""
-
-    network: str  # residual-20, and what else tells it from the others
-    engine: str  # or ordinary
-    job: Job
-
-    @property
-    def compared(self) -> str:
-        """What decides the ordinary loop that it is compared with."""
-        settings = self.job.settings
-        return repr(replace(settings, engine=Engine.eager, precision=Precision.fp32, seed=0))
-
-
-@dataclass(slots=True)
-class Plan:
-    """What is measured, and what cannot be."""
-
-    cases: list[Case]
-    left_out: list[str]  # sentences
-    device: torch.device
-    noise: bool  # the images; else those of each job's data
-
-
-@dataclass(slots=True)
-class Loop:
-    """Something that takes a step of training a turn; every EVERY-th may evaluate too."""
-
-    turns: Iterator[object]
-    stream: torch.cuda.Stream | None = None  # of a GPU, where several loops take turns
-    taken: int = 0  # steps
-
-    def turn(self) -> None:
-        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            next(self.turns)
-        self.taken += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds a step (of each loop, where several take turns) over some windows."""
-
-    median: float
-    least: float
-    greatest: float
-
-
-@dataclass(kw_only=True, slots=True)
-class Row:
-    """How a loop did. What a roofline says is of its precision."""
-
-    network: str
-    arch: str
-    depth: int
-    data: str
-    image: list[int]  # height, width, channels
-    batch: int
-    threads: int
-    engine: str  # or ordinary
-    precision: str
-    milliseconds: float  # a step, median
-    milliseconds_least: float
-    milliseconds_greatest: float
-    images_per_second: float
-    times_ordinary: float | None  # as fast as the ordinary loop
-    gflop: float  # of a step
-    gb: float  # that a step moves at the least
-    tflop_per_second: float
-    gb_per_second: float  # of the least traffic
-    roofline_milliseconds: float
-    share_of_roofline: float  # 0 to 1
-    kernels: int | None = None  # with copies and fills, of a step on a GPU
-    memory_mb: float | None = None  # of a GPU at most, beside the images
-
-
-@dataclass(slots=True)
-class Measured:
-    """What there is so far."""
-
-    rows: list[Row] = field(default_factory=list)
-    lockstep: list[dict[str, Any]] = field(default_factory=list)
-    peaks: dict[tuple[str, int], roofline.Peak] = field(default_factory=dict)  # precision, threads
-    failed: list[str] = field(default_factory=list)  # sentences
 
 
 def perform(
@@ -147,457 +50,285 @@ def perform(
 ) -> dict[str, Any]:
     """Measure and return all there is to say; ``output`` holds what is known after every row.
 
-    ``seconds`` is the timing of each loop. Raises UsageError, before anything is measured, if
-    nothing of what was typed can be.
+    ``seconds`` is the timing of each loop. What fails is noted and the rest goes on: minutes of a
+    GPU may lie behind, and before. Raises UsageError, before anything is measured, if nothing of
+    what was typed can be.
     """
     check_output(output)
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     plan = planned(words, compose)
-    measured, load = Measured(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     first = plan.cases[0].job.settings
     where = environment(first, plan.device, threads=0)
-    for one in ("engine", "precision", "threads"):  # each row has its own
-        del where[one]
-
-    def result() -> dict[str, Any]:
-        peaks = [
-            {
-                "precision": precision,
-                "threads": count,
-                "tflop_per_second": one.flops / 1e12,
-                "gb_per_second": one.bytes / 1e9,
-            }
-            for (precision, count), one in measured.peaks.items()
-        ]
-        found = {
-            "command": command,
-            "measured": task.now(),
-            "seconds": seconds,
-            "windows": WINDOWS,
-            "load": load,
-            "workers": workers(first.data.workers),
-            "peaks": peaks,
-            "rows": [asdict(row) for row in measured.rows],
-            "lockstep": measured.lockstep,
-            "left_out": plan.left_out,
-            "failed": measured.failed,
-            "environment": where,
-        }
-        return dict(finite(found))
-
+    found: dict[str, Any] = {
+        "command": command,
+        "measured": now(),
+        "seconds": seconds,
+        "windows": WINDOWS,
+        "load": load_before,
+        "workers": workers(first.data.workers),
+        "peaks": [],
+        "rows": [],
+        "lockstep": [],
+        "left_out": plan.left_out,
+        "failed": [],  # sentences
+        # Each row has an engine, a precision and threads of its own.
+        "environment": {
+            key: where[key] for key in where if key not in ("engine", "precision", "threads")
+        },
+    }
+    work = [(f"{c.network} {c.engine}", partial(alone, c, seconds, found)) for c in plan.cases]
+    for group in groups(plan.cases) if plan.device.type == "cuda" else []:
+        what = f"{len(group)} networks in lockstep, {group[0].engine}"
+        work.append((what, partial(lockstep, group, seconds, found)))
     columns = (TextColumn("bench"), BarColumn(bar_width=16), TextColumn("{task.description}"))
     with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
-        bar = progress.add_task("", total=1)
-        for done, of, what in measure(plan, seconds, measured):
-            progress.update(bar, completed=done, total=of, description=what)
+        bar = progress.add_task("", total=len(work))
+        for what, measure in work:
+            progress.update(bar, description=what)
+            try:
+                measure()
+            except Exception as error:
+                found["failed"].append(f"{what}: {first_line(error)}")
+            progress.advance(bar)
             if output is not None:
-                write_atomically(output, json.dumps(result(), indent=1) + "\n")
-    return result()
+                write_atomically(output, json.dumps(finite(found), indent=1) + "\n")
+    return dict(finite(found))
 
 
 def check_output(output: Path | None) -> None:
     """Raise UsageError if the file cannot be written."""
-    if output is None:
-        return
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
+    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
         raise UsageError(f"{output} cannot be written. Give --output a file in a folder of yours.")
 
 
-def planned(words: Sequence[str], compose: Callable[[Sequence[str]], Job]) -> Plan:
-    """The cases that ``words`` describe; engine=auto, the default, is every engine there is.
+def alone(case: Case, seconds: float, found: dict[str, Any]) -> None:
+    """Time one loop alone and add its row to what was found.
 
-    Raises UsageError if none of them can be measured here.
+    What the row says of the roofline is of its precision; the traffic is the least there can be.
     """
-    given = {word.partition("=")[0] for word in words}
-    chosen = [*(word for word in USUAL if not stands(word, given)), *words]
-    device = choose_device(compose([alternatives(word)[0] for word in chosen]).settings.device)
-    usual = [word for word in USUAL_ON[device.type] if not stands(word, given)]
-    swept = [alternatives(word) for word in [*usual, *chosen]]
-    if any(len(one) > 1 and one[0].startswith("device=") for one in swept):
-        raise UsageError("device has several values. Give one.")
-    plan = Plan([], [], device, noise=not given & {"data", "experiment"})
-    found = [
-        Case(name(job, [word for word, others in choice if others]), job.settings.engine, job)
-        for choice in itertools.product(*([(w, len(one) > 1) for w in one] for one in swept))
-        for job in with_engines(compose([word for word, _ in choice]))
+    settings, images, precision = case.job.settings, case.images, case.job.settings.precision
+    threads = case.prepare()
+    peak = roofline.peak(precision, threads, case.device)
+    rates = {"tflop_per_second": peak.flops / 1e12, "gb_per_second": peak.bytes / 1e9}
+    said = {"precision": precision.value, "threads": threads, **rates}
+    found["peaks"] += [] if said in found["peaks"] else [said]
+    network = models.structure(settings, images.channels, len(images.classes), images.size)
+    batch = settings.batch_size
+    work = roofline.least_work(network, images.channels, images.size, batch, precision)
+    with baseline.torch_defaults() if case.engine == BASELINE else nullcontext():
+        timing = timed([case], seconds)
+    spent, floor = timing["milliseconds"] / 1000, work.seconds(peak)
+    row: dict[str, Any] = {
+        "network": case.network,
+        "arch": case.job.arch,
+        "depth": settings.depth,
+        "data": images.name,
+        "image": [*images.size, images.channels],
+        "batch": batch,
+        "threads": threads,
+        "engine": case.engine,
+        "precision": precision.value,
+        **timing,
+        "images_per_second": batch / spent,
+        "times_baseline": None,  # as fast as the baseline loop
+        "gflop": work.flops / 1e9,  # of a step
+        "gb": work.bytes / 1e9,
+        "tflop_per_second": work.flops / spent / 1e12,
+        "gb_per_second": work.bytes / spent / 1e9,
+        "roofline_milliseconds": 1000 * floor,
+        "share_of_roofline": floor / spent,  # 0 to 1
+        "kernels": None,  # with copies and fills, of a step on a GPU
+    }
+    found["rows"].append(row)
+    for other in found["rows"]:
+        if (other["network"], other["engine"]) == (case.beside, BASELINE):
+            row["times_baseline"] = other["milliseconds"] / row["milliseconds"]
+    if case.device.type == "cuda" and case.engine != BASELINE:
+        row["kernels"] = kernels(case)
+
+
+def lockstep(group: Sequence[Case], seconds: float, found: dict[str, Any]) -> None:
+    """Time networks that take turns, each on a stream of its own, as launch=lockstep does."""
+    engine, precision = group[0].engine, group[0].job.settings.precision
+    group[0].prepare()
+    timing = timed(group, seconds)
+    took, images = timing["milliseconds"], sum(case.job.settings.batch_size for case in group)
+    same = [
+        row for row in found["rows"] if (row["engine"], row["precision"]) == (engine, precision)
     ]
-    order = list(dict.fromkeys(case.network for case in found))
-    seen: set[str] = set()
-    for case in sorted(found, key=lambda case: order.index(case.network)):
-        if (why := refusal(case.job, plan)) is not None:
-            plan.left_out += [] if why in plan.left_out else [why]
-            continue
-        if case.compared not in seen:
-            seen.add(case.compared)
-            plan.cases.append(replace(case, engine=ORDINARY))
-        plan.cases.append(case)
-    if not plan.cases:
-        raise UsageError(plan.left_out[0])
-    return plan
+    apart = sum(row["milliseconds"] for row in same)
+    found["lockstep"].append(
+        {
+            "networks": [case.network for case in group],
+            "engine": engine,
+            "precision": precision.value,
+            **timing,  # of a step of every network
+            "images_per_second": 1000 * images / took,
+            "times_one_after_another": apart / took if len(same) == len(group) else None,
+        }
+    )
 
 
-def stands(word: str, given: set[str]) -> bool:
-    """Whether what was typed says this already; an experiment says which recipe."""
-    key = word.partition("=")[0]
-    return key in given or (key == "recipe" and "experiment" in given)
+def timed(cases: Sequence[Case], seconds: float) -> dict[str, Any]:
+    """Milliseconds a step of each case, in turn if there are several; and MB of a GPU's memory.
 
-
-def name(job: Job, swept: Sequence[str]) -> str:
-    """What tells a network from the others: residual-20 width=32."""
-    apart = ("arch", "depth", "engine", "precision")
-    more = [word for word in swept if word.partition("=")[0] not in apart]
-    return " ".join([f"{job.arch}-{job.settings.depth}", *more])
-
-
-def with_engines(job: Job) -> list[Job]:
-    """The job with its engine, or with every one where that is ``auto``."""
-    if job.settings.engine is not Engine.auto:
-        return [job]
-    engines = [engine for engine in Engine if engine is not Engine.auto]
-    return [replace(job, settings=replace(job.settings, engine=engine)) for engine in engines]
-
-
-def refusal(job: Job, plan: Plan) -> str | None:
-    """Why a job cannot be measured here, if it cannot.
-
-    Raises UsageError where it could not be anywhere.
+    The median of some windows and their range; the memory is the most held beside the images.
     """
-    settings = job.settings
-    if models.task(settings.arch.family) != "classification":
-        raise UsageError(f"arch={job.arch} learns masks. resexp bench times classifiers.")
-    if not plan.noise:
-        task.check_task(job)
-        sets.check_present(settings.data)
-    images = images_of(job, plan)
-    if isinstance(images.train_images, Streamed):
-        raise UsageError(f"{images.name} is streamed. Use data.stream=never, or a smaller set.")
-    if settings.batch_size > len(images.train_labels):
-        most = len(images.train_labels)
-        raise UsageError(
-            f"batch_size={settings.batch_size}, but there are {most:,} images. Use at most {most}."
-        )
-    network = models.structure(settings, images.channels, len(images.classes), images.size)
-    try:
-        check_precision(settings.precision, plan.device)
-        check_engine(settings, plan.device)
-        check_repeats(settings.engine, job.arch, network)
-    except UsageError as why:
-        return str(why)
-    return None
-
-
-def images_of(job: Job, plan: Plan) -> Images:
-    """A job's images on the device: seeded noise, or its set's, with few to be examined."""
-    if plan.noise:
-        return noise(plan.device)
-    found = task.load(job.settings.data, plan.device)
-    few = slice(EXAMINED)
-    return replace(found, test_images=found.test_images[few], test_labels=found.test_labels[few])
-
-
-@cache
-def noise(device: torch.device) -> Images:
-    """Images of CIFAR-10's form: what they show costs no time."""
-    random = np.random.default_rng(0)
-    pixels = torch.from_numpy(random.integers(0, 256, (NOISE, *SHAPE), np.uint8)).to(device)
-    labels = torch.from_numpy(random.integers(0, CLASSES, NOISE)).to(device)
-    few = slice(EXAMINED)
-    classes = [str(one) for one in range(CLASSES)]
-    return Images("noise", pixels, labels, pixels[few], labels[few], classes)
-
-
-def measure(plan: Plan, seconds: float, measured: Measured) -> Iterator[tuple[int, int, str]]:
-    """Fill ``measured``; says before each piece of work how many are done, of how many, and what.
-
-    Each loop is timed alone first, then those that can in lockstep; kernels are counted last, for a
-    profiler may slow what comes after it. What fails is said, and the rest goes on.
-    """
-    on_gpu = plan.device.type == "cuda"
-    groups = together(plan) if on_gpu else []
-    total, done = len(plan.cases) * (2 if on_gpu else 1) + len(groups), 0
-    compared: dict[str, float] = {}  # milliseconds of the ordinary loops
-    rows: list[tuple[Case, Row]] = []
-    for case in plan.cases:
-        what = f"{case.network} {case.engine}"
-        yield done, total, what
-        with tolerated(what, measured):
-            row = timed_row(case, plan, seconds, measured)
-            if case.engine == ORDINARY:
-                compared[case.compared] = row.milliseconds
-            if case.compared in compared:
-                row.times_ordinary = compared[case.compared] / row.milliseconds
-            rows.append((case, row))
-            measured.rows.append(row)
-        done += 1
-    for group in groups:
-        what = f"{len(group)} networks in lockstep, {group[0].engine}"
-        yield done, total, what
-        with tolerated(what, measured):
-            alone = [row.milliseconds for case, row in rows if case in group]
-            measured.lockstep.append(in_lockstep(group, plan, seconds, alone))
-        done += 1
-    for case, row in rows if on_gpu else []:
-        what = f"kernels of {case.network} {case.engine}"
-        yield done, total, what
-        with tolerated(what, measured):
-            row.kernels = kernels(case, plan)
-        done += 1
-    yield total, total, ""
-
-
-@contextmanager
-def tolerated(what: str, measured: Measured) -> Iterator[None]:
-    """Note what went wrong inside and go on: minutes of a GPU may lie behind, and before."""
-    try:
-        yield
-    except Exception as error:
-        measured.failed.append(f"{what}: {first_line(error)}")
-
-
-def timed_row(case: Case, plan: Plan, seconds: float, measured: Measured) -> Row:
-    """Time one loop alone."""
-    settings, device = case.job.settings, plan.device
-    precision = Precision.fp32 if case.engine == ORDINARY else settings.precision
-    images = images_of(case.job, plan)
-    threads = prepare(threads_for(settings, images.size), settings.deterministic, device)
-    key = precision.value, threads
-    if key not in measured.peaks:
-        measured.peaks[key] = roofline.peak(precision, device)
-    network = models.structure(settings, images.channels, len(images.classes), images.size)
-    work = roofline.least_work(
-        network, images.channels, images.size, settings.batch_size, precision
-    )
-    with ordinary.unset() if case.engine == ORDINARY else nullcontext():
-        timing, memory = timed(lambda: [loop(case, images)], seconds, device)
-    spent, floor = timing.median / 1000, measured.peaks[key].seconds(work)
-    return Row(
-        network=case.network,
-        arch=case.job.arch,
-        depth=settings.depth,
-        data=images.name,
-        image=[*images.size, images.channels],
-        batch=settings.batch_size,
-        threads=threads,
-        engine=case.engine,
-        precision=precision.value,
-        milliseconds=timing.median,
-        milliseconds_least=timing.least,
-        milliseconds_greatest=timing.greatest,
-        images_per_second=settings.batch_size / spent,
-        times_ordinary=None,
-        gflop=work.flops / 1e9,
-        gb=work.bytes / 1e9,
-        tflop_per_second=work.flops / spent / 1e12,
-        gb_per_second=work.bytes / spent / 1e9,
-        roofline_milliseconds=1000 * floor,
-        share_of_roofline=floor / spent,
-        memory_mb=memory,
-    )
-
-
-def loop(case: Case, images: Images, stream: torch.cuda.Stream | None = None) -> Loop:
-    """A case's loop before its first step."""
-    settings = replace(
-        case.job.settings,
-        steps=FOR_EVER,
-        eval_every=EVERY,
-        clean_every=FOR_EVER,
-        lr=RATE,
-        warmup_lr=RATE,
-    )
-    if case.engine == ORDINARY:
-        return Loop(ordinary.steps(settings, images, workers(settings.data.workers)))
-    network = models.build(settings, images.channels, len(images.classes), images.size)
-    state = begin(network.to(images.train_images.device), settings)
-    return Loop(fit(state, settings, images, engine=settings.engine), stream)
-
-
-def timed(
-    make: Callable[[], list[Loop]], seconds: float, device: torch.device
-) -> tuple[Timing, float | None]:
-    """Make loops and time them, in turn if there are several; and the memory they took, in MB."""
+    device = cases[0].device
     on_gpu, before = device.type == "cuda", 0.0
     if on_gpu:
         torch.cuda.empty_cache()  # what graphs before this one held
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 1e6
-    loops = make()
-    wait(device)
-    clock(loops, warm(device), device)
-    steps, window = 1, seconds / WINDOWS
-    while (spent := clock(loops, steps, device)) < window / 4:
-        steps *= 2
-    steps = max(1, round(steps * window / spent))
-    each = [1000 * clock(loops, steps, device) / steps for _ in range(WINDOWS)]
-    memory = (peak_memory_mb(device) or 0.0) - before if on_gpu else None
-    return Timing(statistics.median(each), min(each), max(each)), memory
+    loops = [(loop(case, case.job.settings.engine), own_stream(cases)) for case in cases]
 
-
-def warm(device: torch.device) -> int:
-    """Steps that are not timed: on a GPU those before a capture, it, and the first replay."""
-    return WARM + 2 if device.type == "cuda" else 2
-
-
-def clock(loops: Sequence[Loop], steps: int, device: torch.device) -> float:
-    """Seconds of ``steps`` steps of each loop, a step of each in turn; one that evaluates is extra.
-
-    As in a run, what is planned for the steps up to the next evaluation counts, and the device is
-    waited for before it.
-    """
-    spent = 0.0
-    while steps:
-        left = EVERY - 1 - loops[0].taken % EVERY  # before the next evaluation
-        if left == 0:
-            for one in loops:
-                one.turn()
-            continue
-        some = min(left, steps)
+    def clock(steps: int) -> float:
+        """Seconds of so many steps of each loop."""
         wait(device)
         started = time.perf_counter()
-        for _ in range(some):
-            for one in loops:
-                one.turn()
+        for _ in range(steps):
+            for one, stream in loops:
+                with stream:
+                    next(one)
         wait(device)
-        spent += time.perf_counter() - started
-        steps -= some
-    return spent
+        return time.perf_counter() - started
 
-
-def together(plan: Plan) -> list[list[Case]]:
-    """The cases that a sweep could train in lockstep: of one engine and precision, if several."""
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in plan.cases:
-        if case.engine != ORDINARY:
-            groups.setdefault((case.engine, case.job.settings.precision), []).append(case)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def in_lockstep(
-    group: Sequence[Case], plan: Plan, seconds: float, alone: Sequence[float]
-) -> dict[str, Any]:
-    """Time networks that take turns, each on a stream of its own, as launch=lockstep does.
-
-    ``alone`` are the milliseconds of a step of each by itself.
-    """
-    settings = group[0].job.settings
-    size = images_of(group[0].job, plan).size
-    prepare(threads_for(settings, size), settings.deterministic, plan.device)
-    streams = [torch.cuda.Stream(plan.device) for _ in group]  # type: ignore[no-untyped-call]
-
-    def make() -> list[Loop]:
-        images = {repr(case.job.settings.data): images_of(case.job, plan) for case in group}
-        return [
-            loop(case, images[repr(case.job.settings.data)], stream)
-            for case, stream in zip(group, streams, strict=True)
-        ]
-
-    timing, memory = timed(make, seconds, plan.device)
-    images = sum(case.job.settings.batch_size for case in group)
+    clock(WARM + 2 if on_gpu else 2)  # on a GPU with the capture and the first replay
+    steps, window = 1, seconds / WINDOWS
+    while (spent := clock(steps)) < window / 4:
+        steps *= 2
+    steps = max(1, round(steps * window / spent))
+    each = [1000 * clock(steps) / steps for _ in range(WINDOWS)]
     return {
-        "networks": [case.network for case in group],
-        "engine": group[0].engine,
-        "precision": settings.precision.value,
-        "milliseconds": timing.median,  # a step of every network
-        "milliseconds_least": timing.least,
-        "milliseconds_greatest": timing.greatest,
-        "images_per_second": 1000 * images / timing.median,
-        "times_one_after_another": sum(alone) / timing.median if len(alone) == len(group) else None,
-        "memory_mb": memory,
+        "milliseconds": statistics.median(each),
+        "milliseconds_least": min(each),
+        "milliseconds_greatest": max(each),
+        "memory_mb": (peak_memory_mb(device) or 0.0) - before if on_gpu else None,
     }
 
 
-def kernels(case: Case, plan: Plan) -> int | None:
-    """Kernels, copies and fills that one step gives a GPU; None where they cannot be counted."""
-    # Without this, a profiler that ends and another that begins crash where graphs are replayed.
-    os.environ.setdefault("TEARDOWN_CUPTI", "0")
-    settings = case.job.settings
-    images = images_of(case.job, plan)
-    prepare(threads_for(settings, images.size), settings.deterministic, plan.device)
-    with ordinary.unset() if case.engine == ORDINARY else nullcontext():
-        one = loop(case, images)
-        clock([one], warm(plan.device), plan.device)
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            one.turn()
-            wait(plan.device)
-    on_device = [
-        event
-        for event in profiler.events() or ()
-        if event.device_type.name == "CUDA" and not event.is_user_annotation
-    ]
-    return len(on_device) or None
+def own_stream(cases: Sequence[Case]) -> AbstractContextManager[Any]:
+    """A stream of a GPU for one of several loops; one alone needs none."""
+    if len(cases) == 1:
+        return nullcontext()
+    stream = torch.cuda.Stream(cases[0].device)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(stream)
+
+
+def loop(case: Case, engine: Engine) -> Iterator[object]:
+    """A case's loop before its first step; it takes one a turn, and never evaluates.
+
+    What is planned for the steps ahead is part of it, as in a run.
+    """
+    settings, images = case.job.settings, case.images
+    settings = replace(settings, steps=FOR_EVER, eval_every=FOR_EVER, lr=RATE, warmup_lr=RATE)
+    if case.engine == BASELINE:
+        return baseline.steps(settings, images, workers(settings.data.workers))
+    network = models.build(settings, images.channels, len(images.classes), images.size)
+    if case.engine == Engine.triton and engine is Engine.eager:
+        from resexp.train.engine.kernels import use_kernels
+
+        use_kernels(network)
+    return fit(begin(network.to(case.device), settings), settings, images, engine=engine)
+
+
+def kernels(case: Case) -> int:
+    """Kernels, copies and fills of one step on a GPU: the nodes of a graph of it.
+
+    A baseline loop waits for the device in each step, so there is no graph of one.
+    """
+    case.prepare()
+    turns = loop(case, Engine.eager)
+    for _ in range(WARM):
+        next(turns)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        next(turns)
+    return nodes(graph)
+
+
+def nodes(graph: torch.cuda.CUDAGraph) -> int:
+    """Nodes of a graph that was kept. Raises RuntimeError if the driver does not say."""
+    count = ctypes.c_size_t()
+    driver = ctypes.CDLL("libcuda.so.1")
+    handle = ctypes.c_void_p(graph.raw_cuda_graph())
+    if failed := driver.cuGraphGetNodes(handle, None, ctypes.byref(count)):
+        raise RuntimeError(f"cuGraphGetNodes: error {failed}")
+    return count.value
+
+
+# What is said
 
 
 def text(found: dict[str, Any]) -> str:
     """What was measured, for people, at most 100 columns wide."""
     place, rows = found["environment"], found["rows"]
-    on_gpu = place["device"] != "cpu"
+    on_gpu = place["device"] == "cuda"
+    unit, scale = ("TFLOP/s", 1) if on_gpu else ("GFLOP/s", 1000)
     threads = sorted({row["threads"] for row in rows})
-    count = f", threads {' and '.join(map(str, threads))}" if place["device"] == "cpu" else ""
+    count = "" if on_gpu else f", threads {' and '.join(map(str, threads))}"
     load = "" if found["load"] is None else f", load {found['load']:.1f} before"
     lines = [f"{place['device_name']}{count}, torch {place['torch']}{load}"]
     for peak in found["peaks"]:
         on = f", threads {peak['threads']}" if len(threads) > 1 else ""
+        rate = digits(scale * peak["tflop_per_second"])
         lines.append(
-            f"peak of {peak['precision']}{on}: {digits(rate(peak, on_gpu))} {unit(on_gpu)} in a "
-            f"matrix product, {digits(peak['gb_per_second'])} GB/s in a copy"
+            f"peak of {peak['precision']}{on}: {rate} {unit} in a matrix product, "
+            f"{digits(peak['gb_per_second'])} GB/s in a copy"
         )
     for network, some in itertools.groupby(rows, key=lambda row: row["network"]):
-        lines += ["", *table(network, list(some), on_gpu)]
+        lines += ["", *table(network, list(some), unit, scale, on_gpu)]
     lines.append("")
-    lines += [together_text(one) for one in found["lockstep"]]
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        last = best.get(row["network"])
-        if row["engine"] != ORDINARY and (not last or row["milliseconds"] < last["milliseconds"]):
-            best[row["network"]] = row
-    lines += [sentence(row) for row in best.values()]
+    lines += [lockstep_text(one) for one in found["lockstep"]]
+    lines += sentences(rows)
     lines += [f"left out: {why}" for why in found["left_out"]]
     lines += [f"failed: {what}" for what in found["failed"]]
     return "\n".join(lines)
 
 
-def table(network: str, rows: Sequence[dict[str, Any]], on_gpu: bool) -> list[str]:
+def table(
+    network: str, rows: Sequence[dict[str, Any]], unit: str, scale: float, on_gpu: bool
+) -> list[str]:
     """A heading and a line for every loop of one network."""
-    titles = ["ms/step", "range", "images/s", "times", unit(on_gpu), "GB/s", "roofline"]
-    widths = [7, 11, 9, 6, 7, 6, 8]
-    if on_gpu:
-        titles += ["kernels", "MB"]
-        widths += [7, 6]
+    titles = ["ms/step", "range", "images/s", "times", unit, "GB/s", "roofline", "kernels", "MB"]
+    widths = [7, 11, 9, 6, 7, 6, 8, 7, 6][: None if on_gpu else -2]
+
+    def line(label: str, cells: Sequence[str]) -> str:
+        return f"{label:<15}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=False))
+
     height, width, channels = rows[0]["image"]
     what = f"batch {rows[0]['batch']} of {height}x{width}x{channels}, {rows[0]['data']}"
-    lines = [
-        f"{network}   {what}, {digits(rows[0]['gflop'])} GFLOP a step",
-        f"{'':<15}" + "".join(f"  {t:>{w}}" for t, w in zip(titles, widths, strict=True)),
-    ]
+    heading = f"{network}   {what}, {digits(rows[0]['gflop'])} GFLOP a step"
+    lines = [heading, line("", titles)]
     for row in rows:
-        spread = f"{digits(row['milliseconds_least'])}-{digits(row['milliseconds_greatest'])}"
         cells = [
             digits(row["milliseconds"]),
-            spread,
+            f"{digits(row['milliseconds_least'])}-{digits(row['milliseconds_greatest'])}",
             f"{row['images_per_second']:,.0f}",
-            "-" if row["times_ordinary"] is None else f"{row['times_ordinary']:.2f}",
-            digits(rate(row, on_gpu)),
+            "-" if row["times_baseline"] is None else f"{row['times_baseline']:.2f}",
+            digits(scale * row["tflop_per_second"]),
             digits(row["gb_per_second"]),
             f"{100 * row['share_of_roofline']:.1f} %",
+            "-" if row["kernels"] is None else f"{row['kernels']:,}",
+            f"{row['memory_mb'] or 0:,.0f}",
         ]
-        if on_gpu:
-            cells.append("-" if row["kernels"] is None else f"{row['kernels']:,}")
-            cells.append(f"{row['memory_mb']:,.0f}")
-        label = f"  {row['engine']} {row['precision']}"
-        lines.append(
-            f"{label:<15}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True))
-        )
+        lines.append(line(f"  {row['engine']} {row['precision']}", cells))
     return lines
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """What the fastest engine of a network means."""
-    how = f"{row['engine']} {row['precision']}"
-    if row["times_ordinary"] is None:
-        return f"{row['network']}: {row['images_per_second']:,.0f} images/s ({how})"
-    return f"{row['network']}: {row['times_ordinary']:.1f} times the ordinary loop ({how})"
+def sentences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the fastest engine of each network means."""
+    for network in dict.fromkeys(row["network"] for row in rows):
+        engines = [r for r in rows if r["network"] == network and r["engine"] != BASELINE]
+        for row in sorted(engines, key=lambda row: float(row["milliseconds"]))[:1]:
+            how, times = f"({row['engine']} {row['precision']})", row["times_baseline"]
+            if times is None:
+                yield f"{network}: {row['images_per_second']:,.0f} images/s {how}"
+            else:
+                yield f"{network}: {times:.1f} times the baseline loop {how}"
 
 
-def together_text(one: dict[str, Any]) -> str:
+def lockstep_text(one: dict[str, Any]) -> str:
     """What came of networks in lockstep."""
     times = one["times_one_after_another"]
     ratio = f", {times:.2f} times one after another" if times else ""
@@ -605,16 +336,6 @@ def together_text(one: dict[str, Any]) -> str:
         f"{len(one['networks'])} networks in lockstep ({one['engine']} {one['precision']}): "
         f"{one['images_per_second']:,.0f} images/s{ratio}, {one['memory_mb']:,.0f} MB"
     )
-
-
-def unit(on_gpu: bool) -> str:
-    """What rates are printed in."""
-    return "TFLOP/s" if on_gpu else "GFLOP/s"
-
-
-def rate(found: dict[str, Any], on_gpu: bool) -> float:
-    """A row's or a peak's rate in the unit that is printed."""
-    return float(found["tflop_per_second"] * (1 if on_gpu else 1000))
 
 
 def digits(value: float) -> str:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
 from resexp.models.options import NoOptions, read
+from resexp.models.trace import one_pass
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.settings.schema import MERGE_SETTINGS, check_depth
-
-#: The layers whose multiply-adds count.
 
 #: Settings of an arch that concern every family.
 EVERY_FAMILY = ("family", "depths", "merge", "options")
@@ -107,44 +106,13 @@ def build(
 
 
 def measure(network: nn.Module, channels: int, size: tuple[int, int]) -> Size:
-    """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image on the CPU.
+    """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image.
 
     FLOPs are counted as published ones are, two for each multiply-add of a weight and of attention.
-    (torch's FlopCounterMode and the meta device agree, but take 1.5 s to import.)
     """
-    flops = 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal flops
-        flops += 2 * multiply_adds(layer, inputs[0], output)
-
-    handles = [layer.register_forward_hook(add) for layer in network.modules()]
-    one_pass(network, channels, size)
-    for handle in handles:
-        handle.remove()
+    products = sum(call.multiply_adds for call in one_pass(network, channels, size).walk())
     norms = (module for module in network.modules() if isinstance(module, NORMS))
-    return Size(parameters := count(network), parameters - sum(map(count, norms)), flops)
-
-
-def one_pass(network: nn.Module, channels: int, size: tuple[int, int]) -> None:
-    """Send one empty image through ``network`` in evaluation mode; its mode stays as it was."""
-    training = network.training
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, channels, *size))
-    network.train(training)
-
-
-def multiply_adds(layer: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Products of one layer itself on one image, 0 where there are none.
-
-    A weight meets every pixel of a convolution's output, or of a transposed one's input. A layer
-    that multiplies other things says so by a method of this name.
-    """
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        met = x if isinstance(layer, nn.ConvTranspose2d) else output
-        return met[0].numel() // layer.weight.shape[0] * layer.weight.numel()
-    own = getattr(layer, "multiply_adds", None)
-    return own(output) if own else 0
+    return Size(parameters := count(network), parameters - sum(map(count, norms)), 2 * products)
 
 
 def count(module: nn.Module) -> int:
