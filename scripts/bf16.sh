@@ -7,12 +7,9 @@
 # Seeds, depths and the interval (paired t, 95 %) were fixed before any run. RESEXP_CIFAR10_JPEG,
 # ENGINE, MINUTES and RESEXP are as in figure6.sh, which trains.
 set -euo pipefail
-root=$(realpath "$(dirname "$0")/..")
 for precision in fp32 bf16; do
     RESULTS=results/bf16 NAME=$precision PRECISION=$precision DEPTHS=20,56 SEEDS=0,1,2,3,4 \
-        "$root/scripts/figure6.sh" "steps=${STEPS:-4000}" "$@"
+        "$(dirname "$0")/figure6.sh" "steps=${STEPS:-4000}" "$@"
 done
-cd "$root"
-resexp=${RESEXP:-${RESEXP_VENV:-.venv}/bin/resexp}
-[ -n "${RESEXP:-}" ] || [ -x "$resexp" ] || resexp="python3 -m resexp"
-$resexp compare results/bf16/fp32 results/bf16/bf16 | tee results/bf16/compare.txt
+. "$(dirname "$0")/sweep.sh"
+"${resexp[@]}" compare results/bf16/fp32 results/bf16/bf16 | tee results/bf16/compare.txt

@@ -3,12 +3,8 @@
 #   command   ./scripts/control.sh           (again: finished runs are skipped)
 #   hardware  any CPU; about 3 minutes on two cores
 #   expected  deeper residual networks train worse: not shown; option B no different
-set -euo pipefail
-cd "$(dirname "$0")/.."
-resexp=${RESEXP:-${RESEXP_VENV:-.venv}/bin/resexp}
-here=results/digits/control
-$resexp run -m depth=20,56 arch=residual arch.shortcut=A,B seed=0,1,2,3,4 \
-    results=results/digits name=control launch=processes threads=1 "$@"
-$resexp report $here
-$resexp verdict $here --baseline residual,arch.shortcut=A >$here/verdict.txt || [ $? -eq 3 ]
-cat $here/verdict.txt
+. "$(dirname "$0")/sweep.sh"
+on_digits control depth=20,56 arch=residual arch.shortcut=A,B seed=0,1,2,3,4 "$@"
+"${resexp[@]}" report "$here"
+"${resexp[@]}" verdict "$here" --baseline residual,arch.shortcut=A >"$here/verdict.txt" || [ $? -eq 3 ]
+cat "$here/verdict.txt"

@@ -5,15 +5,9 @@
 #   expected  plain networks degrade from 20 to 56 layers; which others do is the question
 # Seeds, depths and the rule were fixed before the runs, as in digits.sh. Every arch is at its own
 # defaults and all share the recipe, so a failure here is a failure under this recipe.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-resexp=${RESEXP:-${RESEXP_VENV:-.venv}/bin/resexp}
-here=results/digits/families
+. "$(dirname "$0")/sweep.sh"
 archs=plain,residual,preact,highway,shortcut_gate,scaled_shortcut,dropout_shortcut
 archs=$archs,rezero,skipinit,fixup,stochastic_depth,se
-$resexp run -m depth=8,20,56 arch=$archs seed=0,1,2,3,4 \
-    results=results/digits name=families launch=processes threads=1 "$@"
-$resexp plot $here --which families
-$resexp table $here --format markdown >$here/table.md
-$resexp report $here
-$resexp verdict $here | tee $here/verdict.txt
+on_digits families depth=8,20,56 arch=$archs seed=0,1,2,3,4 "$@"
+"${resexp[@]}" plot "$here" --which families
+written

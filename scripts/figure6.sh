@@ -22,19 +22,12 @@
 # So on machines that are lent for minutes and keep nothing, one piece is
 #   MINUTES=8 OUT=pieces/2 FROM=pieces/1 ./scripts/figure6.sh
 # Exit code: 0 all runs are done, 75 stopped: run it again, 1 a run failed (it goes on, too), 2 usage.
-set -euo pipefail
 shopt -s nullglob
 out=${OUT:+$(realpath -m "$OUT")}
 from=${FROM:+$(realpath -m "$FROM")}
 jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
-cd "$(dirname "$0")/.."
-if [ -n "${RESEXP:-}" ]; then
-    read -r -a resexp <<<"$RESEXP"
-elif [ -x "${RESEXP_VENV:-.venv}/bin/resexp" ]; then
-    resexp=("${RESEXP_VENV:-.venv}/bin/resexp")
-else
-    resexp=(python3 -m resexp)
-fi
+. "$(dirname "$0")/sweep.sh"
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-32} # a queue for each stream
 results=${RESULTS:-results}
 name=${NAME:-figure6}
 here=$results/$name

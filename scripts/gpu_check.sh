@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command: doctor, a first run on a cold cache, the tests marked gpu,
-# the micro-benchmarks, and resexp bench. Leaves small files in one folder; summary.txt says how each
-# part went.
+# What only a GPU can show, in one command: a first run on a cold cache, doctor, the tests marked gpu,
+# resexp bench, and the micro-benchmarks. Leaves at most 8 small files in one folder; summary.txt says
+# how each part went.
 #   command   ./scripts/gpu_check.sh [--dry]     --dry: without a GPU, all that a CPU can try, tiny
 #   hardware  one GPU; written for an H200
 #   cost      at most MINUTES, by default 9: a part that takes longer is stopped, and the next begins
-# OUT names the folder, else results/gpu-check, which docs/performance.md shows (with --dry
-# results/gpu-check-dry); PYTHON the interpreter, else .venv/bin/python or python3;
-# RESEXP_CIFAR10_JPEG the first run's images, else the digits. No network, no installation.
+# OUT names the folder, else results/gpu-check (with --dry results/gpu-check-dry); PYTHON the
+# interpreter, else .venv/bin/python or python3; RESEXP_CIFAR10_JPEG the first run's images, else the
+# digits. No network, no installation.
 # Exit code: 0 all parts are ok, 1 one is not, 2 there is no GPU.
 set -euo pipefail
 folder=${OUT:+$(realpath -m "$OUT")}
@@ -17,9 +17,10 @@ folder=${folder:-results/gpu-check${1:+-dry}}
 python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-32} # a queue for each stream
 total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
 dry=()
-bench=(--seconds 1 depth=20,32,44,56,110 arch=plain,residual)
+bench=(--seconds 1 depth=20,32,44,56 arch=plain,residual precision=bf16)
 first=(depth=56 batch_size=128 precision=bf16 engine=triton)
 [ -z "$images" ] || first+=(experiment=cifar10_jpeg "data.root=$images")
 if [ $# -gt 1 ] || [ "${1:---dry}" != --dry ]; then
@@ -34,7 +35,7 @@ elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     exit 2
 fi
 mkdir -p "$folder"
-rm -f "$folder"/{summary,doctor,first,tests,microbench,bench}.txt "$folder"/{microbench,bench}.json
+rm -f "$folder"/{summary,first,doctor,tests,bench,microbench}.txt "$folder"/{bench,microbench}.json
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 summary() { printf '%s\n' "$*" | tee -a "$folder/summary.txt"; }
@@ -50,7 +51,7 @@ part() {
         summary "$(printf '%-11s left out: no time' "$name")"
         return
     fi
-    timeout --kill-after=5 "$limit" "${@//LIMIT/$((limit - 5))}" >"$folder/$name.txt" 2>&1 || code=$?
+    timeout --kill-after=5 "$limit" "$@" >"$folder/$name.txt" 2>&1 || code=$?
     case $code in
         0) how=ok ;;
         124 | 137) how="out of time: limit $limit s" ;;
@@ -70,9 +71,8 @@ part first 15 "$python" -m resexp run arch=residual steps=5 eval_every=5 "result
 part doctor 10 "$python" -m resexp doctor
 # Warnings of another machine's versions are shown, and are no errors.
 part tests 30 "$python" -m pytest -p no:cacheprovider -W default -m gpu -rs "${tests[@]}"
-part microbench 35 "$python" scripts/microbench.py "${dry[@]}" --seconds LIMIT \
-    --output "$folder/microbench.json"
-part bench 100 "$python" -m resexp bench --output "$folder/bench.json" "${bench[@]}"
+part bench 50 "$python" -m resexp bench --output "$folder/bench.json" "${bench[@]}"
+part microbench 100 "$python" scripts/microbench.py "${dry[@]}" --output "$folder/microbench.json"
 summary "$(printf '%-11s %4d s' all $SECONDS)"
 tail -n 1 "$folder/tests.txt" || true
 echo "in $folder"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sourced by the scripts of the committed sweeps: what they share. RESEXP is the command; else that
+# of the virtual environment, or this checkout's.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -n "${RESEXP:-}" ]; then
+    read -r -a resexp <<<"$RESEXP"
+elif [ -x "${RESEXP_VENV:-.venv}/bin/resexp" ]; then
+    resexp=("${RESEXP_VENV:-.venv}/bin/resexp")
+else
+    resexp=(python3 -m resexp)
+fi
+
+# on_digits NAME KEY=VALUE...: train a sweep on the digits, into results/digits/NAME, which is $here
+on_digits() {
+    here=results/digits/$1
+    "${resexp[@]}" run -m results=results/digits "name=$1" launch=processes threads=1 "${@:2}"
+}
+
+# written: the table, the report and the verdict of $here; its exit code is the verdict's
+written() {
+    "${resexp[@]}" table "$here" --format markdown >"$here/table.md"
+    "${resexp[@]}" report "$here"
+    "${resexp[@]}" verdict "$here" | tee "$here/verdict.txt"
+}
