@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from resexp.data.digits import fingerprint
+from resexp.data.sets.digits import fingerprint
 
 TARGET = Path(__file__).parents[1] / "resexp" / "data" / "digits.npz"
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import io
-import os
-import re
 import struct
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -21,12 +17,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from resexp import data
-from resexp.data import cifar10, digits, imagefolder
-from resexp.data.masks import FOLDERS
-from resexp.settings import Data, Split, UsageError
+from resexp.data import sets
+from resexp.data.sets import cifar10, digits
+from resexp.data.sets.masks import FOLDERS
+from resexp.settings import Data, Split, UsageError, choices
 
 
 @contextmanager
@@ -118,8 +114,32 @@ def test_the_45k_split_is_refused_for_other_sets() -> None:
 def test_an_unknown_loader_is_refused_with_the_nearest() -> None:
     with refused("data.loader=cifar", "Did you mean cifar10?"):
         data.check_present(Data(loader="cifar"))
-    with refused("data.loader=zzz", "digits, cifar10, fashion_mnist, imagefolder"):
+    with refused("data.loader=zzz", *data.loaders()):
         data.load(Data(loader="zzz"))
+
+
+def test_a_loader_is_found_by_its_module_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stripes.py").write_text(
+        "TASK, SHAPE = 'segmentation', (1, (8, 8), 2)\n"
+        "def check_present(settings): pass\n"
+        "def describe(settings): return f'stripes of {settings.root}'\n"
+    )
+    monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path)])
+    assert "stripes" in data.loaders()
+    stripes = Data(loader="stripes")
+    data.check_present(stripes)
+    assert data.task("stripes") == "segmentation" and data.task("digits") == "classification"
+    assert data.known_shape("stripes") == (1, (8, 8), 2) and data.known_shape("digits") is None
+    assert data.describe(stripes) == "stripes of data" and data.describe(Data()) is None
+
+
+@pytest.mark.parametrize("loader", data.loaders())
+def test_every_loader_keeps_the_protocol_and_has_a_config(loader: str) -> None:
+    module = import_module(f"resexp.data.sets.{loader}")
+    assert callable(module.check_present) and callable(module.load)
+    assert loader in choices.options("data")
 
 
 def test_looking_for_files_does_not_import_torch(tmp_path: Path) -> None:
@@ -128,7 +148,8 @@ def test_looking_for_files_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from resexp import data; from resexp.settings import Data\n"
         "data.check_present(Data(loader='masks', root=sys.argv[1]))\n"
-        "for loader in data.LOADERS[:-1]: data.check_present(Data(loader=loader, root='.'))\n"
+        "for one in data.loaders():\n"
+        "    if one != 'masks': data.check_present(Data(loader=one, root='.'))\n"
         "assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[1]
@@ -346,325 +367,3 @@ def test_fashion_mnist_without_a_network_says_what_to_do(
     monkeypatch.setattr(torchvision.FashionMNIST, "download", no_network)
     with refused("could not be downloaded (no network)", "dataset-fashion-mnist"):
         data.load(fashion(tmp_path, download=True))
-
-
-# Image folders
-
-Files = dict[str, bytes]
-
-
-def png(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
-    """An image of noise; PNG, so that its pixels survive."""
-    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
-    shape = (size[1], size[0], *channels)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def pixels_of(content: bytes, mode: str = "RGB") -> list[Any]:
-    with Image.open(io.BytesIO(content)) as image:
-        array = np.asarray(image.convert(mode))
-    return (array if array.ndim == 3 else array[:, :, None]).tolist()  # type: ignore[no-any-return]
-
-
-def eight(mode: str = "RGB") -> Files:
-    """Two training images and one test image of each of two classes."""
-    names = ["train/cat/0.png", "train/cat/1.png", "train/ant/7.png", "train/ant/2.png"]
-    names += ["test/cat/5.png", "test/ant/5.png"]
-    return {name: png(seed, mode=mode) for seed, name in enumerate(names)}
-
-
-def write_folder(root: Path, files: Files) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def write_tar(path: Path, files: Files, mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_zip(path: Path, files: Files) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def pack(kind: str, where: Path, files: Files) -> Path:
-    if kind == "folder":
-        return write_folder(where / "images", files)
-    if kind == "zip":
-        return write_zip(where / "images.zip", files)
-    compression = kind.rpartition(".")[2] if "." in kind else ""
-    return write_tar(where / f"images.{kind}", files, f"w:{compression}")
-
-
-KINDS = ["folder", "zip", "tar", "tar.gz", "tar.xz", "tar.bz2"]
-
-
-def folder(root: Path, tmp_path: Path, size: int | None = None) -> Data:
-    return Data(
-        name="mine",
-        loader="imagefolder",
-        root=str(root),
-        size=size,
-        cache=str(tmp_path / "cache"),
-    )
-
-
-def load_files(files: Files, tmp_path: Path, size: int | None = None) -> data.Images:
-    return data.load(folder(write_folder(tmp_path / "images", files), tmp_path, size))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("around", ["", "birds/", "./"])
-def test_images_are_read_from_folders_and_archives(tmp_path: Path, kind: str, around: str) -> None:
-    files = eight()
-    clutter = {"README.md": b"mine"} if not around.strip("./") else {}
-    hidden = {"train/.DS_Store": b"", "train/cat/._0.png": b"", "__MACOSX/train/x": b""}
-    packed = {around + name: content for name, content in (files | clutter | hidden).items()}
-    images = data.load(folder(pack(kind, tmp_path, packed), tmp_path))
-    assert images.name == "mine"
-    assert images.classes == ["ant", "cat"]
-    assert images.train_labels.tolist() == [0, 0, 1, 1]
-    assert images.test_labels.tolist() == [0, 1]
-    order = ["train/ant/2.png", "train/ant/7.png", "train/cat/0.png", "train/cat/1.png"]
-    assert images.train_images.tolist() == [pixels_of(files[name]) for name in order]
-    assert images.test_images[1].tolist() == pixels_of(files["test/cat/5.png"])
-    assert not (tmp_path / "train").exists()
-
-
-def test_grey_images_have_one_channel_and_one_in_colour_gives_all_three(tmp_path: Path) -> None:
-    files = eight("L")
-    grey = load_files(files, tmp_path)
-    assert grey.channels == 1
-    assert grey.test_images[1].tolist() == pixels_of(files["test/cat/5.png"], "L")
-    files["train/cat/1.png"] = png(9, mode="RGBA")
-    mixed = load_files(files, tmp_path)
-    assert mixed.channels == 3
-    assert mixed.train_images[3].tolist() == pixels_of(files["train/cat/1.png"])
-    assert mixed.test_images[1].tolist() == pixels_of(files["test/cat/5.png"])
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_middle_square_of_an_image_is_resized(tmp_path: Path, turned: bool) -> None:
-    files = eight() | {"train/cat/1.png": png(9, size=(12, 24) if turned else (24, 12))}
-    with Image.open(io.BytesIO(files["train/cat/1.png"])) as image:
-        larger = image.resize((16, 32) if turned else (32, 16), Image.Resampling.BILINEAR)
-        whole, larger = np.asarray(image, np.int64), np.asarray(larger, np.int64)
-    cut = load_files(files, tmp_path, size=12).train_images[3].numpy()
-    assert np.array_equal(cut, whole[6:18] if turned else whole[:, 6:18])
-    resized = load_files(files, tmp_path, size=16).train_images[3].numpy()
-    expected = larger[8:24] if turned else larger[:, 8:24]
-    assert np.abs(resized - expected).max() <= 1  # of 255: Pillow rounds its weights
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_a_photograph_is_decoded_small_to_nearly_the_same_pixels(mode: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
-    photograph = Image.fromarray(noise).resize((300, 400), Image.Resampling.BICUBIC).convert(mode)
-    file = io.BytesIO()
-    photograph.save(file, "JPEG", quality=95)
-    small = imagefolder.decode_image("x.jpg", file.getvalue(), 32)
-    assert small.shape == (32, 32, 1 if mode == "L" else 3)
-    with Image.open(file) as image:
-        whole = image.convert("L" if mode == "L" else "RGB").crop((0, 50, 300, 350))
-    slow = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR), np.float64)
-    assert np.abs(small.reshape(slow.shape) - slow).mean() < 2
-
-
-def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = pack("tar.xz", tmp_path, eight())
-    first = data.load(folder(root, tmp_path))
-
-    def never(*_: Any) -> None:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(imagefolder, "_decode", never)
-    again = data.load(folder(root, tmp_path))
-    assert torch.equal(again.train_images, first.train_images)
-    assert torch.equal(again.test_labels, first.test_labels)
-    with pytest.raises(AssertionError, match="decoded again"):
-        data.load(folder(root, tmp_path, size=16))
-
-
-def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
-    files = eight()
-    before = load_files(files, tmp_path)
-    path = tmp_path / "images" / "test/cat/5.png"
-    path.write_bytes(png(77))
-    os.utime(path, ns=(1, 1))
-    after = data.load(folder(tmp_path / "images", tmp_path))
-    assert after.test_images[1].tolist() == pixels_of(png(77))
-    assert torch.equal(after.train_images, before.train_images)
-
-
-def test_an_archive_with_one_changed_byte_is_another_set(tmp_path: Path) -> None:
-    """Archives made to be reproducible have the same times; sizes may agree as well."""
-    files = eight()
-    data.load(folder(pack("tar", tmp_path, files), tmp_path))
-    files["test/cat/5.png"], files["test/ant/5.png"] = (
-        files["test/ant/5.png"],
-        files["test/cat/5.png"],
-    )
-    images = data.load(folder(pack("tar", tmp_path, files), tmp_path))
-    assert images.test_images[1].tolist() == pixels_of(files["test/cat/5.png"])
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str) -> None:
-    first = load_files(eight(), tmp_path)
-    (kept,) = (tmp_path / "cache").glob("*.npz")
-    content = bytearray(kept.read_bytes())
-    if damage == "changed":
-        content[300] ^= 1  # a pixel
-    kept.write_bytes(content[: {"cut": 500, "changed": len(content), "empty": 0}[damage]])
-    again = data.load(folder(tmp_path / "images", tmp_path))
-    assert torch.equal(again.train_images, first.train_images)
-    with np.load(kept) as arrays:
-        assert len(arrays["pixels"]) == 6
-
-
-def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file, not a folder")
-    with refused("data.cache=", "cannot be written"):
-        load_files(eight(), tmp_path)
-
-
-def test_processes_decode_what_one_process_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = pack("tar", tmp_path, eight())
-    alone = data.load(folder(root, tmp_path))
-    monkeypatch.setattr(imagefolder, "_workers", lambda images: 2)
-    monkeypatch.setattr(imagefolder, "CHUNK_FILES", 1)
-    together = data.load(replace(folder(root, tmp_path), cache=str(tmp_path / "other")))
-    assert torch.equal(alone.train_images, together.train_images)
-    assert torch.equal(alone.test_images, together.test_images)
-
-
-def sixteen_bits() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"train/cat/1.png": b""}, ["train/cat/1.png", "empty"]),
-        ({"train/cat/1.png": b"no image"}, ["train/cat/1.png", "not an image"]),
-        ({"train/cat/1.png": png(9)[:90]}, ["train/cat/1.png", "cannot be decoded"]),
-        (
-            {"train/cat/1.png": png(9, (9, 12))},
-            ["train/cat/1.png is 9x12", "train/", "8x8", "data.size=8"],
-        ),
-        ({"test/cat/5.png": sixteen_bits()}, ["test/cat/5.png", "8 bits"]),
-        ({"train/dog/1.png": png(9)}, ["Class dog", "train/", "none in test/"]),
-        ({"test/bee/1.png": png(9)}, ["Class bee", "test/", "none in train/"]),
-        ({"train/1.png": png(9)}, ["train/1.png", "train/<class>/<image>"]),
-        ({"test/cat/old/1.png": png(9)}, ["test/cat/old/1.png", "Move it"]),
-    ],
-)
-def test_an_image_folder_is_refused_by_the_file_at_fault(
-    tmp_path: Path, changes: Files, words: list[str]
-) -> None:
-    with refused(*words):
-        load_files(eight() | changes, tmp_path)
-    assert not list((tmp_path / "cache").glob("*.npz"))
-
-
-@pytest.mark.parametrize("absent", ["train", "test"])
-def test_an_image_folder_needs_both_splits(tmp_path: Path, absent: str) -> None:
-    files = {name: file for name, file in eight().items() if not name.startswith(absent)}
-    with refused(f"no images at {absent}/<class>/"):
-        load_files(files, tmp_path)
-
-
-def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / "images" / split / "cat").mkdir(parents=True)
-    with refused("no images at train/<class>/"):
-        data.load(folder(tmp_path / "images", tmp_path))
-
-
-def test_a_root_that_does_not_exist_is_refused_before_anything(tmp_path: Path) -> None:
-    with refused("data.root=", "nowhere", "does not exist", "train/<class>/"):
-        data.check_present(folder(tmp_path / "nowhere", tmp_path))
-
-
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "images.tar").write_bytes(b"hello" * 1000)
-    with refused("images.tar", "neither a folder nor a tar or zip"):
-        data.load(folder(tmp_path / "images.tar", tmp_path))
-
-
-@pytest.mark.parametrize("kind", KINDS[1:])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_an_archive_cut_short_is_refused(tmp_path: Path, kind: str, share: float) -> None:
-    path = pack(kind, tmp_path, eight())
-    content = path.read_bytes()
-    end = len(content) if kind != "tar" else 6 * 1024  # leaves the padding of a plain tar out
-    path.write_bytes(content[: int(share * end)])
-    with refused(str(path), "damaged"):
-        data.load(folder(path, tmp_path))
-
-
-def test_a_plain_tar_cut_between_two_files_is_refused(tmp_path: Path) -> None:
-    path = pack("tar", tmp_path, eight() | {"train/cat/8.png": png(8)})
-    with tarfile.open(path) as archive:
-        last = archive.getmembers()[-1]
-    path.write_bytes(path.read_bytes()[: last.offset])
-    with refused(str(path), "damaged"):
-        data.load(folder(path, tmp_path))
-
-
-@pytest.mark.parametrize("name", ["../evil.png", "/train/cat/evil.png", "train/../../evil.png"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_paths_that_lead_out_of_an_archive_are_refused(
-    tmp_path: Path, kind: str, name: str
-) -> None:
-    path = pack(kind, tmp_path, eight() | {name: png(9)})
-    with refused(name, "leads out of the archive"):
-        data.load(folder(path, tmp_path))
-    assert not list(tmp_path.parent.glob("evil.png"))
-
-
-def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "images.tar", eight())
-    with tarfile.open(path, "a") as archive:
-        link = tarfile.TarInfo("train/cat/9.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        archive.addfile(link)
-    with refused("train/cat/9.png", "link"):
-        data.load(folder(path, tmp_path))
-
-
-def test_a_progress_bar_is_drawn_only_on_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    load_files(eight(), tmp_path)
-    printed = capsys.readouterr()
-    assert (printed.out, re.sub(r"\s", "", printed.err)) == ("", "")
-
-
-@pytest.mark.slow
-def test_the_jpeg_copy_of_cifar10_is_read_whole(tmp_path: Path) -> None:
-    root = os.environ.get("RESEXP_CIFAR10_JPEG")
-    if not root:
-        pytest.skip("RESEXP_CIFAR10_JPEG does not name an archive of CIFAR-10 as JPEG files")
-    images = data.load(replace(folder(Path(root), tmp_path), split=Split("45k")))
-    assert images.train_images.shape == (45_000, 32, 32, 3)
-    assert images.test_images.shape == (10_000, 32, 32, 3)
-    assert images.classes[0] == "airplane" and images.classes[9] == "truck"
-    assert images.chance_error == 90.0

@@ -14,6 +14,7 @@ import torch
 from fake_results import write_run
 from numpy.typing import NDArray
 from PIL import Image
+from small_images import pack_masks, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -21,7 +22,8 @@ from resexp import data, models
 from resexp.analysis import table
 from resexp.analysis.results import Run, find_runs, load_results
 from resexp.config import compose
-from resexp.data import UNLABELLED, Images, batches, blobs, masks
+from resexp.data import UNLABELLED, Images, batches
+from resexp.data.sets import blobs, masks
 from resexp.launch.progress import errors, headline
 from resexp.runs import records
 from resexp.runs import run as task
@@ -487,25 +489,8 @@ def test_rows_go_by_the_header(tmp_path: Path) -> None:
 # Folders of images and masks
 
 
-def save(root: Path, name: str, pixels: NDArray[Any], mode: str | None = None) -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(path)
-    return path
-
-
-def folder(root: Path, values: tuple[int, ...] = (0, 1, 2), size: int = 12) -> Data:
-    """Three training and two test images in colour, with masks of blocks of ``values``."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 3), ("test", 2)):
-        for number in range(count):
-            grey = generator.integers(0, 256, (size, size, 3), np.uint8)
-            y, x = np.indices((size, size))
-            mask = np.array(values)[(x + y // 2) % len(values)]
-            save(root, f"{split}/images/{number}.jpg", grey)
-            save(root, f"{split}/masks/{number}.png", mask.astype(np.uint8))
-    return Data(name="mine", loader="masks", root=str(root))
+def folder(root: Path, values: tuple[int, ...] = (0, 1, 2)) -> Data:
+    return Data(name="mine", loader="masks", root=str(pack_masks(root, values)))
 
 
 def test_images_and_masks_are_read_from_folders(tmp_path: Path) -> None:
@@ -617,7 +602,7 @@ def test_a_folder_without_one_of_the_four_is_refused_before_anything(
 
 
 def test_a_folder_trains_from_the_command_line(tmp_path: Path) -> None:
-    folder(tmp_path / "cells", (0, 255), size=16)
+    pack_masks(tmp_path / "cells", (0, 255), size=16)
     one = job(tmp_path / "results", "data=masks", f"data.root={tmp_path / 'cells'}", "data.size=8")
     assert one.settings.data.name == "cells"
     record = task.perform(one).record

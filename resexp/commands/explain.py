@@ -24,14 +24,6 @@ from resexp.models.trace import Call, one_pass
 from resexp.runs.run import check_task
 from resexp.settings import Arch, Data, Job, Merge, Normalisation, Order, choices
 
-#: Sets that may have to be downloaded: channels, height and width, classes. An image folder that
-#: says nothing else is as ImageNet.
-SHAPES = {
-    "cifar10": (3, (32, 32), 10),
-    "fashion_mnist": (1, (28, 28), 10),
-    "imagefolder": (3, (224, 224), 1000),
-}
-
 #: The numbers of the worked example.
 X, H = (2.0, 1.5, 0.8), (2.3, 1.4, 1.0)
 
@@ -303,8 +295,9 @@ def explain(job: Job) -> Explanation:
 
 def shape(data: Data) -> tuple[int, tuple[int, int], int]:
     """Channels, height and width, and classes of a set's images; ``data.size`` goes first."""
-    if data.loader in SHAPES:
-        channels, size, classes = SHAPES[data.loader]
+    known = images.known_shape(data.loader)
+    if known:
+        channels, size, classes = known
     else:
         held = images.load(data)
         channels, size, classes = held.channels, held.size, len(held.classes)

@@ -1,7 +1,7 @@
 """Image sets as tensors: where they come from, and what makes one fit to train on.
 
-Each loader is a module of its own with two functions, ``check_present`` and ``load``. Nothing here
-or there imports torch before a set is loaded, so that looking whether the files are there is cheap.
+Each loader is a module of ``resexp.data.sets``, and nothing lists them. Nothing here or there
+imports torch before a set is loaded, so that looking whether the files are there is cheap.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from filelock import FileLock
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from resexp.data.stream import Streamed
 
-LOADERS = ("digits", "cifar10", "fashion_mnist", "imagefolder", "blobs", "masks")
 SMALLEST = 8  # pixels a side: three stages of the family halve it twice
 UNLABELLED = -1  # in a mask: a pixel that no loss, error or overlap counts
 SAMPLE = 64  # images of a streamed set that are looked at before training
@@ -87,14 +87,23 @@ class Images:
 
 
 class Loader(Protocol):
-    """What a module of this package that reads one kind of set offers.
+    """What a module of ``resexp.data.sets`` offers; its name is the loader's.
 
-    Beside these, ``TASK`` if it is not classification.
+    Beside these, where they apply: ``TASK``, if it is not classification; ``SHAPE`` (channels,
+    height and width, classes), if no file is needed to know; ``describe``, which tells
+    ``resexp doctor`` what lies in data.root, if the images are whatever lies there.
     """
 
     def check_present(self, settings: Data) -> None: ...
 
     def load(self, settings: Data) -> Images: ...
+
+
+def loaders() -> list[str]:
+    """The names of all loaders."""
+    from resexp.data import sets
+
+    return sorted(module.name for module in iter_modules(sets.__path__))
 
 
 def check_present(settings: Data) -> None:
@@ -154,6 +163,18 @@ def task(loader: str) -> str:
     return str(getattr(_loader(loader), "TASK", "classification"))
 
 
+def known_shape(loader: str) -> tuple[int, tuple[int, int], int] | None:
+    """Channels, height and width, and classes of a loader's sets, if no file is needed to know."""
+    found: tuple[int, tuple[int, int], int] | None = getattr(_loader(loader), "SHAPE", None)
+    return found
+
+
+def describe(settings: Data) -> str | None:
+    """What lies in data.root, if that is what the set is. Raises UsageError as ``load`` would."""
+    look = getattr(_loader(settings.loader), "describe", None)
+    return None if look is None else str(look(settings))
+
+
 def class_counts(labels: torch.Tensor, classes: int) -> list[int]:
     """How many images, or labelled pixels of masks, are of each class."""
     flat = labels.flatten()
@@ -194,11 +215,12 @@ def keep_45k(images: Images) -> Images:
 
 
 def _loader(name: str) -> Loader:
-    if name not in LOADERS:
-        nearest = difflib.get_close_matches(name, LOADERS, n=1)
-        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(LOADERS)}."
+    known = loaders()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(known)}."
         raise UsageError(f"data.loader={name} is unknown. {advice}")
-    return cast(Loader, import_module(f"resexp.data.{name}"))
+    return cast(Loader, import_module(f"resexp.data.sets.{name}"))
 
 
 def _shape_fault(images: Images) -> str | None:

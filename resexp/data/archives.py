@@ -1,12 +1,22 @@
-"""Where the files of a folder or an archive lie, so that one is read without the others."""
+"""The files of a folder, a zip or a tar: one list of them, and the bytes of any one.
+
+Archives are read in place: nothing is ever extracted to disk, so no path in one can do harm. Only
+regular files are opened, and none is read before its size is known to be sane.
+"""
 
 from __future__ import annotations
 
 import io
+import lzma
+import os
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -14,88 +24,215 @@ from PIL.ContainerIO import ContainerIO
 
 from resexp.settings import UsageError
 
-
-class Place(NamedTuple):
-    """A file: its path inside the root and, in an archive, where its bytes are."""
-
-    name: str
-    offset: int = 0  # of a tar's file, or of a zip's local header
-    length: int = 0  # bytes in the archive
-    kind: str = "file"  # file, tar, stored or deflated
-
-
-#: How gzip, bzip2, xz and zstd files begin.
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+MOST_BYTES = 2**28  # of one file
+MOST_GROWTH = 2**30, 200  # bytes that an archive may unpack to, or that many times its size
+DEEPEST = 5  # folders below the root: deeper ones are not looked into, for links may go in circles
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip: 30 bytes, the lengths of name and extra field
+ZIP_KINDS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 
-def tar_members(root: Path, archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
+class Member(NamedTuple):
+    """A file: its path inside the root, its bytes, and where they are. Small when pickled."""
+
+    name: str
+    size: int  # bytes; of a folder's file, when it was listed
+    changed: int = 0  # of a folder's file: nanoseconds since 1970
+    kind: str = "file"  # file, tar, stored, deflated, or sealed: read through the open archive only
+    offset: int = 0  # of a tar's file, or of a zip's local header
+    packed: int = 0  # bytes in the archive
+    checksum: int | None = None  # CRC-32, of a zip's file
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a folder or an archive, to be read while its context lasts."""
+
+    root: Path
+    members: list[Member]
+    archive: tarfile.TarFile | zipfile.ZipFile | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether files must be read here, by one thread, and fast only by rising offset."""
+        return any(member.kind == "sealed" for member in self.members)
+
+    def open(self, member: Member) -> IO[bytes]:
+        """A file, to be read from its beginning."""
+        sealed = member.kind == "sealed"
+        return io.BytesIO(self.read(member)) if sealed else opened(self.root, member)
+
+    def read(self, member: Member) -> bytes:
+        """A file's bytes."""
+        if member.kind != "sealed":
+            return content(self.root, member)
+        if isinstance(self.archive, zipfile.ZipFile):
+            return self.archive.read(member.name)
+        assert self.archive is not None and self.archive.fileobj is not None
+        self.archive.fileobj.seek(member.offset)
+        return _whole(member, self.archive.fileobj.read(member.size))
+
+
+@contextmanager
+def listing(root: Path, *, in_place: bool = False) -> Iterator[Listing]:
+    """What lies in a folder or an archive. Raises UsageError, here and inside, if it is damaged.
+
+    With ``in_place`` also if files cannot be read from any process, without those before them.
+    """
+    with faults_named(root):
+        if root.is_dir():
+            yield Listing(root, folder_members(root))
+            return
+        open_regular(root).close()
+        if tarfile.is_tarfile(root):
+            with tarfile.open(root) as tar:
+                yield Listing(root, _sane(root, tar_members(root, tar), in_place), tar)
+        elif zipfile.is_zipfile(root):
+            with zipfile.ZipFile(root) as zipped:
+                yield Listing(root, _sane(root, zip_members(root, zipped), in_place), zipped)
+        else:
+            raise UsageError(
+                f"data.root={root} is neither a folder nor a tar or zip archive that can be read. "
+                "It may be damaged: fetch it again."
+            )
+
+
+def content(root: Path, member: Member) -> bytes:
+    """The bytes of a file that is not sealed; any thread or process may ask.
+
+    Raises UsageError, naming the file, if they are not what the listing says.
+    """
+    try:
+        with opened(root, member) as file:
+            read = file.read(MOST_BYTES + 1)
+    except (OSError, struct.error, zlib.error) as error:
+        raise UsageError(f"{member.name} cannot be read: {error}.") from error
+    if len(read) > MOST_BYTES:
+        raise UsageError(f"{member.name} has more than {MOST_BYTES:,} bytes: no image.")
+    return read if member.kind == "file" else _whole(member, read)
+
+
+def opened(root: Path, member: Member) -> IO[bytes]:
+    """A file that is not sealed, to be read from its beginning."""
+    if member.kind == "file":
+        return open_regular(root / member.name)
+    file = open_regular(root)
+    offset = member.offset
+    if member.kind != "tar":
+        file.seek(offset)
+        offset += LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+    if member.kind != "deflated":
+        return cast(IO[bytes], ContainerIO(file, offset, member.packed))
+    with file:
+        file.seek(offset)
+        packed = file.read(member.packed)
+    # No more than is promised, and one byte that gives away a file that holds more.
+    return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.size + 1))
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """A file for reading. Raises UsageError, at once, for a pipe or device: it may never end."""
+    file = open(  # noqa: SIM115  handed on open
+        path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+    )
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UsageError(f"{path} is a pipe or device, not a file. Move it away.")
+    return file
+
+
+def folder_members(root: Path) -> list[Member]:
+    """The files of a folder but for hidden ones, by path."""
+    found = []
+    for folder, folders, names in os.walk(root, onerror=_stop, followlinks=True):
+        inside = Path(folder).relative_to(root)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if len(inside.parts) == DEEPEST:
+            names, folders[:] = [*names, *folders], []  # too deep for an image, as a file would be
+        for name in names:
+            if name.startswith("."):
+                continue
+            path, status = (inside / name).as_posix(), os.stat(Path(folder, name))
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                raise UsageError(f"{path} in {root} is a pipe or device. Move it away.")
+            found.append(Member(path, status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+def tar_members(root: Path, archive: tarfile.TarFile) -> Iterator[Member]:
     """The files of a tar. Raises UsageError for a link, ReadError where it was cut short."""
-    members = []
-    for member in archive:
-        if member.isfile():
-            members.append(member)
-        elif not member.isdir():
-            raise UsageError(f"{member.name} in {root} is a link or device. Pack real files.")
+    kind = "tar" if isinstance(archive.fileobj, io.BufferedReader) else "sealed"  # compressed
+    for one in archive:
+        if one.isfile() and not one.issparse():
+            yield Member(one.name, one.size, 0, kind, one.offset_data, one.size)
+        elif not one.isdir():
+            raise UsageError(f"{one.name} in {root} is a link or device. Pack real files.")
     # A tar that was cut short lacks the block of zeros at its end; tarfile does not mind.
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("unexpected end of data")
-    return members
 
 
-def zip_members(root: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+def zip_members(root: Path, archive: zipfile.ZipFile) -> Iterator[Member]:
     """The files of a zip. Raises UsageError if one is encrypted."""
-    members = [member for member in archive.infolist() if not member.is_dir()]
-    for member in members:
-        if member.flag_bits & 1:
-            raise UsageError(f"{member.filename} in {root} is encrypted. Pack it without password.")
-    return members
+    for one in archive.infolist():
+        if one.flag_bits & 1:
+            raise UsageError(f"{one.filename} in {root} is encrypted. Pack it without password.")
+        if not one.is_dir():
+            kind = ZIP_KINDS.get(one.compress_type, "sealed")
+            place = one.header_offset, one.compress_size, one.CRC
+            yield Member(one.filename, one.file_size, 0, kind, *place)
 
 
-def tar_places(root: Path) -> list[Place]:
-    """Where the files of a tar lie. Raises UsageError if it is compressed."""
-    with root.open("rb") as file:
-        start = file.read(6)
-    if start.startswith(COMPRESSED):
+@contextmanager
+def faults_named(root: Path) -> Iterator[None]:
+    """Turn what a damaged archive or an unreadable file raises into UsageError."""
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        NotImplementedError,  # a zip compressed in a way that Python does not know
+        struct.error,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        lzma.LZMAError,
+        zlib.error,
+    ) as error:
         raise UsageError(
-            f"data.root={root} is compressed as a whole, so its images cannot be streamed. Unpack "
-            f"it (tar -xf {root.name}) and point data.root at the folder."
-        )
-    with tarfile.open(root, "r:") as archive:
-        members = tar_members(root, archive)
-    return [Place(one.name, one.offset_data, one.size, "tar") for one in members]
+            f"data.root={root} is damaged or cannot be read: {error}. Fetch it again."
+        ) from error
 
 
-def zip_places(root: Path) -> list[Place]:
-    """Where the files of a zip lie. Raises UsageError if one is compressed in an uncommon way."""
-    kinds = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
-    with zipfile.ZipFile(root) as archive:
-        members = zip_members(root, archive)
-    if odd := [one.filename for one in members if one.compress_type not in kinds]:
-        raise UsageError(
-            f"{odd[0]} in {root} is compressed in a way that cannot be streamed. Unpack it with "
-            f"unzip {root.name} and point data.root at the folder."
-        )
-    return [
-        Place(one.filename, one.header_offset, one.compress_size, kinds[one.compress_type])
-        for one in members
-    ]
+def _sane(root: Path, members: Iterable[Member], in_place: bool) -> list[Member]:
+    """The members, the last of each name. Stops at the first that cannot be read or is a bomb."""
+    least, times = MOST_GROWTH
+    left = max(least, times * root.stat().st_size)
+    found = {}
+    for one in members:
+        if in_place and one.kind == "sealed":
+            unpack = "unzip" if zipfile.is_zipfile(root) else "tar -xf"
+            raise UsageError(
+                f"{one.name} in data.root={root} is compressed in a way that cannot be streamed. "
+                f"Unpack it ({unpack} {root.name}) and point data.root at the folder."
+            )
+        left -= one.size
+        if max(one.size, one.packed) > MOST_BYTES or left < 0:
+            raise UsageError(
+                f"{one.name} in {root} unpacks to {one.size:,} bytes: no archive of images. Pack "
+                "it again without."
+            )
+        found[one.name] = one
+    return list(found.values())
 
 
-def opened(root: Path, place: Place) -> IO[bytes]:
-    """A file of a folder or an archive, to be read from its beginning to its end."""
-    if place.kind == "file":
-        return (root / place.name).open("rb")
-    file = root.open("rb")
-    offset = place.offset
-    if place.kind != "tar":
-        file.seek(offset)
-        offset += LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
-    if place.kind != "deflated":
-        return cast(IO[bytes], ContainerIO(file, offset, place.length))
-    with file:
-        file.seek(offset)
-        return io.BytesIO(zlib.decompress(file.read(place.length), -zlib.MAX_WBITS))
+def _whole(member: Member, read: bytes) -> bytes:
+    if len(read) != member.size or member.checksum not in (None, zlib.crc32(read)):
+        raise UsageError(f"{member.name} is damaged in the archive. Fetch it again.")
+    return read
+
+
+def _stop(error: OSError) -> None:
+    """A folder that may not be read must not pass for an empty one."""
+    raise error

@@ -1,9 +1,9 @@
 """Images too many for memory: fetched batch by batch, ahead of need, in the order of the plan.
 
 A ``Streamed`` set stands where a tensor of images stands: it has a length, a shape and a device,
-and indexed with a tensor of rows or a slice it gives uint8 images there. What will be asked for is
-told to it (``look_ahead``), so that it is ready by then. Asking for something else is never wrong,
-only slow: no number of a run depends on what was fetched ahead, nor on how many processes did it.
+and indexed with a tensor of rows or a slice it gives uint8 images there. It follows a plan of
+batches (``look_ahead``), which it fetches before they are asked for. Asking for something else is
+never wrong, only slow: no number of a run depends on the plan, nor on how many processes fetch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -23,15 +24,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from resexp.settings import Stream, UsageError
+from resexp.settings import Data, Stream, UsageError
 
 SHARE = 0.5  # of the free memory: a decoded set that is larger is streamed
 PIECE = 2**20  # bytes of images that a process decodes at a time
 AHEAD = 2**25  # bytes of decoded images kept ready
 MOST_WORKERS = 16
 
-#: Reads the images of some files, uint8 [n, H, W, C]; or says in one line which file is at fault.
-Read = Callable[[list[Any]], Tensor | str]
+#: Reads the images of some files, uint8 [n, H, W, C]; or says of each file at fault what it is.
+Read = Callable[[list[Any]], Tensor | list[str]]
 
 
 class Damaged(Exception):
@@ -43,7 +44,7 @@ class Source(Protocol):
 
     name: str  # for run.json
 
-    def fetch(self, batches: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
+    def fetch(self, plan: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
         """Begin to fetch at once; yields each batch in its order, in pieces, on the CPU."""
         ...
 
@@ -68,20 +69,26 @@ class Decoded:
         self.work: list[list[Any]] = []
         self.loader: DataLoader[Any] | None = None
 
-    def fetch(self, batches: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
-        self.work.clear()
-        for rows in batches:
-            for first in range(0, len(rows), self.piece):
-                self.work.append([self.files[row] for row in rows[first : first + self.piece]])
+    def pieces(
+        self, wanted: Iterable[list[int]], pin: bool = False
+    ) -> Iterator[Tensor | list[str]]:
+        """The images of some rows at a time, in turn, or what is wrong with some of them."""
+        self.work[:] = [[self.files[row] for row in rows] for rows in wanted]
         self.loader = self.loader or self._loader(pin)
-        pieces = iter(self.loader)  # lets go of what was fetched and not asked for
-        counts = [-(-len(rows) // self.piece) for rows in batches]
-        return ([_sound(next(pieces)) for _ in range(count)] for count in counts)
+        return iter(self.loader)  # lets go of what was fetched and not asked for
+
+    def fetch(self, plan: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
+        cut = [
+            [rows[first : first + self.piece] for first in range(0, len(rows), self.piece)]
+            for rows in plan
+        ]
+        pieces = self.pieces(chain.from_iterable(cut), pin)
+        return ([_sound(next(pieces)) for _ in parts] for parts in cut)
 
     def peek(self, rows: list[int]) -> Tensor:
         images = self.read([self.files[row] for row in rows])
-        if isinstance(images, str):
-            raise UsageError(images)
+        if isinstance(images, list):
+            raise UsageError(images[0])
         return images
 
     def _loader(self, pin: bool) -> DataLoader[Any]:
@@ -106,7 +113,7 @@ class Readable:
 
     read: Read
 
-    def __getitems__(self, files: list[Any]) -> Tensor | str:
+    def __getitems__(self, files: list[Any]) -> Tensor | list[str]:
         return self.read(files)
 
 
@@ -117,8 +124,8 @@ class Held:
     pixels: Tensor  # uint8 [N, H, W, C], on the CPU
     name: str = "memory"
 
-    def fetch(self, batches: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
-        for rows in batches:
+    def fetch(self, plan: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
+        for rows in plan:
             images = self.peek(rows)
             yield [images.pin_memory() if pin else images]
 
@@ -127,26 +134,29 @@ class Held:
 
 
 class Feed:
-    """What is being fetched from one source, for all the sets that share it."""
+    """A plan of batches of one source, each a list of its rows, being fetched in its order.
+
+    All the sets that share the source share the plan: they take turns at the same processes.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.keys: deque[tuple[Any, ...]] = deque()
-        self.held: list[Tensor] = []  # as long as they live no other tensor has their keys
+        self.plan: deque[list[int]] = deque()
         self.batches: Iterator[list[Tensor]] = iter(())
         self.side: torch.cuda.Stream | None = None  # copies to the GPU while that computes
 
-    def begin(self, keys: list[tuple[Any, ...]], batches: list[list[int]], pin: bool) -> None:
-        self.keys = deque(keys)
-        self.batches = self.source.fetch(batches, pin)
+    def follow(self, plan: list[list[int]], device: torch.device) -> None:
+        """Begin to fetch these batches; what is left of another plan is dropped."""
+        self.plan = deque(plan)
+        self.batches = self.source.fetch(plan, pin=device.type == "cuda")
 
     def take(self, device: torch.device) -> Tensor:
-        """The next batch, on ``device``; the host does not wait for the copy."""
-        self.keys.popleft()
+        """The plan's next batch, on ``device``; the host does not wait for the copy."""
+        self.plan.popleft()
         try:
             pieces = next(self.batches)
         except BaseException:
-            self.keys.clear()  # what follows would be given under wrong keys
+            self.plan.clear()  # it is not known what would follow
             raise
         if device.type == "cpu":
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -191,52 +201,38 @@ class Streamed:
         """A few images, on the CPU, read here and now."""
         return self.feed.source.peek([self.rows[row] for row in rows])
 
-    def look_ahead(self, batches: Sequence[Tensor]) -> None:
+    def look_ahead(self, plan: Iterable[Tensor]) -> None:
         """Begin to fetch these batches, each int64 [B], which will be asked for in this order.
 
-        Each must then be asked for by a tensor in the same memory: looking at its values would
-        wait for a GPU. Where they lie on one, this waits for it, once for all.
+        They had better lie on the CPU, here and when they are asked for: reading one that lies on a
+        GPU waits for it.
         """
-        self.feed.held = list(batches)
-        wanted = [batch.tolist() for batch in batches]
-        self._begin([self._key(batch) for batch in batches], wanted)
+        self.feed.follow([self._of_source(batch) for batch in plan], self.device)
 
     def __getitem__(self, wanted: Tensor | slice) -> Tensor:
         """Images on this set's device: those of int64 rows [B], or of a slice.
 
-        After a slice, those of the same length that follow it are expected to be asked for.
+        After a slice off the plan, those of the same length that follow it are the new plan.
         """
-        if isinstance(wanted, slice):
-            some = range(len(self))[wanted]
-            if not some:
-                return torch.empty((0, *self.image), dtype=self.dtype, device=self.device)
-            if self._next() != self._key(some):
-                starts = range(some.start, len(self), len(some) * some.step)
-                turns = [
-                    range(len(self))[i : i + len(some) * some.step : some.step] for i in starts
-                ]
-                self._begin([self._key(turn) for turn in turns], [list(turn) for turn in turns])
-        elif self._next() != self._key(wanted):
-            self.look_ahead([wanted])
+        rows = self.rows[wanted] if isinstance(wanted, slice) else self._of_source(wanted)
+        if not rows:
+            return torch.empty((0, *self.image), dtype=self.dtype, device=self.device)
+        if not self.feed.plan or self.feed.plan[0] != rows:
+            plan = [rows]
+            if isinstance(wanted, slice):
+                left = self.rows[slice(wanted.start, None, wanted.step)]
+                plan = [left[i : i + len(rows)] for i in range(0, len(left), len(rows))]
+            self.feed.follow(plan, self.device)
         return self.feed.take(self.device)
 
-    def _key(self, wanted: Tensor | range) -> tuple[Any, ...]:
-        if isinstance(wanted, range):
-            return id(self.rows), wanted
-        return id(self.rows), wanted.data_ptr(), wanted.shape, wanted.stride()
-
-    def _next(self) -> tuple[Any, ...] | None:
-        return self.feed.keys[0] if self.feed.keys else None
-
-    def _begin(self, keys: list[tuple[Any, ...]], batches: list[list[int]]) -> None:
-        batches = [[self.rows[row] for row in batch] for batch in batches]
-        self.feed.begin(keys, batches, pin=self.device.type == "cuda")
+    def _of_source(self, rows: Tensor) -> list[int]:
+        return [self.rows[row] for row in rows.tolist()]
 
 
-def look_ahead(images: Tensor | Streamed, batches: Sequence[Tensor]) -> None:
+def look_ahead(images: Tensor | Streamed, plan: Iterable[Tensor]) -> None:
     """Say which batches, each int64 [B], will be asked for next; a tensor has them all at hand."""
     if isinstance(images, Streamed):
-        images.look_ahead(batches)
+        images.look_ahead(plan)
 
 
 def keep(images: Tensor | Streamed, rows: Tensor) -> Tensor | Streamed:
@@ -259,11 +255,20 @@ def placed(sets: list[Tensor | Streamed], device: torch.device | str) -> list[Te
 
 
 def room(choice: Stream) -> float:
-    """Bytes that a decoded set may have before it is streamed."""
-    if choice is Stream.always:
-        return 0
+    """Bytes that a decoded set may have in memory."""
     free = free_memory()
-    return float("inf") if choice is Stream.never or free is None else SHARE * free
+    share = {Stream.always: 0.0, Stream.auto: SHARE, Stream.never: 1.0}[choice]
+    return float("inf") if free is None and share else share * (free or 0)
+
+
+def check_room(settings: Data, images: int, image_bytes: int) -> None:
+    """Raise UsageError if there is no room for a set that cannot be streamed."""
+    need, free = images * image_bytes, room(Stream.never)
+    if need > free:
+        raise UsageError(
+            f"{images:,} images of data.name={settings.name} take {need / 2**30:,.1f} GiB of "
+            f"memory, and {free / 2**30:,.1f} are free. Choose a smaller data.size."
+        )
 
 
 def free_memory() -> int | None:
@@ -290,9 +295,9 @@ def _image(pixels: Tensor) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _sound(piece: Tensor | str) -> Tensor:
-    if isinstance(piece, str):
-        raise Damaged(piece)
+def _sound(piece: Tensor | list[str]) -> Tensor:
+    if isinstance(piece, list):
+        raise Damaged(piece[0])
     return piece
 
 

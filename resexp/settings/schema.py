@@ -171,7 +171,7 @@ class Data:
     """Which images, and where they lie."""
 
     name: str = "digits"
-    loader: str = "digits"  # digits, cifar10, fashion_mnist, imagefolder, blobs or masks
+    loader: str = "digits"  # a module of resexp.data.sets
     root: str = "data"  # folder of the files; for imagefolder a folder, tar or zip archive
     download: bool = True  # fetch with torchvision what is not in root
     split: Split = Split.full

@@ -17,7 +17,7 @@ import numpy as np
 from resexp.data import Images, from_arrays
 from resexp.settings import Data, UsageError
 
-FILE = Path(__file__).with_name("digits.npz")
+FILE = Path(__file__).parents[1] / "digits.npz"
 SHA256 = "38803a9bdec19e88e4db8093f0e8f1f7faa5fb4ae3d52da5114014054dfd6684"
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from resexp.data import Images, alone, from_arrays
 from resexp.settings import Data, UsageError
 
+SHAPE = 1, (28, 28), 10  # channels, height and width, classes
+
 #: The files, and how many axes each array has.
 FILES = {
     "train-images-idx3-ubyte": 3,

@@ -48,7 +48,10 @@ def check_present(settings: Data) -> None:
 
 def load(settings: Data) -> Images:
     """The set at ``data.size``: classes background and blob."""
+    from resexp.data.stream import check_room
+
     size = settings.size or SIZE
+    check_room(settings, TRAIN + TEST, 8 * size**2)  # pixels, and masks of two bytes, twice
     drawn = [draw(number, size) for number in range(TRAIN + TEST)]
     pixels, masks = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
     return from_arrays(

@@ -16,6 +16,7 @@ import numpy as np
 from resexp.data import Images, alone, from_arrays
 from resexp.settings import Data, UsageError
 
+SHAPE = 3, (32, 32), 10  # channels, height and width, classes
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 

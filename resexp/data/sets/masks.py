@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resexp.data import UNLABELLED, Images, from_arrays
-from resexp.data.imagefolder import decode_chunk
+from resexp.data.archives import Member, content
+from resexp.data.decode import all_named, decode_image, faults_named
 from resexp.settings import Data, UsageError
 
 TASK = "segmentation"
@@ -48,23 +49,46 @@ def check_present(settings: Data) -> None:
 
 
 def load(settings: Data) -> Images:
-    """The images and masks, by name. Raises UsageError, naming the file, if one cannot be used."""
+    """The images and masks, by name. Raises UsageError, naming the files, if some are unusable."""
     check_present(settings)
     root = Path(settings.root).expanduser()
-    decoded = [
-        [decode(image, mask, settings.size) for image, mask in pairs(root / split)]
-        for split in ("train", "test")
-    ]
-    whole = [*decoded[0], *decoded[1]]
+    paths = [pairs(root / split) for split in ("train", "test")]
+    whole = decoded(settings, [*paths[0], *paths[1]])
     check_sizes(whole)
     colour = max(one.pixels.shape[2] for one in whole)
+    parts = whole[: len(paths[0])], whole[len(paths[0]) :]
     pixels = [
         np.stack([one.pixels.repeat(colour // one.pixels.shape[2], axis=2) for one in part])
-        for part in decoded
+        for part in parts
     ]
-    masks = [np.stack([one.mask for one in part]) for part in decoded]
+    masks = [np.stack([one.mask for one in part]) for part in parts]
     classes = label(settings, masks, set().union(*(one.values for one in whole)))
     return from_arrays(settings.name, (pixels[0], masks[0]), (pixels[1], masks[1]), classes)
+
+
+def describe(settings: Data) -> str:
+    """What lies in data.root, undecoded. Raises UsageError as ``load`` does."""
+    check_present(settings)
+    root = Path(settings.root).expanduser()
+    train, test = (len(pairs(root / split)) for split in ("train", "test"))
+    return f"{train:,} + {test:,} images with masks in {settings.root}"
+
+
+def decoded(settings: Data, paths: list[tuple[Path, Path]]) -> list[Decoded]:
+    """Every image and its mask. Raises UsageError, naming the files, if some are unusable."""
+    from resexp.data.stream import check_room
+
+    found, faults = [], []
+    for image, mask in paths:
+        try:
+            found.append(decode(image, mask, settings.size))
+        except UsageError as error:
+            faults.append(str(error))
+        if len(found) == 1:  # twice: one by one, and stacked
+            check_room(settings, len(paths), 2 * (found[0].pixels.nbytes + found[0].mask.nbytes))
+    if faults:
+        raise all_named(faults)
+    return found
 
 
 def pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -72,12 +96,13 @@ def pairs(folder: Path) -> list[tuple[Path, Path]]:
     images, masks = named(folder / "images"), named(folder / "masks")
     if not images:
         raise UsageError(f"{folder / 'images'} has no images. Put some there.")
-    for mine, its, what in ((images, "masks", masks), (masks, "images", images)):
-        for stem in sorted(mine.keys() - what.keys()):
-            raise UsageError(
-                f"{mine[stem]} has no counterpart {folder / its / stem}.*. Add it, or move the "
-                "file away."
-            )
+    alone = [
+        f"{mine[stem]} has no counterpart {folder / its / stem}.*. Add it, or move the file away."
+        for mine, its, what in ((images, "masks", masks), (masks, "images", images))
+        for stem in sorted(mine.keys() - what.keys())
+    ]
+    if alone:
+        raise all_named(alone)
     return [(images[stem], masks[stem]) for stem in sorted(images)]
 
 
@@ -95,10 +120,10 @@ def named(folder: Path) -> dict[str, Path]:
 
 def decode(image: Path, mask: Path, size: int | None) -> Decoded:
     """An image and its mask, of size x size pixels if that is given. Raises UsageError."""
-    content = read(image)
-    [(_, pixels)] = decode_chunk([(str(image), content)], size)
+    encoded = read(image)
+    pixels = decode_image(str(image), encoded, size)
     labels = read_mask(mask)
-    with Image.open(io.BytesIO(content)) as original:
+    with Image.open(io.BytesIO(encoded)) as original:
         if labels.size != original.size:
             raise UsageError(
                 f"{mask} is {labels.width}x{labels.height} pixels, but {image} is "
@@ -110,29 +135,22 @@ def decode(image: Path, mask: Path, size: int | None) -> Decoded:
     return Decoded(image, pixels, np.asarray(labels).astype(np.int16), values)
 
 
-def read(path: Path) -> bytes:
-    """A file's content."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
 def read_mask(path: Path) -> Image.Image:
     """A mask as Pillow has it: one number a pixel."""
-    try:
+    with faults_named(str(path)):
         mask = Image.open(io.BytesIO(read(path)))
         mask.load()
-    except UsageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-        raise UsageError(f"{path} is not an image that Pillow can read. Replace it.") from error
     if mask.mode not in MODES or mask.format == "JPEG":
         raise UsageError(
             f"{path} is no mask: {mask.format} of mode {mask.mode}. Save one class a pixel, 8 bits "
             "of grey or palette, as PNG."
         )
     return mask
+
+
+def read(path: Path) -> bytes:
+    """A file's content."""
+    return content(Path(), Member(str(path), 0))
 
 
 def check_sizes(decoded: list[Decoded]) -> None:
