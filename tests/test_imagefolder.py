@@ -500,13 +500,12 @@ def test_a_link_that_leads_back_up_ends(tmp_path: Path) -> None:
 
 def test_a_folder_is_described_without_being_decoded(tmp_path: Path) -> None:
     root = pack("folder", tmp_path, six() | {"train/cat/notes.txt": b""})
-    said = data.describe(folder(root, tmp_path))
-    assert said is not None
+    said = imagefolder.describe(folder(root, tmp_path))
     for words in ("2 classes", "4 + 2 images of 8x8x3", str(root), "train/cat/notes.txt"):
         assert words in said
     (root / "train/cat/1.png").write_bytes(b"no image")
     with refused("train/cat/1.png is not an image"):
-        data.describe(folder(root, tmp_path))
+        imagefolder.describe(folder(root, tmp_path))
     assert not list((tmp_path / "cache").glob("images-*.npz"))
 
 

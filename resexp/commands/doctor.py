@@ -1,4 +1,4 @@
-"""``resexp doctor``: what this machine can do, and what to mend."""
+"""``resexp doctor``: what this machine can do, and what to fix."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,8 @@ import torch
 from resexp import data
 from resexp.runs.lock import has_locks
 from resexp.runs.provenance import checkout, package_version
-from resexp.settings import Data, Engine, Precision, Settings, UsageError
-from resexp.settings.choices import config_folder, options
-from resexp.train.device import (
-    check_precision,
-    choose_device,
-    cores,
-    cpu_flags,
-    device_name,
-)
+from resexp.settings import Data, Engine, Precision, Settings, UsageError, choices
+from resexp.train.device import check_precision, choose_device, cores, cpu_flags, device_name
 from resexp.train.engine.graph import check_engine
 
 
@@ -42,6 +36,7 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything that a run with these settings needs."""
     return [
         versions(),
+        torchvision(),
         configs(),
         processor(),
         *gpus(),
@@ -49,7 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
         bf16(settings),
         engines(settings),
         writable(Path(settings.results)),
-        *(data_set(name) for name in ("digits", "cifar10", "fashion_mnist")),
+        *(data_set(name, settings.data) for name in sets(settings.data)),
     ]
 
 
@@ -66,31 +61,43 @@ def versions() -> Finding:
     )
 
 
+def torchvision() -> Finding:
+    """It brings CIFAR-10, and loads only beside the torch that it was built for."""
+    found = package_version("torchvision")
+    try:
+        import_module("torchvision")
+    except Exception as error:  # what it raises differs from version to version
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding(
+            "fail",
+            "torchvision",
+            f"{found} does not load beside torch {torch.__version__} ({why}): install both anew, "
+            "with one pip install torch torchvision",
+        )
+    return Finding("ok", "torchvision", f"{found}")
+
+
 def configs() -> Finding:
     """The shipped configuration files."""
-    folder = config_folder()
-    if not folder.is_dir() or not options("arch"):
+    folder = choices.config_folder()
+    if not folder.is_dir() or not choices.options("arch"):
         return Finding("fail", "configs", f"none in {folder}: install resexp again")
     return Finding("ok", "configs", f"{folder}")
 
 
 def processor() -> Finding:
     """The CPU and its threads."""
-    vector = [
-        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()
-    ]
-    name = device_name(torch.device("cpu"))
-    return Finding(
-        "ok", "cpu", f"{name}, {cores()} cores, {' '.join(vector) or platform.machine()}"
-    )
+    known = cpu_flags()
+    vector = [one for one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if one in known]
+    name, units = device_name(torch.device("cpu")), " ".join(vector) or platform.machine()
+    return Finding("ok", "cpu", f"{name}, {cores()} cores, {units}")
 
 
 def gpus() -> list[Finding]:
     """Every GPU that torch can use."""
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-        )
+        cuda = torch.version.cuda
+        built = f"torch is built for CUDA {cuda}" if cuda else "CPU build"
         return [Finding("warn", "gpu", f"none found ({built}): training on the CPU")]
     found = []
     for index in range(torch.cuda.device_count()):
@@ -113,9 +120,8 @@ def device(settings: Settings) -> Finding:
         return Finding("fail", "device", str(error))
     except RuntimeError as error:
         return Finding("fail", "device", f"{settings.device}: {str(error).splitlines()[0]}")
-    return Finding(
-        "ok" if total == 8 else "fail", "device", f"{settings.device} trains on {chosen}"
-    )
+    level = "ok" if total == 8 else "fail"
+    return Finding(level, "device", f"{settings.device} trains on {chosen}")
 
 
 def bf16(settings: Settings) -> Finding:
@@ -144,38 +150,50 @@ def engines(settings: Settings) -> Finding:
 
 def writable(results: Path) -> Finding:
     """The results folder takes files, and there is room."""
-    place = next(
-        folder for folder in (results.absolute(), *results.absolute().parents) if folder.exists()
-    )
+    folders = results.absolute(), *results.absolute().parents
+    place = next(folder for folder in folders if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return Finding(
-            "fail", "results", f"{place} cannot be written ({error.strerror}): set results="
-        )
+        why = f"{place} cannot be written ({error.strerror}): set results="
+        return Finding("fail", "results", why)
     if not has_locks(place):
-        return Finding(
-            "warn",
-            "results",
-            f"{place} has no file locks: a run that is killed can go on after a minute",
-        )
+        why = f"{place} has no file locks: a run that is killed can go on after a minute"
+        return Finding("warn", "results", why)
     free = shutil.disk_usage(place).free / 2**30
     return Finding("ok" if free > 1 else "warn", "results", f"{results}, {free:.0f} GiB free")
 
 
-def data_set(name: str) -> Finding:
-    """Whether a data set is here; only the embedded one must be."""
+def sets(chosen: Data) -> list[str]:
+    """The loaders to ask: all, but of those whose images are the user's own only the chosen."""
+    return [
+        name
+        for name in data.loaders()
+        if name == chosen.loader or not hasattr(data.loader(name), "describe")
+    ]
+
+
+def data_set(name: str, chosen: Data) -> Finding:
+    """Whether a loader's set is here. The embedded one must be, and so must one's own images."""
+    settings = chosen if name == chosen.loader else Data(name=name, loader=name)
+    describe = getattr(data.loader(name), "describe", None)
+    needed = name == "digits" or describe or not settings.download
     try:
-        data.check_present(Data(name=name, loader=name, download=False))
+        data.check_present(replace(settings, download=False))
+        return Finding("ok", name, describe(settings) if describe else here(name))
     except UsageError as error:
-        return Finding("fail" if name == "digits" else "warn", name, str(error))
-    return Finding("ok", name, "shipped with resexp" if name == "digits" else "found in data/")
+        return Finding("fail" if needed else "warn", name, str(error))
+
+
+def here(name: str) -> str:
+    """What a set that was found is, by its config's first line."""
+    return f"here: {choices.describe('data', name)}" if name in choices.options("data") else "here"
 
 
 def text(findings: list[Finding]) -> str:
     """A line for each, the faults named again at the end."""
     lines = [f"{one.level:<5} {one.what:<14} {one.detail}" for one in findings]
     faults = [one.what for one in findings if one.level == "fail"]
-    lines.append(f"to mend: {', '.join(faults)}" if faults else "ready: resexp demo")
+    lines.append(f"to fix: {', '.join(faults)}" if faults else "ready: resexp demo")
     return "\n".join(lines)

@@ -33,8 +33,13 @@ OURS = {RECORD, METRICS, CONFIG, ERROR, LOCK}
 CHECKPOINT = "checkpoint"  # how the names of all checkpoints begin
 LEVELS = 3  # below the folder given: experiments, runs, and a group of experiments above them
 
+EDITED = "it was edited by hand: its numbers would stand for "
 
-@dataclass(slots=True, kw_only=True)
+#: level, what is wrong, what it means, what to type.
+Found = tuple[str, str, str, str]
+
+
+@dataclass(slots=True)
 class Trouble:
     """One thing about one directory. ``level`` is warn (no number is touched) or fail."""
 
@@ -50,90 +55,74 @@ class Trouble:
 
 def inspect(root: Path) -> list[Trouble]:
     """Everything that is wrong below ``root``: results, an experiment or a run."""
+    os.listdir(root)  # raises here if that cannot be read; below it is one of the faults
     found: list[Trouble] = []
     seen: dict[tuple[str, str], Path] = {}
     for directory in directories(root, LEVELS):
-        for level, what, meaning, remedy in troubles(directory):
-            found.append(
-                Trouble(
-                    level=level,
-                    directory=printable(str(directory)),
-                    what=printable(what),
-                    meaning=meaning,
-                    remedy=printable(remedy),
-                )
-            )
-        record = read_json(directory / RECORD)
-        if isinstance(record, dict) and not fault(record):
-            twin = seen.setdefault((str(directory.parent), record["run"]), directory)
-            if twin != directory:
-                found.append(
-                    Trouble(
-                        level="fail",
-                        directory=printable(str(directory)),
-                        what=f"the same run as {printable(twin.name)}",
-                        meaning="it counts twice in means and verdicts",
-                        remedy=f"move one away, as with {move(directory)}",
-                    )
-                )
+        for level, what, meaning, remedy in [*troubles(directory), *copies(directory, seen)]:
+            name = printable(str(directory))
+            found.append(Trouble(level, name, printable(what), meaning, printable(remedy)))
     return found
 
 
 def directories(root: Path, levels: int) -> Iterator[Path]:
     """Directories that are a run, or ought to be: with a run's file in them, or nothing below."""
-    names = sorted(os.listdir(root))
-    below = [root / name for name in names if (root / name).is_dir()]
-    if root.is_symlink() or is_run_like(names) or not below:
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        names = []
+    below = [root / name for name in names if os.path.isdir(root / name)]
+    is_run = OURS & set(names) or any(name.startswith(CHECKPOINT) for name in names)
+    if root.is_symlink() or is_run or not below:
         yield root
         return
     for folder in below if levels else []:
         yield from directories(folder, levels - 1)
 
 
-def is_run_like(names: list[str]) -> bool:
-    return bool(OURS & set(names)) or any(name.startswith(CHECKPOINT) for name in names)
-
-
-#: level, what is wrong, what it means, what to type.
-Found = tuple[str, str, str, str]
+def copies(directory: Path, seen: dict[tuple[str, str], Path]) -> Iterator[Found]:
+    """A run of which there is another copy beside it, among those ``seen``."""
+    record = read_json(directory / RECORD)
+    if not isinstance(record, dict) or fault(record):
+        return
+    twin = seen.setdefault((str(directory.parent), record["run"]), directory)
+    if twin != directory:
+        what = f"the same run as {twin.name}"
+        remedy = f"move one away, as with {move(directory)}"
+        yield "fail", what, "it counts twice in means and verdicts", remedy
 
 
 def troubles(directory: Path) -> Iterator[Found]:
     """What is wrong with one directory by itself."""
     if directory.is_symlink():
-        yield (
-            "warn",
-            f"a link to {directory.resolve()}",
-            "its runs are read, and never written through the link",
-            "nothing, or train there with results=...",
-        )
+        what = f"a link to {directory.resolve()}"
+        meaning = "its runs are read, and never written through the link"
+        yield "warn", what, meaning, "nothing, or train there with results=..."
         return
-    names = sorted(os.listdir(directory))
-    if links := [name for name in names if (directory / name).is_symlink()]:
-        yield (
-            "fail",
-            f"{links[0]} is a link",
-            "resexp run refuses it: writing would change another place",
-            f"rm {quoted(directory / links[0])}",
-        )
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        remedy = f"chmod u+rwx {quoted(directory)}"
+        yield "fail", f"cannot be read: {error.strerror}", "no reader counts what is there", remedy
+        return
+    if links := [name for name in names if os.path.islink(directory / name)]:
+        meaning = "resexp run refuses it: writing would change another place"
+        yield "fail", f"{links[0]} is a link", meaning, f"rm {quoted(directory / links[0])}"
     if RECORD not in names:
         yield from without_record(directory, names)
         return
     record = read_json(directory / RECORD)
     reason = "it is no JSON object" if not isinstance(record, dict) else fault(record)
     if reason or record is None:
-        yield (
-            "fail",
-            f"{RECORD} is damaged or edited: {reason}",
-            "the run is left out of every list, table, figure and verdict",
-            f"{move(directory)}, then run its sweep again",
-        )
+        what = f"{RECORD} is damaged or edited: {reason}"
+        meaning = "the run is left out of every list, table, figure and verdict"
+        yield "fail", what, meaning, rerun(directory)
         return
     yield from of_record(directory, record)
     if is_held(directory):
         return  # what follows is true of every run at work
     yield from of_rows(Run(directory, record))
-    yield from of_status(directory, record)
+    yield from of_status(record)
     yield from leftovers(directory, names, record)
 
 
@@ -144,56 +133,37 @@ def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
         if is_held(directory):
             return
         said = first_line(directory / ERROR) if ERROR in names else ""
-        yield (
-            "warn",
-            f"it failed before it began: {said}" if said else "empty: a run that never began",
-            "no reader counts it",
-            f"run its sweep again, or rm -r {quoted(directory)}",
-        )
+        what = f"it failed before it began: {said}" if said else "empty: a run that never began"
+        remedy = f"run its sweep again, or rm -r {quoted(directory)}"
+        yield "warn", what, "no reader counts it", remedy
     elif METRICS in names or any(name.startswith(CHECKPOINT) for name in names):
-        yield (
-            "fail",
-            f"half of a run: {foreign[0]} without {RECORD}",
-            "no reader counts it, and resexp run refuses the directory: its settings are unknown",
-            f"{move(directory)}, then run its sweep again",
-        )
+        meaning = "no reader counts it, and resexp run refuses it: its settings are unknown"
+        what = f"half of a run: {foreign[0]} without {RECORD}"
+        yield "fail", what, meaning, rerun(directory)
     else:
-        yield (
-            "warn",
-            f"not a run of resexp: it holds {foreign[0]} and no {RECORD}",
-            "no reader counts it; resexp run refuses a run of that name",
-            f"nothing, or {move(directory)}",
-        )
+        what = f"not a run of resexp: it holds {foreign[0]} and no {RECORD}"
+        meaning = "no reader counts it; resexp run refuses a run of that name"
+        yield "warn", what, meaning, f"nothing, or {move(directory)}"
 
 
 def of_record(directory: Path, record: dict[str, Any]) -> Iterator[Found]:
     """A record that contradicts itself or its place."""
     flat = flatten(record["settings"])
-    known = flatten(as_dict(Settings()))
-    complete = flat.keys() == known.keys()  # an older version had other settings, so other digests
+    complete = flat.keys() == flatten(as_dict(Settings())).keys()  # else of an older version
     if complete and record.get("digest") != digest(record["settings"]):
-        yield (
-            "fail",
-            f"the settings in {RECORD} are not those it was trained with (their digest differs)",
-            "it was edited by hand: its numbers would stand for settings they do not have",
-            f"{move(directory)}, then run its sweep again",
-        )
+        what = f"the settings in {RECORD} are not those it was trained with (their digest differs)"
+        yield "fail", what, f"{EDITED}settings they do not have", rerun(directory)
     for key in ("depth", "seed"):
         if key in flat and flat[key] != record[key]:
-            yield (
-                "fail",
-                f"{RECORD} says {key}={record[key]} and, among its settings, {key}={flat[key]}",
-                "it was edited by hand: its numbers would stand for another network",
-                f"{move(directory)}, then run its sweep again",
-            )
+            what = f"{RECORD} says {key}={record[key]} and, among its settings, {key}={flat[key]}"
+            yield "fail", what, f"{EDITED}another network", rerun(directory)
     expected = run_name(record["arch"], record["depth"], record["seed"], record["extras"])
     if directory.name != expected:
-        yield (
-            "warn",
-            f"renamed: its record is of {expected}",
-            "it is read as that run; resexp run looks for it under that name and would train anew",
-            f"mv {quoted(directory)} {quoted(directory.with_name(expected))}",
+        meaning = (
+            "it is read as that run; resexp run looks for it under that name and would retrain"
         )
+        remedy = f"mv {quoted(directory)} {quoted(directory.with_name(expected))}"
+        yield "warn", f"renamed: its record is of {expected}", meaning, remedy
 
 
 def of_rows(run: Run) -> Iterator[Found]:
@@ -202,20 +172,17 @@ def of_rows(run: Run) -> Iterator[Found]:
     try:
         rows = run.rows()
     except UsageError as error:
-        yield ("fail", str(error), "figures and reports refuse it", remedy)
+        yield "fail", str(error), "figures and reports refuse it", remedy
         return
     if not run.finished:
         return
+    wanted = run.setting("steps")
     steps = [row.step for row in rows]
-    expected = row_steps(run.setting("eval_every"), run.setting("steps"), steps[-1] if steps else 0)
-    if steps != expected or not (run.status == "diverged" or steps[-1] == run.setting("steps")):
-        yield (
-            "fail",
-            f"{METRICS} lacks rows: it has {len(steps)}, the last after step "
-            f"{steps[-1] if steps else 0:,} of {run.setting('steps'):,}",
-            "curves would be drawn without them",
-            remedy,
-        )
+    last_step = steps[-1] if steps else 0
+    expected = row_steps(run.setting("eval_every"), wanted, last_step)
+    if steps != expected or not (run.status == "diverged" or last_step == wanted):
+        what = f"{METRICS} lacks rows: it has {len(steps)}, the last after step {last_step:,}"
+        yield "fail", f"{what} of {wanted:,}", "curves would be drawn without them", remedy
         return
     last: dict[str, Any] = {}
     for row in rows:
@@ -223,38 +190,30 @@ def of_rows(run: Run) -> Iterator[Found]:
     for key, value in last.items():
         said = run.record["last"].get(key)
         if key not in TIME_COLUMNS and said != (value if math.isfinite(value) else None):
-            yield (
-                "fail",
-                f"{RECORD} says {key} {said}, {METRICS} {value}",
-                "one was edited: tables and verdicts use the first, curves the second",
-                remedy,
-            )
+            meaning = "one was edited: tables and verdicts use the first, curves the second"
+            yield "fail", f"{RECORD} says {key} {said}, {METRICS} {value}", meaning, remedy
             return
 
 
-def of_status(directory: Path, record: dict[str, Any]) -> Iterator[Found]:
+def of_status(record: dict[str, Any]) -> Iterator[Found]:
     """A run that is not finished, and that nobody is at."""
-    if record["status"] in FINISHED:
-        return
     what = {
         "running": "it was killed while it trained",
         "interrupted": "it was stopped, and saved",
         "failed": f"it failed: {record.get('error')}",
-    }[record["status"]]
-    yield ("warn", what, "it is unfinished: no mean or verdict counts it", again(record))
+    }.get(record["status"])
+    if what:
+        yield "warn", what, "it is unfinished: no mean or verdict counts it", again(record)
 
 
 def leftovers(directory: Path, names: list[str], record: dict[str, Any]) -> Iterator[Found]:
     """Files that nothing will read again."""
     done = record["status"] in FINISHED and not record["settings"].get("keep_checkpoint")
-    left = [
-        name
-        for name in names
-        if name.endswith((".tmp", ".bad")) or (done and name.startswith(CHECKPOINT))
-    ]
+    ends = (".tmp", ".bad")
+    left = [one for one in names if one.endswith(ends) or (done and one.startswith(CHECKPOINT))]
     if left:
         paths = " ".join(quoted(directory / name) for name in left)
-        yield ("warn", f"left behind: {', '.join(left)}", "room on the disk", f"rm {paths}")
+        yield "warn", f"left behind: {', '.join(left)}", "room on the disk", f"rm {paths}"
 
 
 def again(record: dict[str, Any], *, overwrite: bool = False) -> str:
@@ -271,6 +230,10 @@ def again(record: dict[str, Any], *, overwrite: bool = False) -> str:
 def move(directory: Path) -> str:
     """The command that takes a directory out of every reader's way."""
     return f"mkdir -p rejected; mv {quoted(directory)} rejected/"
+
+
+def rerun(directory: Path) -> str:
+    return f"{move(directory)}, then run its sweep again"
 
 
 def quoted(path: Path) -> str:
@@ -300,5 +263,5 @@ def text(root: Path, found: list[Trouble]) -> str:
         lines.append(f"{one.level:<5} {one.directory}\n      {one.what}")
         lines.append(f"      so: {one.meaning}\n      do: {one.remedy}")
     faults = sum(one.level == "fail" for one in found)
-    lines.append(f"{len(found)} found, {faults} of them to mend" if faults else "nothing to mend")
+    lines.append(f"{len(found)} found, {faults} of them to fix" if faults else "nothing to fix")
     return "\n".join(lines)

@@ -106,13 +106,23 @@ def loaders() -> list[str]:
     return sorted(module.name for module in iter_modules(sets.__path__))
 
 
+def loader(name: str) -> Loader:
+    """The module of this name. Raises UsageError, with the nearest name, if there is none."""
+    known = loaders()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(known)}."
+        raise UsageError(f"data.loader={name} is unknown. {advice}")
+    return cast(Loader, import_module(f"resexp.data.sets.{name}"))
+
+
 def check_present(settings: Data) -> None:
     """Raise UsageError if the files of ``data`` are absent and must not be downloaded.
 
     Looks at names only: nothing is decoded and torch is not imported. Files that are there may
     still turn out to be damaged, and a download may still fail, when the set is loaded.
     """
-    _loader(settings.loader).check_present(settings)
+    loader(settings.loader).check_present(settings)
 
 
 def load(settings: Data) -> Images:
@@ -120,7 +130,7 @@ def load(settings: Data) -> Images:
 
     Raises UsageError if it is absent, damaged or unfit to train on.
     """
-    images = _loader(settings.loader).load(settings)
+    images = loader(settings.loader).load(settings)
     check_images(images)
     return keep_45k(images) if settings.split is Split("45k") else images
 
@@ -158,21 +168,9 @@ def alone(root: Path) -> AbstractContextManager[object]:
     return FileLock(root / ".resexp.runs.lock") if os.access(root, os.W_OK) else nullcontext()
 
 
-def task(loader: str) -> str:
+def task(name: str) -> str:
     """What the sets of a loader teach: classification or segmentation."""
-    return str(getattr(_loader(loader), "TASK", "classification"))
-
-
-def known_shape(loader: str) -> tuple[int, tuple[int, int], int] | None:
-    """Channels, height and width, and classes of a loader's sets, if no file is needed to know."""
-    found: tuple[int, tuple[int, int], int] | None = getattr(_loader(loader), "SHAPE", None)
-    return found
-
-
-def describe(settings: Data) -> str | None:
-    """What lies in data.root, if that is what the set is. Raises UsageError as ``load`` would."""
-    look = getattr(_loader(settings.loader), "describe", None)
-    return None if look is None else str(look(settings))
+    return str(getattr(loader(name), "TASK", "classification"))
 
 
 def class_counts(labels: torch.Tensor, classes: int) -> list[int]:
@@ -212,15 +210,6 @@ def keep_45k(images: Images) -> Images:
             f"has; {images.name} has {len(labels):,}. Use data.split=full."
         )
     return replace(images, train_images=keep(images.train_images, kept), train_labels=labels[kept])
-
-
-def _loader(name: str) -> Loader:
-    known = loaders()
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(known)}."
-        raise UsageError(f"data.loader={name} is unknown. {advice}")
-    return cast(Loader, import_module(f"resexp.data.sets.{name}"))
 
 
 def _shape_fault(images: Images) -> str | None:

@@ -31,6 +31,7 @@ FILES = {
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 UBYTE = 0x08  # the only type of value that these files hold
+MOST_BYTES = 2**28  # of a file that are read: five times the largest
 
 
 def check_present(settings: Data) -> None:
@@ -57,7 +58,8 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     then the values. Raises UsageError, naming the file, if it holds anything else.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MOST_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}. Fetch it again.") from error
     if content[:4] != bytes([0, 0, UBYTE, axes]):

@@ -1,4 +1,4 @@
-"""resexp doctor --results: every fault of a results tree is found, explained, and has a remedy."""
+"""resexp doctor: what this machine lacks, and every fault of a results tree with its remedy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from fake_results import write_run
+from small_images import pack, pack_masks, six
 
 from resexp.analysis.results import find_runs
+from resexp.commands import doctor
 from resexp.commands.doctor_results import Trouble, inspect, text
+from resexp.config import compose
 from resexp.runs.lock import hold
 from resexp.settings import UsageError
 
@@ -215,8 +218,75 @@ def test_readers_survive_whatever_lies_in_a_results_folder(
     assert render(rows(runs), "text")
 
 
+def test_a_folder_that_may_not_be_read_is_one_fault_among_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = write_run(tmp_path, "plain", 20, 0)
+    write_run(tmp_path, "plain", 20, 1, status="failed")
+    listed = os.listdir
+
+    def refuse(folder: Path) -> list[str]:
+        if folder == closed:
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = inspect(tmp_path)
+    assert [(one.level, Path(one.directory).name) for one in found] == [
+        ("fail", "plain-20-s0"),
+        ("warn", "plain-20-s1"),
+    ]
+    assert "Permission denied" in found[0].what and "chmod" in found[0].remedy
+
+
 def test_trouble_is_data(tmp_path: Path) -> None:
-    one = Trouble(level="warn", directory="a", what="b", meaning="c", remedy="d")
+    one = Trouble("warn", "a", "b", "c", "d")
     assert list(one.as_dict()) == ["level", "directory", "what", "meaning", "remedy"]
     with pytest.raises((OSError, UsageError)):
         inspect(tmp_path / "absent")
+
+
+# The machine
+
+
+def findings(*words: str) -> dict[str, doctor.Finding]:
+    """What doctor says of the data."""
+    chosen = compose(list(words)).settings.data
+    return {name: doctor.data_set(name, chosen) for name in doctor.sets(chosen)}
+
+
+def test_the_sets_are_asked_and_ones_own_only_if_chosen(tmp_path: Path) -> None:
+    usual = findings(f"data.root={tmp_path}")
+    assert {"blobs", "cifar10", "digits", "fashion_mnist"} <= usual.keys()
+    assert not {"imagefolder", "masks"} & usual.keys()
+    assert usual["digits"].level == usual["blobs"].level == "ok"
+    assert "1,437 + 360 images" in usual["digits"].detail
+    away = findings("data=cifar10", f"data.root={tmp_path}")["cifar10"]
+    assert (away.level, str(tmp_path) in away.detail) == ("warn", True)  # may be downloaded
+    words = ["data=cifar10", f"data.root={tmp_path}", "data.download=false"]
+    assert findings(*words)["cifar10"].level == "fail"
+
+
+def test_a_folder_of_ones_own_is_looked_at(tmp_path: Path) -> None:
+    root = pack("folder", tmp_path, six())
+    words = ["data=imagefolder", f"data.root={root}", f"data.cache={tmp_path / 'cache'}"]
+    sound = findings(*words)["imagefolder"]
+    assert (sound.level, "4 + 2 images of 8x8x3" in sound.detail) == ("ok", True)
+    (root / "train/cat/1.png").write_bytes(b"no image")
+    (root / "train/ant/2.png").write_bytes(b"")
+    damaged = findings(*words)["imagefolder"]
+    assert damaged.level == "fail"
+    assert "train/cat/1.png" in damaged.detail and "train/ant/2.png" in damaged.detail
+    assert "to fix: imagefolder" in doctor.text([damaged])
+    masks = findings("data=masks", f"data.root={pack_masks(tmp_path / 'cells')}")["masks"]
+    assert (masks.level, "3 + 2 images" in masks.detail) == ("ok", True)
+    assert findings("data=masks", "data.root=nowhere")["masks"].level == "fail"
+
+
+def test_a_torchvision_that_does_not_load_is_to_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(doctor, "import_module", load)
+    found = doctor.torchvision()
+    assert (found.level, "nms does not exist)" in found.detail) == ("fail", True)
