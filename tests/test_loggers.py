@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key)
 
 
-def faked(monkeypatch: pytest.MonkeyPatch, opener: Any) -> None:
-    """Let ``opener`` stand for TensorBoard, installed or not."""
-    monkeypatch.setattr(loggers, "TensorBoard", opener)
-    monkeypatch.setitem(loggers.PACKAGES, "tensorboard", "json")
+def faked(monkeypatch: pytest.MonkeyPatch, opener: Any, name: str = "json") -> str:
+    """A logger's name for ``opener``; json is a package that is always there."""
+    monkeypatch.setitem(loggers.LOGGERS, name, opener)
+    return name
 
 
 # --- guarding
@@ -86,8 +87,8 @@ def test_a_logger_that_breaks_is_reported_once_and_left_alone() -> None:
 
 
 def test_a_logger_that_breaks_while_closing_is_reported_once() -> None:
-    fake, said = Fake("close"), list[str]()
-    guarded = Guarded("fake", fake, said.append)
+    said = list[str]()
+    guarded = Guarded("fake", Fake("close"), said.append)
     guarded.log(1, {})
     guarded.close()
     guarded.close()
@@ -121,12 +122,17 @@ def test_an_unknown_logger_is_refused_with_the_nearest_name(tmp_path: Path) -> N
 def test_an_absent_package_is_refused_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in loggers.PACKAGES:
-        monkeypatch.setitem(loggers.PACKAGES, name, "no_such_package")
-        with pytest.raises(UsageError) as refusal:
-            open_loggers([name], tmp_path, RECORD)
-        assert str(refusal.value) == f"loggers=[{name}] needs pip install 'resexp[{name}]'."
+    name = faked(monkeypatch, None, "no_such_package")
+    with pytest.raises(UsageError) as refusal:
+        open_loggers([name], tmp_path, RECORD)
+    assert str(refusal.value) == f"loggers=[{name}] needs pip install 'resexp[{name}]'."
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_logger_has_an_extra_of_its_name() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert all(extras[name][0].startswith(name) for name in loggers.LOGGERS)
 
 
 def test_a_logger_that_does_not_open_is_left_out(
@@ -135,45 +141,43 @@ def test_a_logger_that_does_not_open_is_left_out(
     def broken(place: Path, record: dict[str, Any]) -> Logger:
         raise ValueError("bad file")
 
-    faked(monkeypatch, broken)
     said: list[str] = []
-    assert open_loggers(["tensorboard"], tmp_path, RECORD, said.append) == []
-    assert len(said) == 1 and "logger tensorboard stopped (ValueError: bad file)" in said[0]
+    assert open_loggers([faked(monkeypatch, broken)], tmp_path, RECORD, said.append) == []
+    assert len(said) == 1 and "logger json stopped (ValueError: bad file)" in said[0]
 
 
 def test_warnings_go_to_stderr_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faked(monkeypatch, lambda place, record: Fake("log"))
-    (logger,) = open_loggers(["tensorboard", "tensorboard"], tmp_path, RECORD)
+    name = faked(monkeypatch, lambda place, record: Fake("log"))
+    (logger,) = open_loggers([name, name], tmp_path, RECORD)
     for step in range(3):
         logger.log(step, {})
     logger.close()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("resexp: logger tensorboard stopped")
+    assert captured.err.startswith("resexp: logger json stopped")
     assert captured.err.count("\n") == 1
 
 
 def test_a_fresh_run_starts_an_empty_folder_and_a_resumed_one_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faked(monkeypatch, lambda place, record: Fake())
-    old = tmp_path / "tensorboard" / "old"
+    name = faked(monkeypatch, lambda place, record: Fake())
+    old = tmp_path / name / "old"
     old.parent.mkdir()
     old.write_text("")
-    open_loggers(["tensorboard"], tmp_path, RECORD | {"last": {"step": 40}})
+    open_loggers([name], tmp_path, RECORD | {"last": {"step": 40}})
     assert old.exists()
-    open_loggers(["tensorboard"], tmp_path, RECORD)
+    open_loggers([name], tmp_path, RECORD)
     assert old.parent.exists() and not old.exists()
 
 
 def test_nothing_is_sent_unless_a_person_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faked(monkeypatch, lambda place, record: Fake())
     monkeypatch.setenv("WANDB_MODE", "online")
-    open_loggers(["tensorboard"], tmp_path, RECORD)
+    open_loggers([faked(monkeypatch, lambda place, record: Fake())], tmp_path, RECORD)
     assert os.environ["WANDB_MODE"] == "online"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
@@ -203,30 +207,30 @@ def log_twice(name: str, directory: Path) -> None:
     assert said == []
 
 
-def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
+    """Steps and values, by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     log_twice("tensorboard", tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("test_error")]
-    assert found == [(22, 40.0), (44, 20.0), (66, 10.0)]
-    assert math.isnan(events.Scalars("train_loss")[1].value)
+    assert scalars(tmp_path, "test_error") == [(22, 40.0), (44, 20.0), (66, 10.0)]
+    assert math.isnan(scalars(tmp_path, "train_loss")[1][1])
 
 
 def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for last, values in ((0, {22: 40.0, 44: 20.0}), (22, {44: 21.0})):
         record = RECORD | {"last": {"step": last} if last else {}}
         (logger,) = open_loggers(["tensorboard"], tmp_path, record)
         for step, value in values.items():
             logger.log(step, {"test_error": value})
         logger.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("test_error")]
-    assert found == [(22, 40.0), (44, 21.0)]
+    assert scalars(tmp_path, "test_error") == [(22, 40.0), (44, 21.0)]
 
 
 def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:

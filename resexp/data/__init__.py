@@ -6,7 +6,6 @@ imports torch before a set is loaded, so that looking whether the files are ther
 
 from __future__ import annotations
 
-import difflib
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from filelock import FileLock
 
 from resexp.settings import Data, Split, UsageError
+from resexp.settings.choices import nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,9 +110,8 @@ def loader(name: str) -> Loader:
     """The module of this name. Raises UsageError, with the nearest name, if there is none."""
     known = loaders()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        advice = f"Did you mean {nearest[0]}?" if nearest else f"Choose from {', '.join(known)}."
-        raise UsageError(f"data.loader={name} is unknown. {advice}")
+        advice = nearest(name, known) or f" Choose from {', '.join(known)}."
+        raise UsageError(f"data.loader={name} is unknown.{advice}")
     return cast(Loader, import_module(f"resexp.data.sets.{name}"))
 
 

@@ -6,7 +6,6 @@ of the run goes without it. Each writes into a folder of the run directory that 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import math
@@ -14,13 +13,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from resexp.settings import UsageError, flatten
-
-#: Package to import by logger; the extra of resexp that installs it has the logger's name.
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+from resexp.settings.choices import nearest
 
 #: Where nothing may be sent unless a person says so.
 QUIET = {
@@ -43,22 +41,21 @@ class Logger(Protocol):
         ...
 
 
-def say(warning: str) -> None:
-    print(f"resexp: {warning}", file=sys.stderr)
-
-
 def check_loggers(names: Sequence[str]) -> None:
     """Raise UsageError, before anything is trained, for a logger that does not exist or is absent.
 
     Looks packages up without importing them.
     """
     for name in names:
-        if name not in PACKAGES:
-            near = difflib.get_close_matches(name, PACKAGES, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(PACKAGES)}."
-            raise UsageError(f"unknown logger {name}. {hint}")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if name not in LOGGERS:
+            hint = nearest(name, LOGGERS) or f" Choose from {', '.join(LOGGERS)}."
+            raise UsageError(f"unknown logger {name}.{hint}")
+        if importlib.util.find_spec(name) is None:
             raise UsageError(f"loggers=[{name}] needs pip install 'resexp[{name}]'.")
+
+
+def say(warning: str) -> None:
+    print(f"resexp: {warning}", file=sys.stderr)
 
 
 def open_loggers(
@@ -74,11 +71,6 @@ def open_loggers(
     left out, after one call of ``warn``. Raises UsageError as ``check_loggers`` does.
     """
     check_loggers(names)
-    openers: dict[str, Callable[[Path, dict[str, Any]], Logger]] = {
-        "tensorboard": TensorBoard,
-        "mlflow": MLflow,
-        "wandb": WeightsAndBiases,
-    }
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     loggers: list[Logger] = []
@@ -88,7 +80,7 @@ def open_loggers(
             if last_step(record) == 0 and place.exists():
                 shutil.rmtree(place)
             place.mkdir(parents=True, exist_ok=True)
-            loggers.append(Guarded(name, openers[name](place, record), warn))
+            loggers.append(Guarded(name, LOGGERS[name](place, record), warn))
         except Exception as error:
             warn(complaint(name, error))
     return loggers
@@ -113,30 +105,24 @@ class Guarded:
         self.logger: Logger | None = logger
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        if self.logger is not None:
-            try:
-                self.logger.log(step, values)
-            except Exception as error:
-                self.give_up(error)
+        if self.logger is None:
+            return
+        try:
+            self.logger.log(step, values)
+        except Exception as error:
+            self.warn(complaint(self.name, error))
+            broken, self.logger = self.logger, None
+            with suppress(Exception):  # it may hold files open; a second error is not news
+                broken.close()
 
     def close(self) -> None:
-        """Close the logger, also one that broke before: it may hold files open."""
         logger, self.logger = self.logger, None
-        if logger is not None:
-            try:
-                logger.close()
-            except Exception as error:
-                self.warn(complaint(self.name, error))
-
-    def give_up(self, error: Exception) -> None:
-        """Say what went wrong and let go; a second error, while closing, is not news."""
-        broken, self.logger = self.logger, None
-        self.warn(complaint(self.name, error))
-        try:
-            if broken is not None:
-                broken.close()
-        except Exception:
+        if logger is None:
             return
+        try:
+            logger.close()
+        except Exception as error:
+            self.warn(complaint(self.name, error))
 
 
 class TensorBoard:
@@ -217,3 +203,11 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+#: By name, which is also that of the package to import and of the extra that installs it.
+LOGGERS: dict[str, Callable[[Path, dict[str, Any]], Logger]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WeightsAndBiases,
+}
