@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,16 +19,9 @@ def some_images(count: int = 40, channels: int = 3) -> torch.Tensor:
     return torch.from_numpy(generator.integers(0, 256, (count, 10, 8, channels), np.uint8))
 
 
-def a_plan(start: int, stop: int, *, images: int = 40, batch_size: int = 16, seed: int = 0) -> Plan:
-    return plan(
-        seed=seed,
-        start=start,
-        stop=stop,
-        images=images,
-        batch_size=batch_size,
-        crop_padding=2,
-        flip=True,
-    )
+def a_plan(start: int, stop: int, **changes: Any) -> Plan:
+    usual = {"images": 40, "batch_size": 16, "seed": 0, "crop_padding": 2, "flip": True}
+    return plan(**usual | {"start": start, "stop": stop} | changes)  # type: ignore[arg-type]
 
 
 def fields(one: Plan) -> list[torch.Tensor]:
@@ -45,7 +40,7 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 def test_the_stream_of_seed_0_is_this_one_for_ever() -> None:
-    first = plan(seed=0, start=0, stop=1, images=1437, batch_size=8, crop_padding=4, flip=True)
+    first = a_plan(0, 1, images=1437, batch_size=8, crop_padding=4)
     assert first.index.tolist() == [[355, 1097, 297, 313, 695, 1410, 249, 419]]
     assert first.dy.tolist() == [[2, 8, 4, 8, 5, 7, 3, 4]]
     assert first.dx.tolist() == [[5, 3, 1, 1, 4, 1, 1, 0]]
@@ -54,7 +49,7 @@ def test_the_stream_of_seed_0_is_this_one_for_ever() -> None:
 
 def test_a_later_step_of_another_seed_is_this_one_for_ever() -> None:
     # Step 179 of 8 images crosses from the first epoch of 1,437 images into the second.
-    later = plan(seed=1, start=179, stop=180, images=1437, batch_size=8, crop_padding=4, flip=True)
+    later = a_plan(179, 180, seed=1, images=1437, batch_size=8, crop_padding=4)
     assert later.index.tolist() == [[258, 1213, 854, 415, 324, 1300, 282, 213]]
     assert later.dy.tolist() == [[8, 8, 7, 8, 2, 6, 8, 2]]
     assert later.dx.tolist() == [[4, 6, 7, 1, 1, 1, 8, 8]]
@@ -108,15 +103,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_crop_and_mirror_are_drawn_apart() -> None:
     def drawn(crop_padding: int, flip: bool) -> Plan:
-        return plan(
-            seed=3,
-            start=0,
-            stop=20,
-            images=40,
-            batch_size=16,
-            crop_padding=crop_padding,
-            flip=flip,
-        )
+        return a_plan(0, 20, seed=3, crop_padding=crop_padding, flip=flip)
 
     both, crop_only, flip_only = drawn(2, True), drawn(2, False), drawn(0, True)
     assert torch.equal(crop_only.dy, both.dy) and torch.equal(crop_only.dx, both.dx)
@@ -126,7 +113,7 @@ def test_crop_and_mirror_are_drawn_apart() -> None:
 
 
 def test_every_crop_and_both_sides_come_up_about_equally_often() -> None:
-    drawn = plan(seed=0, start=0, stop=100, images=50, batch_size=128, crop_padding=4, flip=True)
+    drawn = a_plan(0, 100, images=50, batch_size=128, crop_padding=4)
     for offsets in (drawn.dy, drawn.dx):
         counts = offsets.flatten().bincount(minlength=9)
         assert len(counts) == 9
@@ -175,7 +162,7 @@ def slow_batch(
 def test_batch_is_what_a_slow_loop_makes(normalise: Normalise, padding: int, channels: int) -> None:
     images = some_images(channels=channels)
     stats = statistics(images, normalise)
-    drawn = plan(seed=0, start=0, stop=2, images=40, batch_size=16, crop_padding=padding, flip=True)
+    drawn = a_plan(0, 2, crop_padding=padding)
     for step in range(2):
         fast = batch(images, stats, *row(drawn, step), padding)
         assert torch.equal(fast, slow_batch(images, stats, *row(drawn, step), padding))

@@ -142,10 +142,10 @@ def test_looking_for_files_does_not_import_torch(tmp_path: Path) -> None:
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True)
     code = (
-        "import sys; from resexp import data; from resexp.settings import Data\n"
-        "data.check_present(Data(loader='masks', root=sys.argv[1]))\n"
-        "for one in data.loaders():\n"
-        "    if one != 'masks': data.check_present(Data(loader=one, root='.'))\n"
+        "import sys; from contextlib import suppress\n"
+        "from resexp import data; from resexp.settings import Data, UsageError\n"
+        "for loader in data.loaders():\n"
+        "    with suppress(UsageError): data.check_present(Data(loader=loader, root=sys.argv[1]))\n"
         "assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[1]

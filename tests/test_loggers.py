@@ -277,23 +277,14 @@ def test_wandb_writes_offline_into_the_run_directory(tmp_path: Path) -> None:
 def test_a_run_feeds_its_loggers_what_its_csv_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[tuple[int, float]] = []
-    closed: list[bool] = []
-
-    class Ear:
-        def log(self, step: int, values: dict[str, float]) -> None:
-            said.append((step, values["test_error"]))
-
-        def close(self) -> None:
-            closed.append(True)
-
+    ear = Fake()
     monkeypatch.setattr(task, "check_loggers", lambda names: None)
-    monkeypatch.setattr(task, "open_loggers", lambda *arguments: [Ear()])
+    monkeypatch.setattr(task, "open_loggers", lambda *arguments: [ear])
     settings = Settings(depth=8, width=4, steps=4, eval_every=2, batch_size=8, threads=1)
     settings = replace(settings, results=str(tmp_path), loggers=["ear"])
     job = Job(settings=settings, arch="plain", extras={}, overrides=[], config="")
     task.perform(job)
     rows = records.keep_rows(job.directory, 4)
+    said = [(step, values["test_error"]) for step, values in ear.taken]
     assert said == [(row.step, row.test_error) for row in rows]
-    assert len(said) == 2
-    assert closed == [True]
+    assert (len(said), ear.closed) == (2, 1)

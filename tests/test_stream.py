@@ -21,7 +21,7 @@ from resexp.data.sets import imagefolder
 from resexp.data.stream import Damaged, Feed, Held, Streamed, look_ahead
 from resexp.runs import records
 from resexp.runs import run as task
-from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream, UsageError
+from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream
 from resexp.train import evaluate
 
 TRAIN, TEST = 12, 4  # images of each of two classes
@@ -240,7 +240,7 @@ def test_a_file_that_is_no_such_image_is_refused_before_training(
 
 
 def test_only_image_folders_are_streamed() -> None:
-    with pytest.raises(UsageError, match=r"data.stream=always is for image folders"):
+    with refused("data.stream=always is for image folders"):
         Settings(data=Data(stream=Stream.always))
 
 

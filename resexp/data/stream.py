@@ -18,7 +18,7 @@ from itertools import chain
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,27 +39,13 @@ class Damaged(Exception):
     """An image that cannot be decoded, met while training; the text names it."""
 
 
-class Source(Protocol):
-    """Where the images of streamed sets come from."""
-
-    name: str  # for run.json
-
-    def fetch(self, plan: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
-        """Begin to fetch at once; yields each batch in its order, in pieces, on the CPU."""
-        ...
-
-    def peek(self, rows: list[int]) -> Tensor:
-        """A few images, here and now. Raises UsageError if one is damaged."""
-        ...
-
-
 class Decoded:
     """Files that worker processes read and decode. The processes start with the first fetch.
 
     A piece of work travels with the names of its files: the processes hold no list of the set.
     """
 
-    name = "files"
+    name = "files"  # for run.json
 
     def __init__(self, read: Read, files: Sequence[Any], image_bytes: int, workers: int) -> None:
         self.read = read
@@ -78,6 +64,7 @@ class Decoded:
         return iter(self.loader)  # lets go of what was fetched and not asked for
 
     def fetch(self, plan: list[list[int]], pin: bool) -> Iterator[list[Tensor]]:
+        """Begin to fetch at once; yields each batch in its order, in pieces, on the CPU."""
         cut = [
             [rows[first : first + self.piece] for first in range(0, len(rows), self.piece)]
             for rows in plan
@@ -86,6 +73,7 @@ class Decoded:
         return ([_sound(next(pieces)) for _ in parts] for parts in cut)
 
     def peek(self, rows: list[int]) -> Tensor:
+        """A few images, here and now. Raises UsageError if one is damaged."""
         images = self.read([self.files[row] for row in rows])
         if isinstance(images, list):
             raise UsageError(images[0])
@@ -139,7 +127,7 @@ class Feed:
     All the sets that share the source share the plan: they take turns at the same processes.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Decoded | Held) -> None:
         self.source = source
         self.plan: deque[list[int]] = deque()
         self.batches: Iterator[list[Tensor]] = iter(())
