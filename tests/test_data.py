@@ -20,7 +20,7 @@ import torch
 
 from resexp import data
 from resexp.data import sets
-from resexp.data.sets import cifar10, digits
+from resexp.data.sets import cifar10, digits, fashion_mnist
 from resexp.data.sets.masks import FOLDERS
 from resexp.settings import Data, Split, UsageError, choices
 
@@ -343,6 +343,17 @@ def test_a_damaged_gzip_file_is_refused(tmp_path: Path, cut: int) -> None:
     file = tmp_path / "t10k-labels-idx1-ubyte.gz"
     file.write_bytes(file.read_bytes()[:cut])
     with refused("t10k-labels-idx1-ubyte.gz"):
+        data.load(fashion(tmp_path))
+
+
+def test_a_gzip_bomb_is_read_no_further_than_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "MOST_BYTES", 2**16)
+    write_fashion(tmp_path, ".gz")
+    file = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(gzip.compress(idx(np.zeros(2**22))))
+    with refused(file.name, f"{2**16:,} bytes"):
         data.load(fashion(tmp_path))
 
 

@@ -429,7 +429,6 @@ BOMB = "train/cat/0.png"
 
 @pytest.mark.parametrize("load", [lambda *a: data.load(folder(*a)), streamed])
 @pytest.mark.parametrize("size", [2**32 - 2, 1000])  # as much as it says, and more than it says
-@pytest.mark.filterwarnings("ignore:unclosed file")
 def test_a_zip_bomb_is_refused_before_it_is_decompressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Any, size: int
 ) -> None:

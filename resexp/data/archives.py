@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -116,14 +116,15 @@ def opened(root: Path, member: Member) -> IO[bytes]:
     """A file that is not sealed, to be read from its beginning."""
     if member.kind == "file":
         return open_regular(root / member.name)
-    file = open_regular(root)
-    offset = member.offset
-    if member.kind != "tar":
-        file.seek(offset)
-        offset += LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
-    if member.kind != "deflated":
-        return cast(IO[bytes], ContainerIO(file, offset, member.packed))
-    with file:
+    with ExitStack() as stack:
+        file = stack.enter_context(open_regular(root))
+        offset = member.offset
+        if member.kind != "tar":
+            file.seek(offset)
+            offset += LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+        if member.kind != "deflated":
+            stack.pop_all()  # stays open
+            return cast(IO[bytes], ContainerIO(file, offset, member.packed))
         file.seek(offset)
         packed = file.read(member.packed)
     # No more than is promised, and one byte that gives away a file that holds more.
