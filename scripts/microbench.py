@@ -5,7 +5,7 @@
 - nodes: what an empty kernel costs in a CUDA graph, with programmatic dependent launch (PDL) too
 - elementwise: one number added to an activation in bf16, read once and written once
 - convolutions: cuDNN's three at the three stages of He et al. 2015, chosen by a search as in a run
-- norms: batch normalisation alone, and with addition and ReLU; native, cuDNN's, resexp's kernels
+- norms: batch normalisation alone, and with addition and ReLU: native, torch's choice, resexp's
 
 Kernels are timed in graphs of many launches, by the GPU's clock, medians of five. ``cold`` goes
 round among inputs of three times the L2 together; ``hot`` stays with one. What fails costs itself
@@ -146,63 +146,35 @@ def convolutions() -> Iterator[Timing]:
 
 
 def norms() -> Iterator[Timing]:
-    """Forward and backward together, by each that knows the format."""
+    """Forward and backward together: alone, with ReLU, with addition and ReLU."""
+    ways = [("native", ""), ("torch", ""), ("torch", ", ReLU"), ("torch", ", addition, ReLU")]
+    ways += [("resexp", ", ReLU"), ("resexp", ", addition, ReLU")] if ON_GPU else []
     for (channels, side), (name, kind) in itertools.product(STAGES, FORMATS.items()):
-        what = f"{channels}x{side}x{side} {name}"
         norm = nn.BatchNorm2d(channels).to(DEVICE)
-        norm.num_batches_tracked = None  # counting is a launch more, and resexp has none
         pairs = activations(channels, side, kind, 2)
-        yield f"native norm {what}", [partial(native, norm, x, dy) for x, dy in pairs], 0
-        if ON_GPU and kind is torch.float32:  # cuDNN's wants weights of the inputs' type
-            yield f"cuDNN norm {what}", [partial(cudnn, norm, x, dy) for x, dy in pairs], 0
-        for skipped in (False, True):
-            words = f"norm{', addition' if skipped else ''}, ReLU {what}"
-            for whose, rule in (("torch", by_torch), ("resexp", by_resexp)):
-                if rule is by_torch or ON_GPU:
-                    calls = [partial(activated, rule, norm, x, dy, skipped) for x, dy in pairs]
-                    yield f"{whose} {words}", calls, 0
+        for whose, after in ways:
+            calls = [partial(normalised, norm, x, dy, whose, after) for x, dy in pairs]
+            yield f"{whose} norm{after} {channels}x{side}x{side} {name}", calls, 0
 
 
-def native(norm: nn.BatchNorm2d, x: Tensor, dy: Tensor) -> object:
-    """By torch's own kernels, forward and backward."""
-    scale, shift = norm.weight.detach(), norm.bias.detach()
-    averages = norm.running_mean, norm.running_var
-    aten = torch.ops.aten
-    _, *saved = aten.native_batch_norm(x, scale, shift, *averages, True, 0.1, norm.eps)
-    every = [True, True, True]
-    return aten.native_batch_norm_backward(dy, x, scale, *averages, *saved, True, norm.eps, every)
+def normalised(norm: nn.BatchNorm2d, x: Tensor, dy: Tensor, whose: str, after: str) -> object:
+    """``whose``: torch takes cuDNN's kernels where they know the format, or its native ones; resexp
+    has kernels for the whole, as engine=triton. The addition is of ``dy``, to read no third input.
+    """
+    x = x.detach().requires_grad_()
+    skip = dy.detach().requires_grad_() if "addition" in after else None
+    if whose == "resexp":
+        from resexp.train.engine.kernels import norm_act
 
-
-def cudnn(norm: nn.BatchNorm2d, x: Tensor, dy: Tensor) -> object:
-    """By cuDNN's kernels, forward and backward."""
-    scale, shift = norm.weight.detach(), norm.bias.detach()
-    averages = norm.running_mean, norm.running_var
-    aten = torch.ops.aten
-    _, *saved, kept = aten.cudnn_batch_norm(x, scale, shift, *averages, True, 0.1, norm.eps)
-    return aten.cudnn_batch_norm_backward(x, dy, scale, *averages, *saved, norm.eps, kept)
-
-
-Rule = Callable[[Tensor, nn.BatchNorm2d, Tensor | None], Tensor]
-
-
-def activated(rule: Rule, norm: nn.BatchNorm2d, x: Tensor, dy: Tensor, skipped: bool) -> object:
-    """relu(norm(x) + skip) forward and backward; the skip is ``dy``, to read no third input."""
-    x, skip = x.detach().requires_grad_(), dy.detach().requires_grad_() if skipped else None
+        y = norm_act(x, norm, skip, relu=True)
+    else:
+        averages = norm.running_mean, norm.running_var
+        rest = (*averages, True, 0.1, norm.eps, whose == "torch")
+        y = torch.batch_norm(x, norm.weight, norm.bias, *rest)
+        y = y if skip is None else y + skip
+        y = torch.relu(y) if after else y
     wanted = [x, norm.weight, norm.bias, *([skip] if skip is not None else [])]
-    return torch.autograd.grad(rule(x, norm, skip), wanted, dy)
-
-
-def by_torch(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> Tensor:
-    """As the engines eager and graph do."""
-    y = norm(x)
-    return torch.relu(y if skip is None else y + skip)
-
-
-def by_resexp(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> Tensor:
-    """As the engine triton does."""
-    from resexp.train.engine.kernels import norm_act
-
-    return norm_act(x, norm, skip, relu=True)
+    return torch.autograd.grad(y, wanted, dy)
 
 
 PARTS = {one.__name__: one for one in (nodes, elementwise, convolutions, norms)}

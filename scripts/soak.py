@@ -137,7 +137,9 @@ def disturb(jobs: list[Job], out: Path, wanted: int, pace: float) -> dict[str, s
                 append(out / "kills.csv", number=done + 1, run=where(jobs[mark[0]]), **place)
                 workers[workers.index(victim)] = start(jobs)
             for job in jobs:
-                if where(job) not in seen and finished(job):
+                if where(job) in seen or not (job.directory / RECORD).exists():
+                    continue
+                if records.read_record(job.directory)["status"] in FINISHED:
                     seen[where(job)] = fingerprint(job)
     finally:
         for process, _ in workers:
@@ -159,12 +161,6 @@ def chosen(workers: list[Worker]) -> Worker | None:
             time.sleep(0.0001)
     alive = [worker for worker in workers if worker[0].is_alive()]
     return random.choice(alive) if alive else None
-
-
-def finished(job: Job) -> bool:
-    """Whether a run's record says that it ended."""
-    record = job.directory / RECORD
-    return record.exists() and records.read_record(job.directory)["status"] in FINISHED
 
 
 def fingerprint(job: Job) -> str:

@@ -158,6 +158,7 @@ def test_windows_are_steps_of_every_loop_in_turn(
 
 
 @forks
+@pytest.mark.process
 def test_the_baseline_loop_learns_the_same_network(few_digits: Images) -> None:
     settings = Settings(depth=8, width=4, batch_size=20, lr=0.1, crop_padding=1, flip=True)
     losses = []
@@ -193,6 +194,7 @@ def loops(*words: str) -> list[tuple[str, str]]:
     return [(one.network, one.engine) for one in planned(words, compose).cases]
 
 
+@pytest.mark.process
 def test_nothing_typed_is_residual_in_the_paper_s_shapes() -> None:
     plan = planned(["device=cpu"], compose)
     assert [(one.network, one.engine) for one in plan.cases] == [
@@ -208,6 +210,7 @@ def test_nothing_typed_is_residual_in_the_paper_s_shapes() -> None:
     assert [why.partition(" ")[0] for why in plan.left_out] == ["engine=graph", "engine=triton"]
 
 
+@pytest.mark.process
 def test_one_baseline_loop_stands_beside_all_that_do_its_work() -> None:
     words = ["device=cpu", "depth=8", "seed=0,1", "arch=plain,residual", "width=2"]
     assert loops(*words) == [
@@ -220,6 +223,7 @@ def test_one_baseline_loop_stands_beside_all_that_do_its_work() -> None:
     ]
 
 
+@pytest.mark.process
 def test_an_experiment_brings_its_own_recipe_and_images() -> None:
     plan = planned(["experiment=digits", "depth=8", "device=cpu"], compose)
     assert plan.cases[0].job.settings.batch_size == 64
@@ -347,6 +351,7 @@ def test_numbers_have_three_digits(value: float, said: str) -> None:
 
 
 @forks
+@pytest.mark.process
 def test_a_tiny_benchmark_prints_json_and_nothing_else(tmp_path: Path, small_peaks: None) -> None:
     output = tmp_path / "bench.json"
     words = [*TINY, "device=cpu", "--json", "--seconds", "0.02", "--output", str(output)]
@@ -382,6 +387,7 @@ def test_a_tiny_benchmark_prints_json_and_nothing_else(tmp_path: Path, small_pea
 
 
 @forks
+@pytest.mark.process
 def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "peak", lambda *arguments: roofline.Amount(1e12, 1e10))
 

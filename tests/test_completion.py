@@ -38,10 +38,8 @@ def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
         ("arch.shortcut=", ["arch.shortcut=A", "arch.shortcut=B", "arch.shortcut=C"]),
         ("dep", ["depth="]),
         ("depth=", []),
-        (
-            "precis",
-            ["precision=fp32", "precision=bf16", "precision=fp64"],
-        ),  # one key: its values at once
+        # One key: its values at once.
+        ("precis", ["precision=fp32", "precision=bf16", "precision=fp64"]),
         ("flip=", ["flip=true", "flip=false"]),
         ("device=c", ["device=cpu", "device=cuda"]),
         ("experiment=he", ["experiment=he2015"]),
@@ -72,6 +70,7 @@ def test_plain_and_residual_are_offered_first() -> None:
     assert offered[2:] == sorted(offered[2:])
 
 
+@pytest.mark.process
 def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     known = {key: choices.values(key) for key in (*choices.settings(), "data", "recipe")}
@@ -84,6 +83,7 @@ def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.Monk
         config.compose(["depth=20", *offers])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", choices.options("arch"))
 def test_every_arch_offered_can_be_had_at_the_depth_named_in_its_refusal(arch: str) -> None:
     try:
@@ -127,6 +127,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)} | variables
 
 
+@pytest.mark.process
 def test_the_command_answers_bash(tmp_path: Path) -> None:
     words = {"COMP_WORDS": "resexp run arch = resi", "COMP_CWORD": "4"}
     result = subprocess.run(
@@ -142,6 +143,7 @@ def test_the_command_answers_bash(tmp_path: Path) -> None:
     assert loaded & {"torch", "hydra", "omegaconf", "pandas", "matplotlib"} == set()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
     program = tmp_path / "resexp"

@@ -54,6 +54,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
     everything = set(zipfile.ZipFile(wheel).namelist())
     files = {name for name in everything if ".dist-info/" not in name}
@@ -78,6 +79,7 @@ def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
     assert zipfile.ZipFile(wheel).getinfo("resexp/data/digits.npz").file_size < 1_000_000
 
 
+@pytest.mark.process
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     archive = zipfile.ZipFile(wheel)
@@ -99,6 +101,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~;\[ ]", one)[0].lower() for one in requirements}
 
 
+@pytest.mark.process
 def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = names(project["dependencies"])
@@ -118,10 +121,7 @@ def modules(packages: set[str]) -> set[str]:
         "hydra-ray-launcher": {"ray"},
         "torchvision": {"torchvision", "numpy", "PIL"},
         "mlflow-skinny": {"mlflow"},
-        "torch": {
-            "torch",
-            "triton",
-        },  # for CUDA; without it resexp.train.engine.graph refuses its engine
+        "torch": {"torch", "triton"},  # for CUDA; without it engine=triton is refused
     }
     return {module for name in packages for module in unlike.get(name, {name})}
 
@@ -146,42 +146,39 @@ print(json.dumps([resexp.__file__, sweeper.__file__, str(choices.config_folder()
 """
 
 
-def test_an_installed_wheel_sweeps_from_any_folder(site: Path, tmp_path: Path) -> None:
-    located = python(tmp_path, site, "-c", WHERE)
+def runs_from(folder: Path, packages: Path) -> None:
+    """Assert that ``packages`` holds all of resexp, and that it refuses and leaves nothing."""
+    located = python(folder, packages, "-c", WHERE)
     assert located.returncode == 0, located.stderr
     for path in json.loads(located.stdout):
-        assert Path(path).is_relative_to(site), path
+        assert Path(path).is_relative_to(packages), path
+    refused = python(folder, packages, "-m", "resexp", "run", "-m", "depth=8,9")
+    assert refused.returncode == 2
+    assert refused.stderr == "resexp: depth=9 is not 6n+2. Nearest: 8, 14.\n"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.process
+def test_a_bare_checkout_plans_from_any_folder(tmp_path: Path) -> None:
+    runs_from(tmp_path, ROOT)
+
+
+@pytest.mark.process
+def test_an_installed_wheel_lists_refuses_and_sweeps_from_any_folder(
+    site: Path, tmp_path: Path
+) -> None:
+    runs_from(tmp_path, site)
+    listed = python(tmp_path, site, "-m", "resexp", "list", "archs", "--json")
+    assert {"plain", "residual"} <= {row["arch"] for row in json.loads(listed.stdout)}
     result = python(tmp_path, site, "-m", "resexp", "run", *TINY, "-m", "arch=plain,residual")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("2 done")
     (record, _) = tmp_path.glob("results/digits/*/run.json")
     environment = json.loads(record.read_text())["environment"]
-    assert (
-        environment["resexp"]
-        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert environment["resexp"] == project["version"]
     assert environment["git_commit"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
-
-
-def test_an_installed_wheel_lists_and_refuses(site: Path, tmp_path: Path) -> None:
-    listed = python(tmp_path, site, "-m", "resexp", "list", "archs", "--json")
-    assert {"plain", "residual"} <= {row["arch"] for row in json.loads(listed.stdout)}
-    refused = python(tmp_path, site, "-m", "resexp", "run", "-m", "depth=8,9")
-    assert refused.returncode == 2
-    assert refused.stderr == "resexp: depth=9 is not 6n+2. Nearest: 8, 14.\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bare_checkout_plans_from_any_folder(tmp_path: Path) -> None:
-    located = python(tmp_path, ROOT, "-c", WHERE)
-    assert located.returncode == 0, located.stderr
-    for path in json.loads(located.stdout):
-        assert Path(path).is_relative_to(ROOT), path
-    planned = python(tmp_path, ROOT, "-m", "resexp", "run", "-m", "depth=8,9")
-    assert planned.returncode == 2
-    assert planned.stderr == "resexp: depth=9 is not 6n+2. Nearest: 8, 14.\n"
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

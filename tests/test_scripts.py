@@ -12,8 +12,10 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -48,16 +50,14 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def jpegs(root: Path) -> Path:
     """24 training and 8 test images of 32x32 pixels in two classes."""
-    numpy = pytest.importorskip("numpy")
-    image = pytest.importorskip("PIL.Image")
-    random = numpy.random.default_rng(0)
+    random = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
-        for name in ("dark", "light"):
+        for name, least in (("dark", 0), ("light", 128)):
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                pixels = random.integers(0, 128, (32, 32, 3)) + 128 * (name == "light")
-                image.fromarray(pixels.astype("uint8")).save(folder / f"{number}.jpg")
+                pixels = random.integers(least, least + 128, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
     return root
 
 
@@ -85,12 +85,11 @@ def test_bash_can_read_a_script(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
+@pytest.mark.process
 def test_figure6_plans_the_papers_eight_runs(tmp_path: Path) -> None:
     images = jpegs(tmp_path / "jpeg")
     variables = {"DRY": 1, "RESULTS": tmp_path, "RESEXP_CIFAR10_JPEG": images}
-    code, output = ended(
-        figure6("batch_size=2", "width=2", "threads=1", **variables)
-    )  # quick to forecast
+    code, output = ended(figure6("batch_size=2", "width=2", "threads=1", **variables))
     assert code == 0, output
     named = [line.split(",")[0] for line in output.splitlines() if " new " in line]
     assert named == [f"{a}-{d}-s0" for d in (20, 32, 44, 56) for a in ("plain", "residual")]
@@ -149,6 +148,7 @@ def gpu_check(*words: str, **variables: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_gpu_check_says_in_a_line_that_there_is_no_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
