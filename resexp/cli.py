@@ -230,7 +230,8 @@ def table(
 
 
 @app.command(
-    epilog="Exit code: 0 shown, 3 not shown, 4 inconclusive.\n\n"
+    epilog="Exit code: 0 degrades, and all other arms are cured; 3 does not degrade; "
+    "4 inconclusive; 5 degrades, but some other arm is not shown to be cured.\n\n"
     "Examples:  resexp verdict   |   resexp verdict results/digits --deep 56 --shallow 20"
 )
 def verdict(
@@ -266,7 +267,7 @@ def verdict(
         emit(decided.as_dict())
     else:
         print(verdicts.text(decided))
-    raise typer.Exit(verdicts.EXIT_CODES[decided.outcome])
+    raise typer.Exit(decided.exit_code)
 
 
 @app.command(

@@ -17,8 +17,10 @@ on_digits() {
     "${resexp[@]}" run -m results=results/digits "name=$1" launch=processes threads=1 "${@:2}"
 }
 
-# written: the table, the report and the verdict of $here; its exit code is the verdict's
+# written: the two files that are committed, the table, the report and the verdict of $here; its exit
+# code is the verdict's
 written() {
+    "${resexp[@]}" export "$here" --out "$(dirname "$here")"
     "${resexp[@]}" table "$here" --format markdown >"$here/table.md"
     "${resexp[@]}" report "$here"
     "${resexp[@]}" verdict "$here" | tee "$here/verdict.txt"

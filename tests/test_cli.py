@@ -529,17 +529,22 @@ def test_every_reading_command_has_json(reading: Path, tmp_path: Path) -> None:
 
 
 def test_the_verdict_has_json_and_exit_codes(here: Path) -> None:
-    for depth, loss in ((20, 0.01), (56, 1.0)):
+    for depth, error in ((20, 1.0), (56, 40.0)):
         for seed in range(5):
-            write_run(here / "results", "plain", depth, seed, clean_loss=loss * (1 + seed / 9))
-            write_run(here / "results", "residual", depth, seed, clean_loss=0.01 * (1 + seed / 9))
+            write_run(here / "results", "plain", depth, seed, clean_error=error * (1 + seed / 9))
+            write_run(here / "results", "residual", depth, seed, clean_error=1 + seed / 9)
     answer = call("verdict", "--json")
     assert answer.code == 0, answer.err
-    assert answer.json["outcome"] == "shown"
+    assert answer.json["outcome"] == "degrades"
+    assert [arm["cure"] for arm in answer.json["arms"]] == ["", "cured"]
     assert [answer.json["shallow"], answer.json["deep"]] == [20, 56]
     text = call("verdict")
     assert text.code == 0
-    assert text.out.startswith("Deeper plain networks train worse: shown")
+    assert "plain networks: degrades" in text.out and "Cured: residual." in text.out
+    for depth, error in ((20, 1.0), (56, 40.0)):
+        for seed in range(5):
+            write_run(here / "results", "residual", depth, seed, clean_error=error + seed)
+    assert call("verdict").code == 5
     shutil.rmtree("results")
     for arch, depth, seed in product(("plain", "residual"), (20, 56), range(5)):
         write_run(here / "results", arch, depth, seed, clean_loss=0.01 * (1 + (seed + depth) / 99))
@@ -653,7 +658,7 @@ def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
     assert f"resexp run -m arch=plain,residual {' '.join(words)}" in first
     for command in ("resexp plot", "resexp table", "resexp verdict"):
         assert re.search(rf"^{command} mine/digits$", answer.out, re.MULTILINE)
-    assert "Deeper plain networks train worse" in answer.out
+    assert "Training deeper plain networks" in answer.out
     assert (here / "mine/digits/curves.png").read_bytes()[:4] == b"\x89PNG"
     assert not (here / "results").exists()
 

@@ -71,6 +71,13 @@ def test_the_p_of_t_agrees_with_the_table_and_scipy() -> None:
     for values in ([0.3, -0.1, 0.4, 0.2], [-1.0, -0.5, -0.8], [2.0, 2.1, 2.2, 2.0, 1.9]):
         expected = stats.ttest_1samp(values, 0, alternative="greater").pvalue
         assert t_p(paired_t(values)) == pytest.approx(expected, rel=1e-9)
+        above = stats.ttest_1samp(values, 0.25, alternative="greater").pvalue
+        assert t_p(paired_t(values), 0.25) == pytest.approx(above, rel=1e-9)
+
+
+def test_without_a_spread_there_is_no_doubt() -> None:
+    equal = paired_t([0.5] * 5)
+    assert [t_p(equal, bound) for bound in (0.4, 0.5, 0.6)] == [0, 1, 1]
 
 
 def test_holm_is_as_done_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""The decision rule on constructed cases."""
+"""The decision on runs: constructed cases, which runs are compared, and what is said of them."""
 
 from __future__ import annotations
 
@@ -11,44 +11,35 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.results import Run, find_runs
-from resexp.analysis.verdict import EXIT_CODES, Verdict, decide, text
+from resexp.analysis.verdict import Verdict, decide, text
 from resexp.settings import UsageError
 
-JITTER = (0.00, 0.04, -0.03, 0.02, -0.01)  # log10, so that no spread is zero
+JITTER = (0.0, 0.4, -0.3, 0.2, -0.1)  # percent points, so that no spread is zero
 
 
 def write_arm(
     root: Path,
     arch: str,
-    losses: dict[int, float],
+    errors: dict[int, float],
     seeds: int = 5,
-    errors: dict[int, tuple[float, float]] | None = None,
+    gap: float = 2.0,
+    spread: float = 1.0,
     **more: Any,
 ) -> None:
-    """Runs of every depth with about this clean loss and these (training, test) errors."""
-    for depth, loss in losses.items():
-        clean, test = (errors or {}).get(depth, (1.0, 3.0))
+    """Runs of every depth with about this clean training error, and a test error above it."""
+    for depth, error in errors.items():
         for seed in range(seeds):
-            factor = 10 ** (JITTER[(seed + depth) % 5])
-            write_run(
-                root,
-                arch,
-                depth,
-                seed,
-                clean_loss=loss * factor,
-                clean_error=clean * factor,
-                test_error=test * factor,
-                **more,
-            )
+            clean = error + spread * JITTER[(seed + depth) % 5]
+            values = {"clean_error": clean, "test_error": clean + gap, "clean_loss": clean / 40}
+            write_run(root, arch, depth, seed, **values | more)
 
 
-RISING = {20: 0.05, 32: 0.3, 56: 2.0}
-FLAT = {20: 0.002, 32: 0.002, 56: 0.002}
-DEGRADED = {20: (0.5, 3.0), 32: (9.0, 12.0), 56: (74.0, 75.0)}
+RISING = {20: 1.0, 32: 9.0, 56: 74.0}
+FLAT = {20: 1.0, 32: 1.0, 56: 1.0}
 
 
 def degradation(root: Path, seeds: int = 5) -> None:
-    write_arm(root, "plain", RISING, seeds, DEGRADED)
+    write_arm(root, "plain", RISING, seeds)
     write_arm(root, "residual", FLAT, seeds)
 
 
@@ -56,106 +47,211 @@ def judged(root: Path) -> Verdict:
     return decide(find_runs(root))
 
 
-def test_degradation_is_shown(tmp_path: Path) -> None:
+def write_seeds(root: Path, arch: str, ends: dict[int, tuple[float, ...]], **more: Any) -> None:
+    """Runs with these clean training errors, seed by seed."""
+    for depth, errors in ends.items():
+        for seed, error in enumerate(errors):
+            values = {"clean_error": error, "test_error": error + 2, "clean_loss": 0.01}
+            write_run(root, arch, depth, seed, **values | more)
+
+
+# --- both outcomes
+
+
+def test_degradation_that_residual_networks_cure(tmp_path: Path) -> None:
     degradation(tmp_path)
     verdict = judged(tmp_path)
     plain, residual = verdict.arms
-    assert verdict.outcome == "shown" and EXIT_CODES[verdict.outcome] == 0
+    assert (verdict.outcome, verdict.exit_code) == ("degrades", 0)
     assert (verdict.shallow, verdict.deep, verdict.depths) == (20, 56, [20, 32, 56])
-    assert verdict.seeds == [0, 1, 2, 3, 4]
-    assert plain.change.loss.mean == pytest.approx(math.log10(2.0 / 0.05), abs=0.05)
-    assert plain.change.p == 0.03125
-    assert plain.rising == 5
-    assert (plain.reading, plain.label) == ("degrades", "degradation")
-    assert plain.change.train_error.mean == pytest.approx(73.5, abs=3)
-    assert residual.reading == "no worse than 0.30"
-    difference = verdict.interactions["residual"]
-    assert difference.loss.mean == pytest.approx(plain.change.loss.mean - residual.change.loss.mean)
+    assert (verdict.seeds, verdict.steps) == ([0, 1, 2, 3, 4], 220)
+    assert plain.change.train_error.mean == pytest.approx(73)
+    assert plain.change.loss.mean == pytest.approx(math.log10(74), abs=0.1)
+    assert plain.change.p_flips == 0.03125 and plain.change.p < 1e-6
+    assert (plain.rising, plain.reading, plain.label, plain.cure) == (
+        *(5, "degrades", "degradation", ""),
+    )
+    assert (residual.reading, residual.label, residual.cure) == (
+        *("does not degrade", "neither", "cured"),
+    )
+    assert residual.cure_p == pytest.approx(1e-3, abs=0.02)
+    minus = verdict.interactions["residual"].train_error
+    assert minus.mean == pytest.approx(73) and minus.lower > 0
     assert verdict.failures == {"collapsed": 0, "diverged": 0, "failed": 0}
-    assert verdict.missing == [] and verdict.notes == []
+    assert verdict.missing == [] and verdict.notes == [] and verdict.at_chance == []
 
 
-def test_the_screen_of_a_shown_degradation(tmp_path: Path) -> None:
+def test_the_screen_says_both_outcomes_and_prints_what_decides(tmp_path: Path) -> None:
     degradation(tmp_path)
-    lines = text(judged(tmp_path)).splitlines()
+    verdict = judged(tmp_path)
+    lines = text(verdict).splitlines()
     assert lines[0] == (
-        "Deeper plain networks train worse: shown "
-        "(56 against 20 layers, 5 seeds, digits, recipe digits)."
+        "Training deeper plain networks: degrades (56 against 20 layers, 5 seeds, digits, recipe "
+        "digits). Cured: residual."
     )
-    assert lines[1].startswith("  plain                  log10 loss +1.6")
-    assert "p = 0.0312" in lines[1] and lines[1].endswith("degrades")
-    assert lines[2].endswith("no worse than 0.30")
-    assert lines[3].startswith("  plain minus residual   log10 loss +1.6")
-    assert "d = +" in lines[1] and "n = 5" in lines[1]
-    assert lines[4].split("  ")[1] == "points (95 %)"
-    assert lines[5].endswith("degradation, not overfitting")
-    assert lines[7] == (
-        "Other pairs of depths: log10 loss (95 %), n, p adjusted by Holm over all 3 "
-        "(0.094 at least with 5 seeds):"
-    )
-    assert lines[8].split() == ["depths", "plain", "residual", "plain", "minus", "residual"]
-    assert lines[9].startswith("  20 to 32   +0.7") and lines[10].startswith("  32 to 56   +0.8")
+    assert "one-sided 95 %" in lines[1]
+    rise = verdict.arms[0].change.train_error
+    assert lines[2].startswith("  plain ") and lines[2].endswith("degrades")
+    assert f"above +{rise.lower:.1f}, below +{rise.upper:.1f}" in lines[2]
+    assert "does not degrade; cured (p = " in lines[3]
+    assert lines[4].startswith("  plain minus residual ")
+    assert lines[6].endswith("degradation: trains worse")
+    assert "Holm over all 3" in lines[8]
+    assert lines[9].split() == ["depths", "plain", "residual", "plain", "minus", "residual"]
+    assert lines[10].startswith("  20 to 32   +8.0") and lines[11].startswith("  32 to 56   +65.0")
     assert lines[-1] == "Failures: none of 30 runs."
-    assert len({line.index("n = 5") for line in lines[1:4]}) == 1
-    assert max(len(line) for line in lines) <= 130
+    assert max(len(line) for line in lines) <= 132
 
 
-def test_equal_arms_are_not_shown(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", FLAT)
-    write_arm(tmp_path, "residual", FLAT)
+PILOT = {"plain": {20: 47.9, 56: 76.1}, "residual": {20: 41.6, 56: 62.7}}  # CIFAR-10, percent
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_the_pilot_on_cifar10_degrades_and_is_not_cured(tmp_path: Path, spread: float) -> None:
+    """Losses near chance cannot rise by much: log loss called this overfitting."""
+    for arch, errors in PILOT.items():
+        write_arm(tmp_path, arch, errors, spread=spread)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "not shown" and EXIT_CODES[verdict.outcome] == 3
-    assert verdict.arms[0].label == "inconclusive"
-    assert verdict.interactions["residual"].loss.mean == 0
-    assert "-0.0 " not in text(verdict)
+    assert (verdict.outcome, verdict.exit_code) == ("degrades", 5)
+    assert [arm.label for arm in verdict.arms] == ["degradation", "degradation"]
+    assert verdict.arms[1].cure == "not cured"
+    assert "Not cured: residual." in text(verdict)
 
 
-def test_wide_spread_is_inconclusive(tmp_path: Path) -> None:
-    for seed, loss in enumerate((0.001, 10.0, 0.01, 5.0, 0.02)):
-        write_run(tmp_path, "plain", 20, seed, clean_loss=0.1)
-        write_run(tmp_path, "plain", 56, seed, clean_loss=loss)
-        write_run(tmp_path, "residual", 20, seed)
-        write_run(tmp_path, "residual", 56, seed)
+def test_networks_that_both_fit_do_not_degrade_whatever_their_losses(tmp_path: Path) -> None:
+    for arch in ("plain", "residual"):
+        for depth, loss in ((20, 0.001), (56, 0.003)):
+            write_arm(tmp_path, arch, {depth: 0.0}, spread=0.0, clean_loss=loss)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "inconclusive" and EXIT_CODES[verdict.outcome] == 4
+    assert (verdict.outcome, verdict.exit_code) == ("does not degrade", 3)
+    assert verdict.arms[0].label == "neither" and verdict.arms[1].cure == ""
+    assert verdict.arms[0].change.loss.mean == pytest.approx(math.log10(3))
+    assert "-0.0" not in text(verdict) and "nan" not in text(verdict)
 
 
-def test_a_loss_that_does_not_rise_at_every_depth_is_inconclusive(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", {20: 0.05, 32: 0.01, 56: 2.0}, errors=DEGRADED)
-    write_arm(tmp_path, "residual", FLAT)
+def test_a_plateau_degrades_and_the_flat_part_is_a_note(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", {20: 0.5, 32: 60.0, 56: 62.0}, spread=0.5)
+    assert judged(tmp_path).outcome == "degrades" and judged(tmp_path).notes[0].startswith("No res")
+    write_arm(tmp_path, "plain", {20: 0.5, 32: 62.0, 56: 60.0}, spread=0.5)
     verdict = judged(tmp_path)
-    assert verdict.arms[0].rising == 0
-    assert verdict.outcome == "inconclusive"
-    assert "rises at every step of depth in only 0 of 5 seeds" in text(verdict)
+    assert (verdict.outcome, verdict.arms[0].rising) == ("degrades", 0)
+    assert "rises at every depth between in only 0 of 5 seeds" in verdict.notes[0]
 
 
-def test_overfitting_is_told_from_degradation(tmp_path: Path) -> None:
-    errors = {20: (0.5, 5.0), 56: (0.2, 9.0)}
-    write_arm(tmp_path, "plain", {20: 0.02, 56: 0.01}, errors=errors)
-    write_arm(tmp_path, "residual", {20: 0.02, 56: 0.01}, errors=errors)
+def crash(root: Path, arch: str, seeds: range, status: str = "failed", **more: Any) -> None:
+    for seed in seeds:
+        rows = 2 if status == "failed" else None
+        write_run(root, arch, 56, seed, status=status, rows=rows, **more)
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "collapsed"])
+@pytest.mark.parametrize(("others", "outcome"), [(30.0, "degrades"), (1.0, "inconclusive")])
+def test_two_failures_of_five_count_at_chance_and_are_named(
+    tmp_path: Path, status: str, others: float, outcome: str
+) -> None:
+    write_arm(tmp_path, "plain", {20: 1.0, 56: others})
+    write_arm(tmp_path, "residual", {20: 1.0, 56: 1.0})
+    crash(tmp_path, "plain", range(2), status)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "not shown"
-    assert [arm.label for arm in verdict.arms] == ["overfitting", "overfitting"]
-    assert verdict.arms[0].change.gap.lower > 0
-    assert "overfitting: trains no worse, tests worse" in text(verdict)
+    assert verdict.outcome == outcome and verdict.seeds == [0, 1, 2, 3, 4]
+    assert verdict.missing == [] and verdict.failures[status] == 2
+    rise = verdict.arms[0].change.train_error
+    assert rise.mean == pytest.approx((2 * 90 + 3 * others) / 5 - 1, abs=0.3)
+    assert (
+        f"Failures: 2 {status} of 20 runs. Counted at chance: plain-56-s0 ({status}), "
+        f"plain-56-s1 ({status})."
+    ) in text(verdict)
 
 
-def test_the_other_two_labels(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", {20: 0.05, 56: 0.5}, errors={20: (1.0, 9.0), 56: (5.0, 8.0)})
-    better = {20: (1.0, 9.0), 56: (0.5, 7.0)}
-    write_arm(tmp_path, "residual", {20: 0.05, 56: 0.02}, errors=better)
+def test_a_failure_of_the_cure_counts_against_it(tmp_path: Path) -> None:
+    degradation(tmp_path)
+    crash(tmp_path, "residual", range(1))
+    verdict = judged(tmp_path)
+    assert (verdict.outcome, verdict.exit_code) == ("degrades", 5)
+    assert verdict.arms[1].cure == "inconclusive"
+    assert "Cure inconclusive: residual." in text(verdict)
+
+
+def test_a_finite_explosion_is_capped_at_chance(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 89.0}, clean_loss=0.01)
+    crash(tmp_path, "plain", range(3), "collapsed", clean_loss=6.8e7, clean_error=90.4)
+    write_run(tmp_path, "plain", 56, 3, clean_loss=1e5, clean_error=85.0)
+    change = judged(tmp_path).arms[0].change
+    assert change.loss.mean == pytest.approx(
+        (4 * math.log10(math.log(10)) + math.log10(0.01)) / 5 - math.log10(0.01)
+    )
+    assert change.train_error.high < 100
+
+
+def test_one_seed_far_off_decides_nothing(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "plain", {20: (1, 1, 1, 1, 1), 56: (1.1, 1, 1.2, 0.9, 41)})
+    verdict = judged(tmp_path)
+    assert (verdict.outcome, verdict.exit_code) == ("inconclusive", 4)
+    assert verdict.arms[0].change.train_error.mean > 8
+
+
+def test_a_sure_rise_below_a_point_is_no_degradation(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "plain", {20: (1, 1, 1, 1, 1), 56: (1.5, 1.6, 1.4, 1.5, 1.5)})
+    arm = judged(tmp_path).arms[0]
+    assert arm.reading == "does not degrade" and arm.change.train_error.lower > 0
+
+
+def test_overfitting_is_told_from_degradation_by_the_gap(tmp_path: Path) -> None:
+    for depth, gap in ((20, 2.0), (56, 6.0)):
+        write_arm(tmp_path, "plain", {depth: 1.0}, gap=gap)
+        write_arm(tmp_path, "residual", {depth: 1.0}, gap=2.0)
     plain, residual = judged(tmp_path).arms
-    assert (plain.label, residual.label) == ("under-optimised", "depth helps")
+    assert (plain.label, residual.label) == ("overfitting", "neither")
+    assert plain.change.gap.mean == pytest.approx(4) and plain.change.test_error.mean > 3
+    assert "overfitting" in text(judged(tmp_path))
+
+
+def test_networks_that_never_train_cure_nothing(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 70.0})
+    write_arm(tmp_path, "fixup", {20: 80.0, 56: 80.0})
+    verdict = judged(tmp_path)
+    assert verdict.arms[1].reading == "does not degrade"
+    assert (verdict.arms[1].cure, verdict.exit_code) == ("not cured", 5)
+
+
+def test_several_arms_are_adjusted_by_holm(tmp_path: Path) -> None:
+    """A cure that is shown alone is not beside three: 0.05 / 3 is asked of the surest."""
+    ends = {20: (1.0,) * 5, 56: (1.8, 0.7, 1.6, 0.3, 1.2)}
+    for seed, error in enumerate((60.0, 62.0, 61.0, 58.0, 59.0)):
+        write_run(tmp_path, "plain", 20, seed, clean_error=1.0)
+        write_run(tmp_path, "plain", 56, seed, clean_error=error)
+    write_seeds(tmp_path, "residual", ends)
+    alone = judged(tmp_path).arms[1]
+    assert alone.cure == "cured" and 0.05 / 3 < alone.cure_p < 0.05
+    for shortcut in ("B", "C"):
+        write_seeds(tmp_path, "residual", ends, extras={"arch.shortcut": shortcut})
+    verdict = judged(tmp_path)
+    assert [arm.cure for arm in verdict.arms[1:]] == ["inconclusive"] * 3
+    assert verdict.arms[1].cure_p == pytest.approx(3 * alone.cure_p)
+    assert verdict.arms[0].p == verdict.arms[0].change.p  # the first hypothesis stands alone
+    assert "p (Holm)" in text(verdict)
+
+
+# --- too few seeds, and what to train next
 
 
 def test_three_seeds_are_called_a_smoke_test_and_do_not_decide(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=3)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "inconclusive (preliminary)" and EXIT_CODES[verdict.outcome] == 4
-    assert verdict.arms[0].reading == "degrades" and verdict.arms[0].change.p == 0.125
+    assert (verdict.outcome, verdict.exit_code) == ("inconclusive (preliminary)", 4)
+    assert verdict.arms[0].reading == "degrades" and verdict.arms[0].change.p_flips == 0.125
+    assert verdict.arms[1].cure == "inconclusive (preliminary)"
     screen = text(verdict)
-    assert "3 seeds are a smoke test, not a claim: 5 seeds are needed." in screen
+    assert "3 seeds are a smoke test" in screen and "5 seeds are needed" in screen
     assert screen.endswith("resexp run -m depth=20,56 arch=plain,residual seed=0,1,2,3,4")
+
+
+def test_a_cure_of_four_seeds_is_preliminary(tmp_path: Path) -> None:
+    write_arm(tmp_path, "plain", RISING)
+    write_arm(tmp_path, "residual", FLAT, seeds=4)
+    verdict = judged(tmp_path)
+    assert (verdict.outcome, verdict.exit_code) == ("degrades", 5)
+    assert verdict.arms[1].cure == "inconclusive (preliminary)"
 
 
 def test_the_next_command_keeps_what_was_typed(tmp_path: Path) -> None:
@@ -165,61 +261,38 @@ def test_the_next_command_keeps_what_was_typed(tmp_path: Path) -> None:
     assert "next: resexp run -m experiment=he2015 depth=20,56 arch" in text(judged(tmp_path))
 
 
-def test_one_seed_is_inconclusive_and_has_no_interval(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_is_plain_json(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=1)
     verdict = judged(tmp_path)
     assert verdict.outcome == "inconclusive (preliminary)"
     assert "1 seed is a smoke test" in text(verdict) and "nan" not in text(verdict)
-    assert verdict.as_dict()["arms"][0]["change"]["loss"]["low"] is None
-
-
-def test_the_verdict_is_plain_json(tmp_path: Path) -> None:
-    degradation(tmp_path, seeds=1)
-    plain = judged(tmp_path).as_dict()
+    plain = verdict.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["arms"][0]["series"] == "plain"
+    assert plain["arms"][0]["change"]["train_error"]["low"] is None
 
 
-def test_collapsed_and_diverged_runs_count(tmp_path: Path) -> None:
+# --- which runs are compared
+
+
+def test_unfinished_runs_are_missing_not_dropped(tmp_path: Path) -> None:
     degradation(tmp_path)
-    write_run(
-        tmp_path,
-        "plain",
-        56,
-        0,
-        status="collapsed",
-        clean_loss=2.303,
-        clean_error=90,
-        test_error=90,
-    )
-    write_run(tmp_path, "plain", 56, 1, status="diverged")
-    verdict = judged(tmp_path)
-    assert verdict.outcome == "shown"
-    assert verdict.seeds == [0, 1, 2, 3, 4]
-    assert verdict.failures == {"collapsed": 1, "diverged": 1, "failed": 0}
-    screen = text(verdict)
-    assert "Failures: 1 collapsed, 1 diverged of 30 runs." in screen
-    assert "A diverged run counts at chance: loss 2.30, error 90.0 %." in screen
-
-
-def test_failed_and_unfinished_runs_are_missing_not_dropped(tmp_path: Path) -> None:
-    degradation(tmp_path)
-    write_run(tmp_path, "residual", 56, 2, status="failed", rows=3)
+    write_run(tmp_path, "residual", 56, 2, status="interrupted", rows=3)
     write_run(tmp_path, "plain", 20, 4, status="running", rows=3)
     write_run(tmp_path, "plain", 20, 5)
     verdict = judged(tmp_path)
     assert verdict.seeds == [0, 1, 2, 3]
     assert verdict.arms[1].change.seeds == [0, 1, 3, 4]
     assert verdict.interactions["residual"].seeds == [0, 1, 3]
-    assert verdict.failures["failed"] == 1 and verdict.unfinished == 1
+    assert verdict.unfinished == 2 and verdict.at_chance == []
     assert verdict.missing == [
         "plain-20-s4 (running)",
         "plain-56-s5 (no run)",
         "residual-20-s5 (no run)",
-        "residual-56-s2 (failed)",
+        "residual-56-s2 (interrupted)",
         "residual-56-s5 (no run)",
     ]
-    assert "Failures: 1 failed of 31 runs. Unfinished: 1." in text(verdict)
+    assert "Failures: none of 31 runs. Unfinished: 2." in text(verdict)
     assert "Missing: plain-20-s4 (running)," in text(verdict)
 
 
@@ -267,18 +340,18 @@ def test_two_runs_of_one_network_and_seed_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_sweep_with_a_changed_setting_has_its_arms(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", RISING, errors=DEGRADED, extras={"steps": 440})
+    write_arm(tmp_path, "plain", RISING, extras={"steps": 440})
     write_arm(tmp_path, "residual", FLAT, extras={"steps": 440})
     write_arm(tmp_path, "residual", FLAT, extras={"steps": 440, "arch.shortcut": "B"})
     verdict = judged(tmp_path)
-    assert verdict.outcome == "shown"
+    assert verdict.outcome == "degrades"
     assert [arm.series for arm in verdict.arms] == ["plain", "residual", "residual,arch.shortcut=B"]
     assert list(verdict.interactions) == ["residual", "residual,arch.shortcut=B"]
 
 
 def test_depths_are_the_outermost_with_the_most_seeds(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", {8: 0.01, **RISING}, errors=DEGRADED)
-    write_arm(tmp_path, "residual", {8: 0.01, **FLAT})
+    write_arm(tmp_path, "plain", {8: 1.0, **RISING})
+    write_arm(tmp_path, "residual", {8: 1.0, **FLAT})
     write_run(tmp_path, "plain", 110, 0)
     write_run(tmp_path, "residual", 110, 0)
     verdict = judged(tmp_path)
@@ -295,24 +368,22 @@ def test_depths_are_the_outermost_with_the_most_seeds(tmp_path: Path) -> None:
 
 
 def test_shallow_networks_only_are_compared_from_the_shallowest(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", {8: 0.01, 14: 0.02})
-    write_arm(tmp_path, "residual", {8: 0.01, 14: 0.02})
+    write_arm(tmp_path, "plain", {8: 1.0, 14: 2.0})
+    write_arm(tmp_path, "residual", {8: 1.0, 14: 2.0})
     verdict = judged(tmp_path)
     assert (verdict.shallow, verdict.deep) == (8, 14)
 
 
 def test_plain_alone_is_judged_and_its_twin_asked_for(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", RISING, errors=DEGRADED)
+    write_arm(tmp_path, "plain", RISING)
     verdict = judged(tmp_path)
-    assert verdict.outcome == "shown" and verdict.interactions == {}
+    assert verdict.outcome == "degrades" and verdict.interactions == {}
     assert text(verdict).endswith("next: resexp run -m depth=20,56 arch=residual")
 
 
 def test_zero_loss_is_finite(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", RISING, errors=DEGRADED)
-    write_arm(tmp_path, "residual", {20: 0.0, 56: 0.0})
-    residual = decide(find_runs(tmp_path), shallow=20, deep=56).arms[1]
-    assert residual.change.loss.mean == 0.0
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 2.0}, clean_loss=0.0)
+    assert judged(tmp_path).arms[0].change.loss.mean == 0.0
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
@@ -352,12 +423,12 @@ def test_every_pair_of_depths_is_contrasted(tmp_path: Path) -> None:
 
 def test_the_effect_size_is_the_mean_in_standard_deviations(tmp_path: Path) -> None:
     degradation(tmp_path)
-    loss = judged(tmp_path).arms[0].change.loss
-    assert loss.d == pytest.approx(loss.mean / loss.sd)
+    rise = judged(tmp_path).arms[0].change.train_error
+    assert rise.d == pytest.approx(rise.mean / rise.sd)
 
 
 def test_two_depths_have_no_other_pair(tmp_path: Path) -> None:
-    write_arm(tmp_path, "plain", {20: 0.05, 56: 2.0})
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 60.0})
     assert "Other pairs" not in text(judged(tmp_path))
 
 
@@ -368,19 +439,19 @@ def test_a_residual_baseline_is_a_control(tmp_path: Path) -> None:
     write_arm(tmp_path, "residual", FLAT)
     write_arm(tmp_path, "residual", FLAT, extras={"arch.shortcut": "B"})
     verdict = decide(find_runs(tmp_path), baseline="residual")
-    assert verdict.outcome == "not shown" and EXIT_CODES[verdict.outcome] == 3
+    assert (verdict.outcome, verdict.exit_code) == ("does not degrade", 3)
     assert verdict.baseline == "residual"
-    assert verdict.interactions["residual,arch.shortcut=B"].loss.mean == 0
+    assert verdict.interactions["residual,arch.shortcut=B"].train_error.mean == 0
     lines = text(verdict).splitlines()
-    assert lines[0].startswith("Deeper residual networks train worse: not shown")
-    assert lines[3].startswith("  residual minus residual,arch.shortcut=B   log10 loss +0.00")
+    assert lines[0].startswith("Training deeper residual networks: does not degrade")
+    assert lines[4].startswith("  residual minus residual,arch.shortcut=B   +0.0")
     assert "twin" not in text(verdict)
     with pytest.raises(UsageError, match=r"no runs of preact here\. Choose one of residual; resid"):
         decide(find_runs(tmp_path), baseline="preact")
 
 
 def test_a_short_control_asks_for_its_own_networks(tmp_path: Path) -> None:
-    write_arm(tmp_path, "residual", {20: 0.01, 56: 0.01}, seeds=2)
+    write_arm(tmp_path, "residual", {20: 1.0, 56: 1.0}, seeds=2)
     screen = text(decide(find_runs(tmp_path), baseline="residual"))
     assert screen.endswith("depth=20,56 arch=residual seed=0,1,2,3,4")
 
@@ -391,8 +462,8 @@ CLEAN = {"device": "cpu", "precision": "fp32", "git_commit": "a" * 40, "git_dirt
 
 
 def write_versions(root: Path, plain: dict[str, Any], residual: dict[str, Any]) -> None:
-    for arch, losses, place in (("plain", RISING, plain), ("residual", FLAT, residual)):
-        write_arm(root, arch, losses, 3, record={"environment": CLEAN | place})
+    for arch, errors, place in (("plain", RISING, plain), ("residual", FLAT, residual)):
+        write_arm(root, arch, errors, 3, record={"environment": CLEAN | place})
 
 
 @pytest.mark.parametrize(
@@ -443,50 +514,49 @@ def test_edited_code_and_several_torches_are_noted(tmp_path: Path) -> None:
     assert notes[1].startswith("The code had uncommitted changes in 18 of 18 runs")
 
 
-# --- twice the steps
+# --- more steps
 
 
-def write_doubled(root: Path, plain: dict[int, float], seeds: int = 5) -> None:
-    write_arm(root, "plain", plain, seeds, DEGRADED, extras={"steps": 440})
-    write_arm(root, "residual", {20: 0.001, 56: 0.001}, seeds, extras={"steps": 440})
+def write_longer(root: Path, steps: int, deep: float, seeds: int = 5) -> None:
+    write_arm(root, "plain", {20: 1.0, 56: deep}, seeds, extras={"steps": steps})
+    write_arm(root, "residual", {20: 1.0, 56: 1.0}, seeds, extras={"steps": steps})
 
 
-def test_a_rise_that_twice_the_steps_halve_is_budget_limited(tmp_path: Path) -> None:
-    degradation(tmp_path)  # log10 up by 1.6
-    write_doubled(tmp_path, {20: 0.02, 56: 0.1})  # by 0.7
+def test_the_budget_check_says_what_more_steps_leave_and_close(tmp_path: Path) -> None:
+    """The digits' gaps in points at 220, 440, 660 and 2,200 steps."""
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 70.0})
+    write_arm(tmp_path, "residual", FLAT)
+    for steps, deep, seeds in ((440, 53.0, 3), (660, 43.0, 5), (2200, 23.0, 5)):
+        write_longer(tmp_path, steps, deep, seeds)
     verdict = judged(tmp_path)
-    assert [arm.label for arm in verdict.arms] == ["budget-limited", "inconclusive"]
-    assert verdict.outcome == "shown" and verdict.arms[0].reading == "degrades"
-    check = verdict.as_dict()["budget"][0]
-    assert (check["series"], check["steps"], check["halved"]) == ("plain", 220, True)
-    assert check["once"]["mean"] == pytest.approx(math.log10(40), abs=0.05)
-    assert check["twice"]["mean"] == pytest.approx(math.log10(5), abs=0.05)
+    assert (verdict.outcome, verdict.steps, verdict.arms[0].label) == (
+        *("degrades", 220, "degradation"),
+    )
+    plain = [check for check in verdict.budget if check.series == "plain"]
+    assert [(check.steps, len(check.seeds)) for check in plain] == [(440, 3), (660, 5), (2200, 5)]
+    assert [check.rise.mean for check in plain] == pytest.approx([52, 42, 22], abs=0.5)
+    assert [check.closed for check in plain] == pytest.approx([17 / 69, 27 / 69, 47 / 69], abs=0.01)
+    assert {check.closed for check in verdict.budget if check.series == "residual"} == {None}
     screen = text(verdict)
-    assert "Budget check, log10 loss at once and twice the steps:" in screen
-    assert " at 220   +0.7" in screen and "halved or less" in screen
-    assert "budget-limited: twice the steps halve the rise" in screen
-    assert "Failures: none of 50 runs." in screen
+    assert "+22.0" in screen and " at 2,200 steps " in screen and "68% of the gap closed" in screen
+    assert "One larger budget" not in screen and "of 77 runs" in screen
 
 
-def test_a_rise_that_stays_keeps_its_label(tmp_path: Path) -> None:
+def test_one_larger_budget_is_said_to_be_too_few(tmp_path: Path) -> None:
     degradation(tmp_path)
-    write_doubled(tmp_path, {20: 0.02, 56: 0.3}, seeds=3)  # by 1.2
-    verdict = judged(tmp_path)
-    assert verdict.arms[0].label == "degradation"
-    assert verdict.budget[0].seeds == [0, 1, 2]
-    assert [check.halved for check in verdict.budget] == [False, None]
-    assert "more than half is left" in text(verdict)
+    write_longer(tmp_path, 440, 60.0)
+    assert "One larger budget alone" in text(judged(tmp_path))
 
 
-def test_twice_the_steps_of_one_arm_alone_are_a_mix(tmp_path: Path) -> None:
+def test_more_steps_of_one_arm_alone_are_a_mix(tmp_path: Path) -> None:
     write_arm(tmp_path, "plain", RISING)
     write_arm(tmp_path, "residual", FLAT, extras={"steps": 440})
     with pytest.raises(UsageError, match="differ in steps: 220 in plain-20-s0, 440 in residual"):
         judged(tmp_path)
 
 
-def test_doubled_runs_of_another_rate_are_a_mix(tmp_path: Path) -> None:
+def test_longer_runs_of_another_rate_are_a_mix(tmp_path: Path) -> None:
     degradation(tmp_path, seeds=2)
-    write_arm(tmp_path, "plain", {20: 0.1, 56: 0.1}, 2, extras={"steps": 440, "lr": 0.01})
+    write_arm(tmp_path, "plain", {20: 1.0, 56: 1.0}, 2, extras={"steps": 440, "lr": 0.01})
     with pytest.raises(UsageError, match="differ in lr"):
         judged(tmp_path)

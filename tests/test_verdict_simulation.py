@@ -1,24 +1,25 @@
 """The rule on synthetic endpoints of known effect: how often it errs, and how often it finds.
 
-Thousands of draws go through ``judge``, which is the rule without files; ``decide`` is shown to
-give the same answer on the same numbers, and gets the labels. Bounds are four standard errors of
-a share (Monte Carlo), so that a right rule fails about once in 30,000 such checks.
+Thousands of draws go through ``judge``, which is the rule without files. Bounds are four standard
+errors of a share (Monte Carlo), so that a right rule fails about once in 30,000 such checks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
-from resexp.analysis.results import Run
 from resexp.analysis.statistics import Interval, t_quantile
-from resexp.analysis.verdict import Verdict, decide
 from resexp.analysis.verdict.rule import (
+    CURED,
+    DEGRADES,
+    DOES_NOT_DEGRADE,
+    LEAST_RISE,
+    NEITHER,
+    NOT_CURED,
     Arm,
     Endpoint,
     all_contrasts,
@@ -27,12 +28,35 @@ from resexp.analysis.verdict.rule import (
     judge,
     summary,
 )
-from resexp.settings import Settings, as_dict
 
-THRESHOLD = 0.3
-DRAWS = 2500
-CHANCE = {"loss": math.log10(math.log(10)), "train_error": 90.0, "test_error": 90.0}
+DRAWS = 1500
+CHANCE: Endpoint = {"train_error": 90.0, "loss": math.log10(math.log(10)), "test_error": 90.0}
 Numbers = dict[tuple[int, int], Endpoint]
+#: Draws the run's own part of an error, one per depth from shallow to deep, in units of sd.
+Noise = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def normal(generator: np.random.Generator, depths: int) -> np.ndarray:
+    return generator.normal(0, math.sqrt(0.5), depths)
+
+
+def heavy(generator: np.random.Generator, depths: int) -> np.ndarray:
+    """Student's t of three degrees of freedom."""
+    return generator.standard_t(3, depths) * math.sqrt(1 / 6)
+
+
+def unequal(generator: np.random.Generator, depths: int) -> np.ndarray:
+    """The deepest network's sd is ten times that of the others."""
+    spread = np.ones(depths)
+    spread[-1] = 10
+    return generator.normal(0, 1, depths) * spread / 10
+
+
+def skewed(generator: np.random.Generator, depths: int) -> np.ndarray:
+    """The deepest network has rare values far below its mean, the others hardly vary."""
+    noise = generator.normal(0, 0.01, depths)
+    noise[-1] += 1 - generator.exponential()
+    return noise
 
 
 def drawn(
@@ -40,39 +64,35 @@ def drawn(
     effect: Mapping[int, float],
     sd: float,
     seeds: int,
+    noise: Noise = normal,
     test: float = 0.0,
-    shared: float = 1.0,
 ) -> Numbers:
-    """One arm: log10 loss ``effect`` of each depth, plus a part of the seed and one of the run.
+    """One arm: training error ``effect`` of each depth, a part of the seed and one of the run.
 
-    The seed's part (sd ``shared``) cancels in pairs; the run's is such that a difference of two
-    runs has standard deviation ``sd``. Test error rises by ``test`` points per depth trained.
+    The seed's part cancels in pairs; the run's is such that a difference of two runs has standard
+    deviation ``sd``. Test error rises by ``test`` points more per depth trained.
     """
     numbers: Numbers = {}
     for seed in range(seeds):
-        common = generator.normal(0, shared)
-        for rank, (depth, loss) in enumerate(effect.items()):
-            train, tested = 10 + generator.normal(0, 1), 12 + generator.normal(0, 0.5)
-            own = generator.normal(0, sd / math.sqrt(2))
-            numbers[depth, seed] = {
-                "loss": loss + common + own,
-                "train_error": train,
-                "test_error": tested + rank * test,
-            }
+        errors = np.array(list(effect.values())) + generator.normal(0, 5)
+        errors += sd * noise(generator, len(effect))
+        for rank, (depth, error) in enumerate(zip(effect, errors.tolist(), strict=True)):
+            tested = error + 2 + rank * test + generator.normal(0, 0.3)
+            numbers[depth, seed] = {"train_error": error, "loss": error / 50, "test_error": tested}
     return numbers
 
 
 def judged(numbers: Numbers) -> Arm:
-    return judge("plain", numbers, 20, 56, THRESHOLD)
+    return judge({"plain": numbers}, 20, 56)[0][0]
 
 
-def share_shown(effect: float, sd: float, seeds: int, threshold: float, draws: int) -> float:
-    generator = np.random.default_rng(int(1000 * (effect + sd) + seeds))
-    readings = [
-        judge("plain", drawn(generator, {20: 0, 56: effect}, sd, seeds), 20, 56, threshold).reading
-        for _ in range(draws)
-    ]
-    return readings.count("degrades") / draws
+def share_degrading(
+    rise: float, sd: float, seeds: int, noise: Noise = normal, draws: int = DRAWS
+) -> float:
+    generator = np.random.default_rng([int(100 * rise), int(100 * sd), seeds])
+    ends = {20: 10.0, 56: 10.0 + rise}
+    readings = [judged(drawn(generator, ends, sd, seeds, noise)).reading for _ in range(draws)]
+    return readings.count(DEGRADES) / draws
 
 
 def error_of(share: float, draws: int = DRAWS) -> float:
@@ -83,57 +103,85 @@ def error_of(share: float, draws: int = DRAWS) -> float:
 # --- false positives
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 8])
-@pytest.mark.parametrize("sd", [0.05, 0.5, 5.0])
-def test_without_an_effect_degradation_is_shown_at_most_once_in_twenty(
-    seeds: int, sd: float
+@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("noise", [normal, heavy, unequal])
+@pytest.mark.parametrize("sd", [2.0, 20.0])
+def test_without_a_rise_degradation_is_read_at_most_once_in_twenty(
+    seeds: int, noise: Noise, sd: float
 ) -> None:
-    assert share_shown(0.0, sd, seeds, THRESHOLD, 1500) <= 0.05 + error_of(0.05, 1500)
+    assert share_degrading(0.0, sd, seeds, noise, 1000) <= 0.05 + error_of(0.05, 1000)
 
 
 def test_the_level_is_used_up_where_only_the_interval_decides() -> None:
-    # With five seeds a lower bound above zero implies a majority of rises: the t test alone is
-    # left once the threshold is negligible, and its level is 5 % exactly.
-    assert share_shown(0.0, 1.0, 5, 1e-9, DRAWS) == pytest.approx(0.05, abs=error_of(0.05))
+    assert share_degrading(0.0, 1000.0, 5) == pytest.approx(0.05, abs=error_of(0.05))
 
 
-def test_a_depth_between_makes_false_positives_rarer() -> None:
-    generator = np.random.default_rng(4)
-    flat = {20: 0.0, 32: 0.0, 56: 0.0}
-    shown = [judged(drawn(generator, flat, 1.0, 5)).reading == "degrades" for _ in range(1500)]
-    assert np.mean(shown) < 0.05
+@pytest.mark.parametrize(("seeds", "share"), [(5, 0.158), (10, 0.133)])
+def test_left_skew_costs_more_than_the_level(seeds: int, share: float) -> None:
+    """Equal means, but deep networks that are rarely much better: the t test's known weakness.
+
+    The shares are those of 400,000 draws by numpy alone, as this rule's limit to be known.
+    """
+    found = share_degrading(0.0, 1000.0, seeds, skewed)
+    assert found == pytest.approx(share, abs=error_of(share))
 
 
 def test_runs_that_fail_at_any_depth_alike_do_not_show_degradation() -> None:
-    """Half of the runs end at chance whatever their depth: heavy tails, no effect."""
+    """Half of the runs end at chance whatever their depth: two modes, no effect."""
     generator = np.random.default_rng(5)
-    shown = 0
-    for _ in range(1500):
-        numbers = drawn(generator, {20: -2.0, 56: -2.0}, 0.2, 5)
-        for key in numbers:
-            if generator.random() < 0.5:
-                numbers[key] = CHANCE
-        shown += judged(numbers).reading == "degrades"
-    assert shown / 1500 <= 0.05 + error_of(0.05, 1500)
+    wrong = 0
+    for _ in range(1000):
+        numbers = drawn(generator, {20: 5.0, 56: 5.0}, 0.2, 5)
+        numbers |= {key: CHANCE for key in numbers if generator.random() < 0.5}
+        wrong += judged(numbers).reading == DEGRADES
+    assert wrong / 1000 <= 0.05 + error_of(0.05, 1000)
 
 
-def test_no_worse_is_said_of_a_threshold_rise_at_most_once_in_twenty() -> None:
+def test_no_degradation_is_said_of_a_rise_that_counts_at_most_once_in_twenty() -> None:
     generator = np.random.default_rng(6)
-    at_threshold = {20: 0.0, 56: THRESHOLD}
-    said = [
-        judged(drawn(generator, at_threshold, 0.3, 5)).reading.startswith("no worse")
-        for _ in range(DRAWS)
-    ]
-    assert np.mean(said) == pytest.approx(0.05, abs=error_of(0.05))
+    least = {20: 10.0, 56: 10.0 + LEAST_RISE}
+    said = [judged(drawn(generator, least, 1.0, 5)).reading for _ in range(DRAWS)]
+    share = said.count(DOES_NOT_DEGRADE) / DRAWS
+    assert share == pytest.approx(0.05, abs=error_of(0.05))
+
+
+@pytest.mark.parametrize(
+    ("own", "share"),
+    [
+        (LEAST_RISE, 0.05),  # at the margin of non-inferiority: the whole level
+        (20.0, 0.0),  # as bad as plain
+    ],
+)
+def test_a_cure_is_wrongly_read_at_most_once_in_twenty(own: float, share: float) -> None:
+    generator = np.random.default_rng(7)
+    wrong = 0
+    for _ in range(1000):
+        numbers = {"plain": drawn(generator, {20: 10, 56: 30}, 1.0, 5)}
+        numbers["residual"] = drawn(generator, {20: 10, 56: 10 + own}, 1.0, 5)
+        wrong += judge(numbers, 20, 56)[0][1].cure == CURED
+    assert wrong / 1000 == pytest.approx(share, abs=error_of(0.05, 1000))
+
+
+def test_eleven_other_arms_err_together_as_often_as_one() -> None:
+    """No arm but plain rises, or each rises by what counts: any false reading of eleven."""
+    generator = np.random.default_rng(8)
+    draws, arms = 150, 11
+    degrading = cured = 0
+    for _ in range(draws):
+        plain = {"plain": drawn(generator, {20: 10, 56: 60}, 8.0, 5)}
+        flat = {str(arm): drawn(generator, {20: 10, 56: 10}, 8.0, 5) for arm in range(arms)}
+        margin = {str(arm): drawn(generator, {20: 10, 56: 11}, 0.5, 5) for arm in range(arms)}
+        degrading += any(arm.reading == DEGRADES for arm in judge(plain | flat, 20, 56)[0][1:])
+        cured += any(arm.cure == CURED for arm in judge(plain | margin, 20, 56)[0][1:])
+    assert max(degrading, cured) / draws <= 0.05 + error_of(0.05, draws)
 
 
 def test_holm_over_all_pairs_errs_in_one_family_of_twenty() -> None:
-    generator = np.random.default_rng(7)
-    flat = {8: 0.0, 20: 0.0, 32: 0.0, 56: 0.0}
-    draws = 300
+    generator = np.random.default_rng(9)
+    draws, flat = 200, dict.fromkeys((8, 20, 32, 56), 10.0)
     wrong = {"flips": 0, "t": 0}
     for _ in range(draws):
-        family = all_contrasts({"plain": drawn(generator, flat, 0.5, 8)})
+        family = all_contrasts({"plain": drawn(generator, flat, 3.0, 8)})
         wrong["flips"] += min(one.holm for one in family) <= 0.05
         wrong["t"] += min(one.holm_t for one in family) <= 0.05
     assert max(wrong.values()) / draws <= 0.05 + error_of(0.05, draws)
@@ -141,35 +189,33 @@ def test_holm_over_all_pairs_errs_in_one_family_of_twenty() -> None:
 
 # --- power
 
-#: Effect, standard deviation of a difference, seeds, and the probability that the mean is at least
-#: max(0.3, t s / sqrt(n)): the normal tail of the mean, integrated over the chi distribution of s.
+#: Rise, standard deviation of a difference, seeds, and the probability that the mean is at least
+#: max(1, t s / sqrt(n)): the normal tail of the mean, integrated over the chi distribution of s.
 POWERS = [
-    (0.6, 0.5, 3, 0.3951),
-    (0.6, 0.5, 5, 0.7051),
-    (0.5, 0.4, 5, 0.7197),
-    (0.3, 0.2, 5, 0.4944),
+    (2.0, 5 / 3, 5, 0.7051),
+    (5 / 3, 4 / 3, 5, 0.7197),
+    (1.0, 2 / 3, 5, 0.4944),
 ]
 
 
-@pytest.mark.parametrize(("effect", "sd", "seeds", "power"), POWERS)
-def test_the_power_is_as_computed(effect: float, sd: float, seeds: int, power: float) -> None:
-    share = share_shown(effect, sd, seeds, THRESHOLD, DRAWS)
-    assert share == pytest.approx(power, abs=error_of(power))
+@pytest.mark.parametrize(("rise", "sd", "seeds", "power"), POWERS)
+def test_the_power_is_as_computed(rise: float, sd: float, seeds: int, power: float) -> None:
+    assert share_degrading(rise, sd, seeds) == pytest.approx(power, abs=error_of(power))
 
 
-def test_the_power_without_a_threshold_is_that_of_noncentral_t() -> None:
-    share = share_shown(0.6, 0.5, 5, 1e-9, DRAWS)
+def test_the_power_of_large_rises_is_that_of_noncentral_t() -> None:
+    share = share_degrading(600.0, 500.0, 5)
     assert share == pytest.approx(0.7119, abs=error_of(0.7119))
 
 
 def test_the_effect_of_the_digits_is_found_with_five_seeds() -> None:
-    # Plain 44 against 20 on the digits: 1.25 with a spread of 0.28 between seeds.
-    assert share_shown(1.25, 0.28, 5, THRESHOLD, 300) == 1.0
+    # Plain 32 against 20 on the digits: 1.8 points with a spread of 0.8 between seeds.
+    assert share_degrading(1.8, 0.8, 5, draws=300) > 0.9
 
 
-@pytest.mark.parametrize(("effect", "sd", "seeds", "power"), POWERS)
+@pytest.mark.parametrize(("rise", "sd", "seeds", "power"), POWERS)
 def test_the_powers_are_those_of_numerical_integration(
-    effect: float, sd: float, seeds: int, power: float
+    rise: float, sd: float, seeds: int, power: float
 ) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     integrate = pytest.importorskip("scipy.integrate", reason="scipy is not installed")
@@ -177,11 +223,11 @@ def test_the_powers_are_those_of_numerical_integration(
     t = stats.t.ppf(0.95, seeds - 1)
 
     def at(s: float) -> float:
-        least = max(THRESHOLD, t * s / math.sqrt(seeds))
-        tail = stats.norm.sf((least - effect) * math.sqrt(seeds) / sd)
+        least = max(LEAST_RISE, t * s / math.sqrt(seeds))
+        tail = stats.norm.sf((least - rise) * math.sqrt(seeds) / sd)
         return float(stats.chi.pdf(s * scale, seeds - 1) * scale * tail)
 
-    kink = THRESHOLD * math.sqrt(seeds) / t
+    kink = LEAST_RISE * math.sqrt(seeds) / t
     total = integrate.quad(at, 0, kink)[0] + integrate.quad(at, kink, 20 * sd)[0]
     assert total == pytest.approx(power, abs=1e-4)
 
@@ -192,155 +238,65 @@ def test_the_noncentral_t_is_that_of_scipy() -> None:
     assert power == pytest.approx(0.7119, abs=1e-4)
 
 
+def test_a_plateau_takes_no_power() -> None:
+    """32 layers as bad as 56: monotonicity is a note, no clause."""
+    generator = np.random.default_rng(10)
+    ends = {20: 0.0, 32: 60.0, 56: 60.0}
+    arms = [judged(drawn(generator, ends, 10.0, 5)) for _ in range(200)]
+    assert np.mean([arm.reading == DEGRADES for arm in arms]) == 1
+    assert np.mean([arm.rising <= 2 for arm in arms]) > 0.3
+
+
 # --- coverage
 
 
 def test_intervals_of_every_contrast_cover_the_truth_at_their_rate() -> None:
-    generator = np.random.default_rng(8)
-    truth = {"plain": 1.2, "residual": -0.1, "difference": 1.3}
+    generator = np.random.default_rng(11)
+    truth = {"plain": 24.0, "residual": -2.0, "difference": 26.0}
     found: dict[str, list[Interval]] = {name: [] for name in truth}
-    for _ in range(2000):
-        plain = changes(drawn(generator, {20: -2.0, 56: -0.8}, 0.6, 5), 20, 56)
-        residual = changes(drawn(generator, {20: -2.0, 56: -2.1}, 0.2, 5), 20, 56)
-        for name, values in (
-            ("plain", plain),
-            ("residual", residual),
-            ("difference", difference(plain, residual)),
-        ):
-            found[name].append(summary(values).loss)
-    allowed = error_of(0.95, 2000)
+    for _ in range(1500):
+        plain = changes(drawn(generator, {20: 40.0, 56: 64.0}, 12.0, 5), 20, 56)
+        residual = changes(drawn(generator, {20: 40.0, 56: 38.0}, 4.0, 5), 20, 56)
+        for name, values in zip(truth, (plain, residual, difference(plain, residual)), strict=True):
+            found[name].append(summary(values).train_error)
     for name, value in truth.items():
         intervals = found[name]
-        assert np.mean([one.low <= value <= one.high for one in intervals]) == pytest.approx(
-            0.95, abs=allowed
-        )
-        assert np.mean([one.lower <= value for one in intervals]) == pytest.approx(
-            0.95, abs=allowed
-        )
-        assert np.mean([value <= one.upper for one in intervals]) == pytest.approx(
-            0.95, abs=allowed
-        )
+        for covered in (
+            [one.low <= value <= one.high for one in intervals],
+            [one.lower <= value for one in intervals],
+            [value <= one.upper for one in intervals],
+        ):
+            assert np.mean(covered) == pytest.approx(0.95, abs=error_of(0.95, 1500))
 
 
-# --- labels, by decide on records in memory
+# --- labels and cures
 
 
-def run(arch: str, depth: int, seed: int, endpoint: Endpoint, status: str = "ok") -> Run:
-    """A finished run as its record would say, without a file."""
-    settings = as_dict(Settings(depth=depth, seed=seed))
-    settings["arch"]["merge"] = arch
-    last = {
-        "clean_train_loss": 10 ** endpoint["loss"],
-        "clean_train_error": endpoint["train_error"],
-        "test_error": endpoint["test_error"],
-    }
-    name = f"{arch}-{depth}-s{seed}"
-    record: dict[str, Any] = {
-        "run": name,
-        "name": "made-up",
-        "arch": arch,
-        "depth": depth,
-        "seed": seed,
-        "status": status,
-        "extras": {},
-        "settings": settings,
-        "data": {"name": "digits", "classes": 10, "chance_error": 90.0},
-        "last": {} if status in ("failed", "diverged") else last,
-    }
-    return Run(Path("results/made-up") / name, record)
+@pytest.mark.parametrize(
+    ("rise", "test", "label"),
+    [(40.0, 0.0, "degradation"), (0.0, 6.0, "overfitting"), (0.0, -6.0, NEITHER)],
+)
+def test_networks_made_to_behave_get_their_label(rise: float, test: float, label: str) -> None:
+    generator = np.random.default_rng(12)
+    ends = {20: 10.0, 56: 10.0 + rise}
+    labels = [judged(drawn(generator, ends, 0.3, 5, test=test)).label for _ in range(50)]
+    assert labels == [label] * 50
 
 
-def sweep(
-    generator: np.random.Generator,
-    plain: tuple[Endpoint, Endpoint],
-    residual: tuple[Endpoint, Endpoint],
-    fails: Mapping[tuple[str, int, int], str] | None = None,
-) -> list[Run]:
-    """Both arms, shallow and deep, five seeds, with a little noise around what is given."""
-    runs = []
-    for arch, ends in (("plain", plain), ("residual", residual)):
-        for depth, end in zip((20, 56), ends, strict=True):
-            for seed in range(5):
-                noise = generator.normal(0, (0.05, 0.1, 0.3))
-                near = dict(zip(end, np.add(list(end.values()), noise).tolist(), strict=True))
-                status = (fails or {}).get((arch, depth, seed), "ok")
-                runs.append(run(arch, depth, seed, near, status))
-    return runs
-
-
-MEASURES = ("loss", "train_error", "test_error")
-
-
-def end(*values: float) -> Endpoint:
-    return dict(zip(MEASURES, values, strict=True))
-
-
-GOOD = end(-2.5, 1.0, 8.0)
-LABELS = {
-    "degradation": end(-0.5, 20.0, 28.0),
-    "overfitting": end(-2.7, 0.5, 12.0),
-    "under-optimised": end(-1.5, 6.0, 5.0),
-    "depth helps": end(-3.0, 0.2, 5.0),
-}
-
-
-@pytest.mark.parametrize(("label", "deep"), LABELS.items())
-def test_runs_made_to_behave_get_their_label(label: str, deep: Endpoint) -> None:
-    generator = np.random.default_rng(len(label))
-    for _ in range(8):
-        plain, residual = decide(sweep(generator, (GOOD, deep), (GOOD, GOOD))).arms
-        assert plain.label == label
-        assert residual.label in ("inconclusive", "overfitting", "depth helps")
-        assert residual.reading.startswith("no worse")
-
-
-def test_equal_networks_get_no_label_but_for_the_level_of_two_bounds() -> None:
-    generator = np.random.default_rng(9)
-    labels = [judged(drawn(generator, {20: 0, 56: 0}, 0.1, 5)).label for _ in range(1500)]
-    assert "degradation" not in labels and "under-optimised" not in labels
-    assert 1 - labels.count("inconclusive") / 1500 <= 0.10 + error_of(0.10, 1500)
-
-
-def test_deep_plain_networks_that_diverge_are_degradation() -> None:
-    fails = {("plain", 56, seed): "diverged" for seed in range(4)}
-    runs = sweep(np.random.default_rng(10), (GOOD, LABELS["degradation"]), (GOOD, GOOD), fails)
-    verdict = decide(runs)
-    assert (verdict.outcome, verdict.arms[0].label) == ("shown", "degradation")
-    assert verdict.failures["diverged"] == 4 and verdict.seeds == [0, 1, 2, 3, 4]
-
-
-def test_one_failure_of_five_among_equals_carries_nothing() -> None:
-    runs = sweep(
-        np.random.default_rng(11), (GOOD, GOOD), (GOOD, GOOD), {("plain", 56, 2): "diverged"}
-    )
-    assert decide(runs).outcome == "inconclusive"
-
-
-def test_crashed_runs_leave_too_few_pairs_to_decide() -> None:
-    fails = {("plain", 56, seed): "failed" for seed in range(4)}
-    verdict = decide(
-        sweep(np.random.default_rng(12), (GOOD, LABELS["degradation"]), (GOOD, GOOD), fails)
-    )
-    assert verdict.outcome == "inconclusive (preliminary)"
-    assert verdict.arms[0].label == "inconclusive"
-    assert verdict.failures["failed"] == 4 and len(verdict.missing) == 4
-
-
-def test_a_control_of_two_arms_alike_has_no_effect() -> None:
+def test_equal_networks_get_no_label_but_for_the_level_of_one_bound() -> None:
     generator = np.random.default_rng(13)
-    for _ in range(10):
-        verdict = decide(sweep(generator, (GOOD, GOOD), (GOOD, GOOD)), baseline="residual")
-        assert verdict.outcome == "not shown"
-        assert abs(verdict.interactions["plain"].loss.mean) < THRESHOLD
+    flat = {20: 10.0, 56: 10.0}
+    labels = [judged(drawn(generator, flat, 0.1, 5)).label for _ in range(1000)]
+    assert "degradation" not in labels
+    assert labels.count("overfitting") / 1000 == pytest.approx(0.05, abs=error_of(0.05, 1000))
 
 
-def test_decide_and_judge_agree_on_the_same_numbers() -> None:
+def test_a_cure_is_found_and_networks_that_fail_at_every_depth_are_none() -> None:
     generator = np.random.default_rng(14)
-    for _ in range(10):
-        numbers = drawn(generator, {20: -2.0, 56: -1.5}, 0.4, 5, test=1.0)
-        verdict: Verdict = decide([run("plain", *key, end) for key, end in numbers.items()])
-        alone = judged(numbers)
-        arm = verdict.arms[0]
-        assert (arm.reading, arm.label, arm.rising) == (alone.reading, alone.label, alone.rising)
-        assert arm.change.loss.lower == pytest.approx(alone.change.loss.lower)
-        assert arm.change.gap.high == pytest.approx(alone.change.gap.high)
+    for _ in range(50):
+        numbers = {
+            "plain": drawn(generator, {20: 10, 56: 60}, 5.0, 5),
+            "residual": drawn(generator, {20: 10, 56: 10}, 0.3, 5),
+            "untrained": drawn(generator, {20: 90, 56: 90}, 0.3, 5),
+        }
+        assert [arm.cure for arm in judge(numbers, 20, 56)[0]] == ["", CURED, NOT_CURED]

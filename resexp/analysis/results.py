@@ -146,13 +146,16 @@ class Run:
     def endpoint(self, column: str) -> float | None:
         """The last step's value of a loss, error or overlap; None for a run that is not finished.
 
-        A diverged run counts at chance: its loss is log(classes), its error that of always giving
-        the commonest class, whose overlap is its share of the pixels and that of all others 0.
+        A diverged run counts at chance.
         """
         if not self.finished:
             return None
-        if self.status != "diverged":
-            return self.value(column)
+        return self.chance(column) if self.status == "diverged" else self.value(column)
+
+    def chance(self, column: str) -> float | None:
+        """What guessing gives: of a loss log(classes), of an error that of always giving the
+        commonest class, whose overlap is its share of the pixels and that of all others 0.
+        """
         classes = int(self.record["data"]["classes"])
         if column.endswith("_loss"):
             return math.log(classes)

@@ -100,11 +100,17 @@ def paired_t(differences: Sequence[float], confidence: float = 0.95) -> Interval
     )
 
 
-def t_p(interval: Interval) -> float:
-    """One-sided p of Student's t that the mean is above zero; nan without a spread."""
-    if math.isnan(interval.d):
+def t_p(interval: Interval, bound: float = 0.0) -> float:
+    """One-sided p of Student's t that the mean is above ``bound``.
+
+    Without a spread there is no doubt: 0 or 1. nan for fewer than two differences.
+    """
+    if interval.n < 2:
         return math.nan
-    return t_cdf(-interval.d * math.sqrt(interval.n), interval.n - 1)
+    error = interval.sd / math.sqrt(interval.n)
+    if error == 0:
+        return float(interval.mean <= bound)
+    return t_cdf((bound - interval.mean) / error, interval.n - 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -146,9 +146,7 @@ def judgement(runs: Sequence[Run], head: Callable[[str], str]) -> str:
     spoken, found = verdict.text(decided), decided.as_dict()
     failed = [f"{count} {status}" for status, count in found["failures"].items() if count]
     notes = [
-        f"Rule, fixed before training: log10 of the final clean training loss, deep minus shallow, "
-        f"paired by seed, rises by {found['threshold']:.2f} or more. Intervals are 95\u00a0% t "
-        "intervals; p is exact, by sign flips.",
+        f"{verdict.RULE} Intervals are 95\u00a0% t intervals.",
         f"Failures: {', '.join(failed) or 'none'} of {found['runs']} runs."
         + (f" Unfinished: {found['unfinished']}." if found["unfinished"] else ""),
     ]
@@ -169,7 +167,8 @@ def sentence(text: str, outcome: str) -> str:
     before, found, after = text.partition(f": {outcome}")
     if not found:
         return f'<p class="sentence">{escape(text)}</p>'
-    kind = outcome.partition(" (")[0].replace(" ", "-") if outcome in verdict.EXIT_CODES else ""
+    kinds = {0: "shown", 3: "not-shown", 4: "inconclusive"}
+    kind = kinds.get(verdict.EXIT_CODES.get(outcome, -1), "")
     return (
         f'<p class="sentence">{escape(before)}: <strong class="{kind}">{escape(outcome)}</strong>'
         f"{escape(after)}</p>"
@@ -204,7 +203,7 @@ def verdict_table(found: dict[str, Any]) -> str:
 
 
 def change_cells(change: dict[str, Any]) -> list[str]:
-    d, p = change["loss"]["d"], change["p"]
+    d, p = change["train_error"]["d"], change["p"]
     return [
         interval(change["loss"], 2),
         "" if d is None else signed(d, 1),
@@ -230,7 +229,7 @@ def signed(value: float, digits: int) -> str:
 
 def reading(said: str, label: str) -> str:
     """The reading of the rule and the label, each where it says something new."""
-    if label == verdict.INCONCLUSIVE:
+    if label == verdict.NEITHER:
         return said
     return label if said == "degrades" else f"{said}; {label}"
 

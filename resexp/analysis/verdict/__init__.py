@@ -1,18 +1,19 @@
-"""Do deeper plain networks train worse, and does the skip connection cure it? A rule fixed before.
+"""Do deeper plain networks train worse, and does the skip connection cure it?
 
 ``select`` says which runs are compared, ``rule`` decides on plain numbers, ``text`` writes it down.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from resexp.analysis.results import Run
 from resexp.analysis.verdict import rule, select
-from resexp.analysis.verdict.rule import EXIT_CODES, INCONCLUSIVE, LEAST_LOSS, Verdict
+from resexp.analysis.verdict.rule import EXIT_CODES, LEAST_LOSS, NEITHER, RULE, Verdict
 from resexp.analysis.verdict.text import text
 
-__all__ = ["EXIT_CODES", "INCONCLUSIVE", "LEAST_LOSS", "Verdict", "decide", "text"]
+__all__ = ["EXIT_CODES", "LEAST_LOSS", "NEITHER", "RULE", "Verdict", "decide", "text"]
 
 
 def decide(
@@ -25,48 +26,46 @@ def decide(
     """Apply the rule to the runs of one experiment.
 
     ``baseline`` names the series that is tested for degradation, in place of plain: a control.
-    Runs at twice the steps of the others are the budget check. Raises UsageError if the runs are
+    Runs at more steps than the others are the budget check. Raises UsageError if the runs are
     of several experiments, mix settings or code (unless ``allow_mixed``) or have no pair of depths
     to compare.
     """
-    usual, doubled, unlike = select.comparable(runs, allow_mixed)
+    usual, longer, unlike = select.comparable(runs, allow_mixed)
     arms = select.group(usual, baseline)
     shallow, deep = select.choose_depths(arms, shallow, deep)
     numbers = {series: select.endpoints(group) for series, group in arms.items()}
-    longer = {series: select.endpoints(group) for series, group in select.by_arm(doubled).items()}
-    first, *others = arms
-    run = arms[first][0]
-    threshold = float(run.setting("threshold"))
-    judged = [rule.judge(series, numbers[series], shallow, deep, threshold) for series in arms]
-    budget = rule.check_budget(judged, numbers, longer, shallow, deep, select.steps(usual[0]))
-    rises = {series: rule.changes(numbers[series], shallow, deep) for series in arms}
+    at_more_steps = {
+        steps: {series: select.endpoints(group) for series, group in select.by_arm(found).items()}
+        for steps, found in longer.items()
+    }
+    judged, interactions = rule.judge(numbers, shallow, deep)
+    outcome, exit_code = rule.outcome(judged)
+    baseline, run = judged[0].series, usual[0]
+    statuses = Counter(run.status for run in runs)
     return Verdict(
-        outcome=rule.outcome(judged[0]),
+        outcome=outcome,
+        exit_code=exit_code,
         experiment=run.name,
         data=run.data,
         recipe=str(run.setting("recipe")),
-        threshold=threshold,
+        least_rise=rule.LEAST_RISE,
         shallow=shallow,
         deep=deep,
-        depths=sorted({run.depth for run in arms[first] if shallow <= run.depth <= deep}),
-        baseline=first,
+        depths=sorted({run.depth for run in arms[baseline] if shallow <= run.depth <= deep}),
+        steps=select.steps(run),
+        baseline=baseline,
         arms=judged,
-        interactions={
-            series: rule.summary(rule.difference(rises[first], rises[series])) for series in others
-        },
+        interactions=interactions,
         contrasts=rule.all_contrasts(numbers),
-        budget=budget,
+        budget=rule.check_budget(judged, numbers, at_more_steps, shallow, deep),
         runs=len(runs),
-        failures={
-            status: sum(run.status == status for run in runs)
-            for status in ("collapsed", "diverged", "failed")
-        },
-        unfinished=sum(run.status in ("running", "interrupted") for run in runs),
+        failures={status: statuses[status] for status in select.FAILURES},
+        at_chance=[f"{run.run} ({run.status})" for run in runs if run.status in select.FAILURES],
+        unfinished=statuses["running"] + statuses["interrupted"],
         missing=select.missing(arms, shallow, deep),
         notes=[
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
-            *select.at_chance(runs),
             *select.advice(runs, arms, shallow, deep, len(judged[0].change.seeds)),
         ],
     )

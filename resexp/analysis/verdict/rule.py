@@ -1,16 +1,20 @@
 """The rule, on plain numbers: nothing here knows of runs or files.
 
-Endpoint: log10 of the clean training loss after the last step, deep minus shallow, paired by seed.
-Plain networks degrade if the mean rise is at least the threshold, its one-sided 95 % lower bound is
-above zero, and in most seeds the loss rises at every step of depth. If the one-sided upper bound is
-below the threshold, degradation is not shown; anything else is inconclusive, and so are fewer than
-five seeds.
+Primary endpoint: clean training error after the last step, deep minus shallow, paired by seed. The
+baseline (plain) *degrades* if the mean rise is at least ``LEAST_RISE`` and its one-sided 95 % lower
+bound is above zero; it does not if the upper bound is below ``LEAST_RISE``. Each other arm *cures*
+if its own rise is non-inferior, the upper bound below ``LEAST_RISE``, and the difference of
+differences, the baseline's rise minus its own, has its lower bound above zero. Anything else is
+inconclusive, and so are fewer than ``ENOUGH_SEEDS``.
+
+One hypothesis comes first, the baseline's between the two depths named, at 5 %; p of all other arms
+are adjusted by Holm over them, and p of pairs of depths by Holm over the pairs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -19,16 +23,29 @@ from resexp.analysis.statistics import MOST_FLIPS, Interval, holm, paired_t, sig
 from resexp.runs.records import finite
 from resexp.settings import UsageError
 
-LEAST_LOSS = 1e-8  # the floor of the endpoint, so that a loss of zero has a logarithm
-ENOUGH_SEEDS = 5  # the least p of a sign-flip test of n seeds is 2^-n: 0.031 with five
+#: Percent points of error. Below it a rise does not matter whatever its p: networks that fit differ
+#: by tenths of a point, and the rises in question by several (He et al. 2015: plain-56 against 20).
+LEAST_RISE = 1.0
+LEVEL = 0.05  # of one-sided tests, as the bounds of ``Interval``
+ENOUGH_SEEDS = 5  # with fewer a t test leans on normality that nobody can check
+LEAST_LOSS = 1e-8  # the floor of a loss, so that zero has a logarithm
 
-SHOWN, NOT_SHOWN, INCONCLUSIVE = "shown", "not shown", "inconclusive"
+DEGRADES, DOES_NOT_DEGRADE, INCONCLUSIVE = "degrades", "does not degrade", "inconclusive"
 PRELIMINARY = "inconclusive (preliminary)"  # too few seeds, whatever they say
-BUDGET_LIMITED = "budget-limited"
-EXIT_CODES = {SHOWN: 0, NOT_SHOWN: 3, INCONCLUSIVE: 4, PRELIMINARY: 4}
+CURED, NOT_CURED = "cured", "not cured"
+DEGRADATION, OVERFITTING, NEITHER = "degradation", "overfitting", "neither"
+EXIT_CODES = {DEGRADES: 0, DOES_NOT_DEGRADE: 3, INCONCLUSIVE: 4, PRELIMINARY: 4}
+SOME_NOT_CURED = 5  # in place of 0, where an arm is not shown to be cured
 
-#: One run's final numbers, or a difference of such: ``loss`` (log10 of the clean training loss),
-#: ``train_error`` (clean) and ``test_error`` (percent).
+RULE = f"""\
+Rule: clean training error after the last step, deep minus shallow, paired by seed; p by t.
+  Degrades: a mean rise of {LEAST_RISE:g} point or more, its one-sided 95 % lower bound above 0.
+  Cured: a rise with its upper bound below {LEAST_RISE:g} point, the baseline's rise minus it with
+  its lower bound above 0, and deep networks that train better than the baseline's.
+  p of several other arms, and of several pairs of depths, by Holm: then p decides."""
+
+#: One run's final numbers, or a difference of such: ``train_error`` (clean) and ``test_error`` in
+#: percent, ``loss`` (log10 of the clean training loss, capped at chance).
 Endpoint = Mapping[str, float]
 #: Those of one kind of network, by depth and seed.
 Endpoints = Mapping[tuple[int, int], Endpoint]
@@ -39,9 +56,10 @@ class Change:
     """How much worse deep is than shallow, over the seeds that have both (or a difference)."""
 
     seeds: list[int]
-    loss: Interval  # of log10 clean training loss
-    p: float  # exact one-sided sign-flip test that ``loss`` is above zero
-    train_error: Interval  # clean training error, percent points
+    train_error: Interval  # the primary endpoint: clean training error, percent points
+    p: float  # one-sided t test that ``train_error`` is above zero
+    p_flips: float  # the same by exact sign flips, which assume no normality
+    loss: Interval  # of log10 clean training loss, capped at chance
     test_error: Interval  # percent points
     gap: Interval  # test error minus clean training error, percent points
 
@@ -52,9 +70,12 @@ class Arm:
 
     series: str
     change: Change
-    rising: int  # seeds whose loss rises at every step of depth between shallow and deep
-    reading: str  # degrades, no worse than <threshold>, or inconclusive
-    label: str  # degradation, overfitting, under-optimised, depth helps, budget-limited, or none
+    rising: int  # seeds whose error rises at every depth trained between: a note, no clause
+    p: float  # that of ``change``; of other arms than the first by Holm over them
+    reading: str  # degrades, does not degrade, or inconclusive
+    label: str  # degradation, overfitting, or neither
+    cure: str = ""  # cured, not cured or inconclusive; "" for the first, or with nothing to cure
+    cure_p: float = math.nan  # the larger of its two tests', by Holm over the other arms
 
 
 @dataclass(slots=True)
@@ -71,35 +92,38 @@ class Contrast:
 
 @dataclass(slots=True)
 class Budget:
-    """An arm's change at the steps that it was judged by and at twice as many, same seeds."""
+    """An arm's rise of clean training error at more steps than it was judged by, same seeds."""
 
     series: str
-    seeds: list[int]
     steps: int
-    once: Interval  # of log10 clean training loss, at ``steps``
-    twice: Interval  # at twice as many
-    halved: bool | None  # half the rise or less is left; None for an arm that does not degrade
+    seeds: list[int]
+    once: Interval  # percent points at the steps judged by
+    rise: Interval  # percent points at ``steps``
+    closed: float | None  # share of the rise that is gone; None for an arm that does not degrade
 
 
 @dataclass(slots=True)
 class Verdict:
     """The decision and everything that it rests on."""
 
-    outcome: str  # shown, not shown, inconclusive or inconclusive (preliminary)
+    outcome: str  # degrades, does not degrade, inconclusive or inconclusive (preliminary)
+    exit_code: int
     experiment: str
     data: str
     recipe: str
-    threshold: float  # least rise of log10 loss that counts
+    least_rise: float  # percent points of clean training error
     shallow: int
     deep: int
     depths: list[int]  # those trained, from shallow to deep
+    steps: int  # those judged by
     baseline: str  # the series in the part of plain
     arms: list[Arm]  # the baseline first
     interactions: dict[str, Change]  # by series: the baseline's change minus that arm's
     contrasts: list[Contrast]  # every pair of depths that was trained
-    budget: list[Budget]  # empty where no network was trained for twice the steps
+    budget: list[Budget]  # empty where no network was trained for more steps
     runs: int  # all of them, at every depth
     failures: dict[str, int]  # collapsed, diverged, failed
+    at_chance: list[str]  # the runs that failed, and how: they count at chance
     unfinished: int  # running or interrupted
     missing: list[str]  # runs that a pair lacks, and why
     notes: list[str]
@@ -114,18 +138,22 @@ class Verdict:
         return plain
 
 
-def log_loss(loss: float) -> float:
-    """log10 of a loss in nats that is no less than ``LEAST_LOSS``."""
-    return math.log10(max(loss, LEAST_LOSS))
+def log_loss(loss: float, chance: float = math.inf) -> float:
+    """log10 of a loss in nats that is no more than ``chance`` and no less than ``LEAST_LOSS``."""
+    return math.log10(max(min(loss, chance), LEAST_LOSS))
+
+
+# --- changes and their intervals
 
 
 def changes(numbers: Endpoints, shallow: int, deep: int) -> dict[int, Endpoint]:
     """Deep minus shallow, for every seed that has both."""
-    ends = [
-        {seed: found for (depth, seed), found in sorted(numbers.items()) if depth == end}
-        for end in (deep, shallow)
-    ]
-    return difference(*ends)
+    return difference(at_depth(numbers, deep), at_depth(numbers, shallow))
+
+
+def at_depth(numbers: Endpoints, wanted: int) -> dict[int, Endpoint]:
+    """The final numbers of one depth, by seed."""
+    return {seed: found for (depth, seed), found in sorted(numbers.items()) if depth == wanted}
 
 
 def difference(left: Mapping[int, Endpoint], right: Mapping[int, Endpoint]) -> dict[int, Endpoint]:
@@ -137,76 +165,126 @@ def difference(left: Mapping[int, Endpoint], right: Mapping[int, Endpoint]) -> d
     }
 
 
+def interval(values: Mapping[int, Endpoint], measure: str = "train_error") -> Interval:
+    return paired_t([found[measure] for found in values.values()])
+
+
 def summary(values: Mapping[int, Endpoint]) -> Change:
     """Intervals and p over seeds. Raises UsageError for more than ``MOST_FLIPS`` of them."""
     if len(values) > MOST_FLIPS:
         raise UsageError(f"{len(values)} seeds are more than {MOST_FLIPS}. Choose with a filter.")
-    found = values.values()
-    losses = [one["loss"] for one in found]
+    rise = interval(values)
     return Change(
         seeds=list(values),
-        loss=paired_t(losses),
-        p=sign_flip_p(losses),
-        train_error=paired_t([one["train_error"] for one in found]),
-        test_error=paired_t([one["test_error"] for one in found]),
-        gap=paired_t([one["test_error"] - one["train_error"] for one in found]),
+        train_error=rise,
+        p=t_p(rise),
+        p_flips=sign_flip_p([found["train_error"] for found in values.values()]),
+        loss=interval(values, "loss"),
+        test_error=interval(values, "test_error"),
+        gap=paired_t([found["test_error"] - found["train_error"] for found in values.values()]),
     )
 
 
-def judge(series: str, numbers: Endpoints, shallow: int, deep: int, threshold: float) -> Arm:
-    """Read one arm by the rule, from its final numbers alone."""
-    change = summary(changes(numbers, shallow, deep))
-    rising = count_rising(numbers, change.seeds, shallow, deep)
-    worse = (
-        change.loss.mean >= threshold and change.loss.lower > 0 and rising > len(change.seeds) / 2
-    )
-    no_worse = change.loss.upper < threshold
-    reading = (
-        "degrades" if worse else f"no worse than {threshold:.2f}" if no_worse else INCONCLUSIVE
-    )
-    return Arm(series, change, rising, reading, label(change, worse, no_worse))
+# --- the decision
+
+
+def judge(
+    numbers: Mapping[str, Endpoints], shallow: int, deep: int
+) -> tuple[list[Arm], dict[str, Change]]:
+    """Read all arms by the rule, the first as the baseline, from their final numbers alone.
+
+    Also returns, by series, the baseline's change minus each other arm's.
+    """
+    rises = {series: changes(one, shallow, deep) for series, one in numbers.items()}
+    first, *others = rises
+    summaries = {series: summary(rise) for series, rise in rises.items()}
+    minus = {series: summary(difference(rises[first], rises[series])) for series in others}
+    tests = [change.p for change in summaries.values()]
+    arms = [
+        read(series, change, count_rising(numbers[series], change.seeds, shallow, deep), p)
+        for (series, change), p in zip(
+            summaries.items(), [*tests[:1], *holm(tests[1:])], strict=True
+        )
+    ]
+    if arms[0].reading == DEGRADES:
+        cures = holm([cure_p(arm.change, minus[arm.series]) for arm in arms[1:]])
+        for arm, p in zip(arms[1:], cures, strict=True):
+            deepest = (at_depth(numbers[series], deep) for series in (first, arm.series))
+            better = interval(difference(*deepest)).mean > 0
+            arm.cure, arm.cure_p = cure(arm, minus[arm.series], p, better), p
+    return arms, minus
+
+
+def read(series: str, change: Change, rising: int, p: float) -> Arm:
+    """One arm, from its change and the p of its rise."""
+    rise = change.train_error
+    if rise.mean >= LEAST_RISE and rise.lower > 0 and p <= LEVEL:
+        reading = DEGRADES
+    else:
+        reading = DOES_NOT_DEGRADE if rise.upper < LEAST_RISE else INCONCLUSIVE
+    return Arm(series, change, rising, p, reading, label(change, reading))
+
+
+def label(change: Change, reading: str) -> str:
+    """Optimisation or overfitting, by the intervals of training error and of the gap."""
+    if reading == DEGRADES:
+        return DEGRADATION
+    return OVERFITTING if reading == DOES_NOT_DEGRADE and change.gap.lower > 0 else NEITHER
+
+
+def cure_p(change: Change, minus: Change) -> float:
+    """p of both parts of a cure together: the larger, for each must be shown by itself."""
+    inferior = 1 - t_p(change.train_error, LEAST_RISE)
+    return math.nan if math.isnan(inferior + minus.p) else max(inferior, minus.p)
+
+
+def cure(arm: Arm, minus: Change, p: float, better: bool) -> str:
+    """What another arm than the baseline is to a baseline that degrades.
+
+    ``better``: its deep networks train better than the baseline's, or both merely fail alike.
+    """
+    if len(minus.seeds) < ENOUGH_SEEDS:
+        return PRELIMINARY
+    if arm.reading == DEGRADES or not better:
+        return NOT_CURED
+    non_inferior = arm.change.train_error.upper < LEAST_RISE
+    shown = non_inferior and minus.train_error.lower > 0 and p <= LEVEL
+    return CURED if shown else INCONCLUSIVE
+
+
+def outcome(arms: Sequence[Arm]) -> tuple[str, int]:
+    """What the baseline's reading makes of the claim, and the exit code of it and the cures."""
+    if len(arms[0].change.seeds) < ENOUGH_SEEDS:
+        return PRELIMINARY, EXIT_CODES[PRELIMINARY]
+    decided = arms[0].reading
+    if decided == DEGRADES and any(arm.cure != CURED for arm in arms[1:]):
+        return decided, SOME_NOT_CURED
+    return decided, EXIT_CODES[decided]
 
 
 def count_rising(numbers: Endpoints, seeds: Iterable[int], shallow: int, deep: int) -> int:
-    """Seeds whose loss is higher at every depth than at the depth trained before it."""
+    """Seeds whose error is higher at every depth than at the depth trained before it."""
     between = sorted({depth for depth, _ in numbers if shallow <= depth <= deep})
     count = 0
     for seed in seeds:
-        losses = [numbers[depth, seed]["loss"] for depth in between if (depth, seed) in numbers]
-        count += all(before < after for before, after in pairwise(losses))
+        held = [numbers[depth, seed] for depth in between if (depth, seed) in numbers]
+        errors = [found["train_error"] for found in held]
+        count += all(before < after for before, after in pairwise(errors))
     return count
 
 
-def label(change: Change, worse: bool, no_worse: bool) -> str:
-    """Degradation or overfitting: training and test told apart.
-
-    Training worse: the sign of the mean test change decides. Training no worse: the test change's
-    own one-sided bound must be off zero, or seed noise would read as overfitting.
-    """
-    if worse:
-        return "degradation" if change.test_error.mean > 0 else "under-optimised"
-    if no_worse and change.test_error.lower > 0:
-        return "overfitting"
-    if no_worse and change.test_error.upper < 0:
-        return "depth helps"
-    return INCONCLUSIVE
-
-
-def outcome(arm: Arm) -> str:
-    """What an arm's reading makes of the claim: nothing yet, with fewer than ENOUGH_SEEDS."""
-    if len(arm.change.seeds) < ENOUGH_SEEDS:
-        return PRELIMINARY
-    if arm.reading == "degrades":
-        return SHOWN
-    return INCONCLUSIVE if arm.reading == INCONCLUSIVE else NOT_SHOWN
-
-
 def remarks(arm: Arm) -> list[str]:
-    """What the interval of the arm does not say."""
+    """What the reading of the baseline does not say."""
     seeds = len(arm.change.seeds)
-    if arm.change.loss.lower > 0 and arm.rising <= seeds / 2:
-        return [f"The loss rises at every step of depth in only {arm.rising} of {seeds} seeds."]
+    if arm.reading == DEGRADES and arm.rising <= seeds / 2:
+        return [
+            f"The error rises at every depth between in only {arm.rising} of {seeds} seeds, which "
+            "is no part of the rule."
+        ]
     return []
+
+
+# --- beside the decision: other pairs of depths, and more steps
 
 
 def all_contrasts(numbers: Mapping[str, Endpoints]) -> list[Contrast]:
@@ -228,8 +306,8 @@ def adjusted(
 ) -> list[Contrast]:
     """The contrasts of one series, p by Holm over those pairs that have a seed."""
     found = {pair: summary(values) for pair, values in family.items() if values}
-    flips = holm([change.p for change in found.values()])
-    tests = holm([t_p(change.loss) for change in found.values()])
+    flips = holm([change.p_flips for change in found.values()])
+    tests = holm([change.p for change in found.values()])
     return [
         Contrast(*pair, series, change, p, by_t)
         for (pair, change), p, by_t in zip(found.items(), flips, tests, strict=True)
@@ -239,25 +317,26 @@ def adjusted(
 def check_budget(
     arms: Iterable[Arm],
     numbers: Mapping[str, Endpoints],
-    doubled: Mapping[str, Endpoints],
+    longer: Mapping[int, Mapping[str, Endpoints]],
     shallow: int,
     deep: int,
-    steps: int,
 ) -> list[Budget]:
-    """Each arm's change at once and twice the ``steps``, over the seeds that have both.
+    """Each arm's rise at every larger number of steps, over the seeds that have both budgets.
 
-    An arm that trains worse with depth only as long as the budget is short is relabelled.
+    ``longer`` has the final numbers by steps and series.
     """
     checks = []
     for arm in arms:
         once = changes(numbers[arm.series], shallow, deep)
-        twice = changes(doubled.get(arm.series, {}), shallow, deep)
-        seeds = [seed for seed in once if seed in twice]
-        if not seeds:
-            continue
-        before, after = (paired_t([one[seed]["loss"] for seed in seeds]) for one in (once, twice))
-        halved = after.mean <= before.mean / 2 if arm.reading == "degrades" else None
-        if halved:
-            arm.label = BUDGET_LIMITED
-        checks.append(Budget(arm.series, seeds, steps, before, after, halved))
+        for steps, found in sorted(longer.items()):
+            more = changes(found.get(arm.series, {}), shallow, deep)
+            seeds = [seed for seed in once if seed in more]
+            if not seeds:
+                continue
+            before, after = (
+                interval({seed: rise[seed] for seed in seeds}) for rise in (once, more)
+            )
+            rises = arm.reading == DEGRADES and before.mean > 0
+            closed = 1 - after.mean / before.mean if rises else None
+            checks.append(Budget(arm.series, steps, seeds, before, after, closed))
     return checks

@@ -17,6 +17,15 @@ SHALLOW = 20  # the paper's shallowest network, the reference where it was train
 #: What is known of the data beside its settings: the same name may stand for other files.
 DATA_FACTS = ("train", "test", "shape", "classes")
 
+#: What the rule reads, and the columns that it is in.
+MEASURES = {
+    "train_error": "clean_train_error",
+    "loss": "clean_train_loss",
+    "test_error": "test_error",
+}
+#: How a run ends that counts at chance.
+FAILURES = ("collapsed", "diverged", "failed")
+
 #: Runs by arm, the baseline first.
 Arms = Mapping[str, Sequence[Run]]
 
@@ -45,8 +54,8 @@ class Mismatch:
 
 def comparable(
     runs: Sequence[Run], allow_mixed: bool
-) -> tuple[list[Run], list[Run], list[Mismatch]]:
-    """The runs to judge, those that are the budget check, and where they differ.
+) -> tuple[list[Run], dict[int, list[Run]], list[Mismatch]]:
+    """The runs to judge, by steps those that are the budget check, and where they differ.
 
     Raises UsageError for several experiments, and for a difference unless ``allow_mixed``.
     """
@@ -61,38 +70,41 @@ def comparable(
             f"a verdict is about one experiment, and here are {names}. "
             f"Name one: resexp verdict {folders[0]}"
         )
-    usual, doubled = split_budgets(runs)
-    unlike = mismatches(usual, doubled)
+    usual, longer = split_budgets(runs)
+    unlike = mismatches(usual, [run for group in longer.values() for run in group])
     if unlike and not allow_mixed:
         raise UsageError(unlike[0].refusal)
-    return usual, doubled, unlike
+    return usual, longer, unlike
 
 
 def steps(run: Run) -> int:
     return int(run.setting("steps"))
 
 
-def split_budgets(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The runs to judge, and those of the same networks at twice the steps: the budget check.
+def split_budgets(runs: Sequence[Run]) -> tuple[list[Run], dict[int, list[Run]]]:
+    """The runs to judge, of the fewest steps, and by steps those of the same networks at more.
 
-    Where some network has the doubled steps only, they are no check, and all runs stay together.
+    Where some network has larger numbers of steps only, they are no check, and all runs stay
+    together.
     """
-    least = min(map(steps, runs))
-    doubled = [run for run in runs if steps(run) == 2 * least]
-    usual = [run for run in runs if steps(run) != 2 * least]
-    if {(arm_of(run), run.depth) for run in doubled} <= {(arm_of(run), run.depth) for run in usual}:
-        return usual, doubled
-    return list(runs), []
+    budgets: dict[int, list[Run]] = {}
+    for run in runs:
+        budgets.setdefault(steps(run), []).append(run)
+    usual = budgets.pop(min(budgets))
+    longer = [run for group in budgets.values() for run in group]
+    if {(arm_of(run), run.depth) for run in longer} <= {(arm_of(run), run.depth) for run in usual}:
+        return usual, budgets
+    return list(runs), {}
 
 
-def mismatches(usual: Sequence[Run], doubled: Sequence[Run]) -> list[Mismatch]:
+def mismatches(usual: Sequence[Run], longer: Sequence[Run]) -> list[Mismatch]:
     """Where the runs differ in more than arch, depth and seed: for each key the first two.
 
-    The ``doubled`` may have twice the steps. What a record does not say about the data (it failed
+    The ``longer`` may have more steps. What a record does not say about the data (it failed
     before) differs from nothing.
     """
     shared = [(run, conditions(run)) for run in usual]
-    shared += [(run, conditions(run) | {"steps": steps(usual[0])}) for run in doubled]
+    shared += [(run, conditions(run) | {"steps": steps(usual[0])}) for run in longer]
     found = []
     for key in sorted({key for _, held in shared for key in held}):
         unknown = key in {f"data.{fact}" for fact in DATA_FACTS}
@@ -207,16 +219,17 @@ def choose_depths(arms: Arms, shallow: int | None, deep: int | None) -> tuple[in
 
 
 def endpoint(run: Run) -> Endpoint | None:
-    """The final numbers that the rule reads; None if the run lacks one."""
-    measures = {
-        "loss": run.endpoint("clean_train_loss"),
-        "train_error": run.endpoint("clean_train_error"),
-        "test_error": run.endpoint("test_error"),
-    }
-    known = {key: value for key, value in measures.items() if value is not None}
-    if len(known) < len(measures) or not all(map(math.isfinite, known.values())):
-        return None
-    return known | {"loss": log_loss(known["loss"])}
+    """The final numbers that the rule reads; None if the run lacks one.
+
+    A failure has those of chance, or deep networks that fail would leave the comparison.
+    """
+    known = {}
+    for measure, column in MEASURES.items():
+        value = run.chance(column) if run.status in FAILURES else run.endpoint(column)
+        if value is None or not math.isfinite(value):
+            return None
+        known[measure] = value
+    return known | {"loss": log_loss(known["loss"], run.chance("clean_train_loss") or math.inf)}
 
 
 def endpoints(runs: Iterable[Run]) -> dict[tuple[int, int], Endpoint]:
@@ -267,15 +280,6 @@ def circumstances(runs: Sequence[Run], unlike: Sequence[Mismatch]) -> list[str]:
             "known exactly."
         )
     return notes
-
-
-def at_chance(runs: Iterable[Run]) -> list[str]:
-    """What stands for the numbers of runs that have none."""
-    for run in runs:
-        if run.status == "diverged":
-            loss, error = (run.endpoint(f"clean_train_{kind}") for kind in ("loss", "error"))
-            return [f"A diverged run counts at chance: loss {loss:.2f}, error {error:.1f} %."]
-    return []
 
 
 def advice(runs: Sequence[Run], arms: Arms, shallow: int, deep: int, seeds: int) -> list[str]:

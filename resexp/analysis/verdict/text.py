@@ -1,72 +1,97 @@
-"""The verdict for people: the decision in a sentence, then aligned lines of what it rests on."""
+"""The verdict for people: both outcomes in a sentence, then aligned lines of what they rest on."""
 
 from __future__ import annotations
 
 import math
 
 from resexp.analysis.formatting import aligned, count, few, signed, spread
-from resexp.analysis.statistics import Interval
-from resexp.analysis.verdict.rule import BUDGET_LIMITED, INCONCLUSIVE, Change, Contrast, Verdict
+from resexp.analysis.verdict.rule import (
+    CURED,
+    DEGRADATION,
+    INCONCLUSIVE,
+    NEITHER,
+    NOT_CURED,
+    OVERFITTING,
+    PRELIMINARY,
+    RULE,
+    Arm,
+    Change,
+    Contrast,
+    Verdict,
+)
 
 MEANINGS = {
-    "degradation": "degradation, not overfitting",
-    "overfitting": "overfitting: trains no worse, tests worse",
-    "under-optimised": "under-optimised: trains worse, tests no worse",
-    "depth helps": "depth helps: trains no worse, tests better",
-    BUDGET_LIMITED: "budget-limited: twice the steps halve the rise",
-    INCONCLUSIVE: "neither shown",
+    DEGRADATION: "degradation: trains worse",
+    OVERFITTING: "overfitting: trains no worse, the gap widens",
+    NEITHER: "neither shown",
 }
-LEFT = {True: "halved or less", False: "more than half is left", None: ""}
+CURES = {
+    CURED: "Cured",
+    NOT_CURED: "Not cured",
+    INCONCLUSIVE: "Cure inconclusive",
+    PRELIMINARY: "Cure inconclusive (preliminary)",
+}
 
 
 def text(verdict: Verdict) -> str:
     """The verdict for people, a few aligned lines."""
-    lines = [
-        f"Deeper {verdict.baseline} networks train worse: {verdict.outcome} ({verdict.deep} "
-        f"against {verdict.shallow} layers, {count(len(verdict.seeds), 'seed')}, {verdict.data}, "
-        f"recipe {verdict.recipe})."
-    ]
-    rows = [[arm.series, *_training(arm.change), arm.reading] for arm in verdict.arms]
-    rows += [
-        [f"{verdict.baseline} minus {series}", *_training(change), ""]
-        for series, change in verdict.interactions.items()
-    ]
-    lines += aligned(rows)
-    heads = ["points (95 %)", "training error", "test error", "test minus training", ""]
-    lines += aligned(
-        [heads, *([arm.series, *_errors(arm.change), MEANINGS[arm.label]] for arm in verdict.arms)]
-    )
+    lines = [sentence(verdict), *aligned(_primary(verdict))]
+    heads = ["beside it (95 %)", "log10 loss", "test error", "test minus training", ""]
+    rows = [[arm.series, *_secondary(arm.change), MEANINGS[arm.label]] for arm in verdict.arms]
+    lines += aligned([heads, *rows])
     lines += _other_pairs(verdict) + _budget(verdict)
-    lines.append(
-        "Rule: log10 of the final clean training loss, paired by seed, up by "
-        f"{verdict.threshold:.2f} or more; intervals by t, p by exact sign flips."
-    )
-    lines.append(_failures(verdict))
+    lines += [RULE, _failures(verdict)]
     if verdict.missing:
         lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
     return "\n".join(lines + verdict.notes)
 
 
-def _training(change: Change) -> list[str]:
-    loss = change.loss
-    if loss.n == 0:
+def sentence(verdict: Verdict) -> str:
+    """Both outcomes: whether the baseline degrades, and which arms cure it."""
+    said = (
+        f"Training deeper {verdict.baseline} networks: {verdict.outcome} ({verdict.deep} against "
+        f"{verdict.shallow} layers, {count(len(verdict.seeds), 'seed')}, {verdict.data}, recipe "
+        f"{verdict.recipe})."
+    )
+    for cure, word in CURES.items():
+        arms = [arm.series for arm in verdict.arms if arm.cure == cure]
+        said += f" {word}: {', '.join(arms)}." if arms else ""
+    return said
+
+
+def _primary(verdict: Verdict) -> list[list[str]]:
+    """Rises of training error with the bounds that decide, then the differences of differences."""
+    by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
+    rows = [["points of training error", "rise (95 %)", "one-sided 95 %", "n", by_holm, ""]]
+    rows += [[arm.series, *_rise(arm.change, arm.p), _reading(arm)] for arm in verdict.arms]
+    for series, change in verdict.interactions.items():
+        rows.append([f"{verdict.baseline} minus {series}", *_rise(change, math.nan), ""])
+    return rows
+
+
+def _rise(change: Change, p: float) -> list[str]:
+    rise = change.train_error
+    if rise.n == 0:
         return ["no pairs", "", "", ""]
-    effect = "" if math.isnan(loss.d) else f"d = {signed(loss.d, 1)}"
-    return [f"log10 loss {_interval(loss)}", effect, f"n = {loss.n}", f"p = {change.p:.3g}"]
+    bounds = f"above {signed(rise.lower, 1)}, below {signed(rise.upper, 1)}" if rise.n > 1 else ""
+    return [spread(rise, 1), bounds, str(rise.n), "" if math.isnan(p) else f"{p:.2g}"]
 
 
-def _interval(interval: Interval) -> str:
-    return spread(interval, 2, "95 % ")
+def _reading(arm: Arm) -> str:
+    if not arm.cure:
+        return arm.reading
+    p = "" if math.isnan(arm.cure_p) else f" (p = {arm.cure_p:.2g})"
+    return f"{arm.reading}; {CURES[arm.cure].lower()}{p}"
 
 
-def _errors(change: Change) -> list[str]:
+def _secondary(change: Change) -> list[str]:
     if change.loss.n == 0:
         return ["no pairs", "", ""]
-    return [spread(one, 1) for one in (change.train_error, change.test_error, change.gap)]
+    return [spread(change.loss, 2), *(spread(one, 1) for one in (change.test_error, change.gap))]
 
 
 def _other_pairs(verdict: Verdict) -> list[str]:
-    """The pairs of depths that the headline is not about: a row a pair, a block a twin."""
+    """The pairs of depths that the headline is not about: one row per pair, one block per arm."""
     by_pair: dict[tuple[int, int], dict[str, Contrast]] = {}
     for contrast in verdict.contrasts:
         by_pair.setdefault((contrast.shallow, contrast.deep), {})[contrast.series] = contrast
@@ -74,10 +99,8 @@ def _other_pairs(verdict: Verdict) -> list[str]:
     if not by_pair:
         return []
     pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
-    least = min(1.0, pairs / 2 ** len(verdict.seeds))
     lines = [
-        f"Other pairs of depths: log10 loss (95 %), n, p adjusted by Holm over all {pairs} "
-        f"({least:.2g} at least with {count(len(verdict.seeds), 'seed')}):"
+        f"Other pairs of depths: training error (95 %), n, one-sided p by Holm over all {pairs}:"
     ]
     others = [[series, f"{verdict.baseline} minus {series}"] for series in verdict.interactions]
     first, *more = others or [[]]
@@ -93,28 +116,34 @@ def _other_pairs(verdict: Verdict) -> list[str]:
 def _cell(contrast: Contrast | None) -> str:
     if contrast is None:
         return "no pairs"
-    return f"{spread(contrast.change.loss, 2)}, {contrast.change.loss.n}, {contrast.holm:.2g}"
+    rise, p = contrast.change.train_error, contrast.holm_t
+    return f"{spread(rise, 1)}, {rise.n}" + ("" if math.isnan(p) else f", {p:.2g}")
 
 
 def _budget(verdict: Verdict) -> list[str]:
-    """Each arm's rise at both budgets, and whether it stands."""
+    """What is left of each arm's rise at larger budgets, and how much of it more steps close."""
     if not verdict.budget:
         return []
     rows = [
         [
             check.series,
-            f"{_interval(check.once)} at {check.steps}",
-            f"{_interval(check.twice)} at {2 * check.steps}",
+            f"{spread(check.rise, 1)} at {check.steps:,} steps",
+            f"{signed(check.once.mean, 1)} at {verdict.steps:,}",
             f"n = {len(check.seeds)}",
-            LEFT[check.halved],
+            "" if check.closed is None else f"{check.closed:.0%} of the gap closed",
         ]
         for check in verdict.budget
     ]
-    return ["Budget check, log10 loss at once and twice the steps:", *aligned(rows)]
+    lines = ["Budget check, points of training error at more steps:", *aligned(rows)]
+    if len({check.steps for check in verdict.budget}) < 2:
+        lines.append("One larger budget alone: two or more tell slow training from a limit.")
+    return lines
 
 
 def _failures(verdict: Verdict) -> str:
-    """How many runs went wrong, of all that were read."""
+    """How many runs went wrong, of all that were read, and which: they count at chance."""
     counted = [f"{number} {status}" for status, number in verdict.failures.items() if number]
     line = f"Failures: {', '.join(counted) or 'none'} of {count(verdict.runs, 'run')}."
+    if verdict.at_chance:
+        line += f" Counted at chance: {', '.join(verdict.at_chance)}."
     return f"{line} Unfinished: {verdict.unfinished}." if verdict.unfinished else line
