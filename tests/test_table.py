@@ -85,25 +85,30 @@ def test_equal_names_in_two_folders_are_two_lines(tmp_path: Path) -> None:
     assert len(rows(found)) == 2
 
 
+PREACT = {"arch.order": "full_preactivation"}
+
+
 @pytest.mark.parametrize(
-    ("arch", "depth", "value"),
+    ("arch", "depth", "value", "changes"),
     [
-        ("residual", 20, 8.75),
-        ("residual", 32, 7.51),
-        ("residual", 44, 7.17),
-        ("residual", 56, 6.97),
-        ("residual", 110, 6.61),  # the mean of five runs, not the best
-        ("plain", 56, 14.22),  # a rerun: the paper has no number
-        ("preact", 110, 6.37),
-        ("preact", 56, None),
-        ("plain", 110, None),
+        ("residual", 20, 8.75, {}),
+        ("residual", 32, 7.51, {}),
+        ("residual", 44, 7.17, {}),
+        ("residual", 56, 6.97, {}),
+        ("residual", 110, 6.61, {}),  # the mean of five runs, not the best
+        ("plain", 56, 14.22, {}),  # a rerun: the paper has no number
+        ("preact", 110, 6.37, PREACT),
+        ("preact", 56, None, PREACT),
+        ("plain", 110, None, {}),  # a bound alone
+        ("highway", 110, 8.7, {"arch.merge": "highway", "arch.gate_bias": -6.0}),
+        ("highway", 110, None, {"arch.merge": "highway"}),
+        ("se", 110, None, {"arch.se_ratio": 16}),  # by another recipe
     ],
 )
 def test_published_errors_of_the_paper(
-    tmp_path: Path, arch: str, depth: int, value: float | None
+    tmp_path: Path, arch: str, depth: int, value: float | None, changes: dict[str, Any]
 ) -> None:
-    order = {"arch.order": "full_preactivation"} if arch == "preact" else {}
-    he2015(tmp_path, arch, depth, order)
+    he2015(tmp_path, arch, depth, changes)
     (line,) = rows(find_runs(tmp_path))
     assert line["published_test_error"] == value
     assert line["published_remark"] is None

@@ -199,12 +199,11 @@ def judge(
     first, *others = rises
     summaries = {series: summary(rise) for series, rise in rises.items()}
     minus = {series: summary(difference(rises[first], rises[series])) for series in others}
-    tests = [change.p for change in summaries.values()]
+    p_values = [change.p for change in summaries.values()]
+    p_values[1:] = holm(p_values[1:])
     arms = [
         read(series, change, count_rising(numbers[series], change.seeds, shallow, deep), p)
-        for (series, change), p in zip(
-            summaries.items(), [*tests[:1], *holm(tests[1:])], strict=True
-        )
+        for (series, change), p in zip(summaries.items(), p_values, strict=True)
     ]
     if arms[0].reading == DEGRADES:
         cures = holm([cure_p(arm.change, minus[arm.series]) for arm in arms[1:]])

@@ -50,8 +50,8 @@ def sentence(verdict: Verdict) -> str:
     """Both outcomes: whether the baseline degrades, and which arms cure it."""
     said = (
         f"Training deeper {verdict.baseline} networks: {verdict.outcome} ({verdict.deep} against "
-        f"{verdict.shallow} layers, {count(len(verdict.seeds), 'seed')}, {verdict.data}, recipe "
-        f"{verdict.recipe})."
+        f"{verdict.shallow} layers, {verdict.steps:,} steps, {count(len(verdict.seeds), 'seed')}, "
+        f"{verdict.data}, recipe {verdict.recipe})."
     )
     for cure, word in CURES.items():
         arms = [arm.series for arm in verdict.arms if arm.cure == cure]
