@@ -354,6 +354,8 @@ def list_(
     kind = Listing(words[0]) if words and words[0] in list(Listing) else None
     if kind in (None, Listing.runs):
         found = listing.runs(*select(words if kind is None else words[1:]))
+    elif kind is Listing.settings:
+        found = listing.settings(words[1:])
     elif words[1:]:
         raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
     else:

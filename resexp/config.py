@@ -21,8 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resexp.launch.cluster import start_ray, work
 from resexp.launch.session import Session
-from resexp.settings import Job, Settings, UsageError, as_dict, circumstances, flatten
+from resexp.settings import (
+    Job,
+    Settings,
+    UsageError,
+    as_dict,
+    circumstances,
+    complete,
+    earlier,
+)
 from resexp.settings.choices import (
+    OPTIONS,
     config_folder,
     full_key,
     groups,
@@ -191,7 +200,7 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
 
     ``config`` is the caller's to give away: it loses its ``hydra``.
     """
-    overrides = list(hydra_config.overrides.task)
+    overrides = [word.removeprefix("++") for word in hydra_config.overrides.task]
     with open_dict(config), read_write(config):
         config.pop("hydra", None)
     if not config.data.name:
@@ -204,7 +213,7 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
         key = next((key for key in typed if key.rpartition(".")[2] == leaf), leaf)
         raise UsageError(unknown(key)) from None
     assert isinstance(settings, Settings)
-    if "arch" not in hydra_config.runtime.choices:
+    if not hydra_config.runtime.choices.get("arch"):
         raise UsageError(f"a run needs an arch. Choose one of: {', '.join(options('arch'))}.")
     choices, sources = hydra_config.runtime.choices, hydra_config.runtime.config_sources
     own = [source.path for source in sources if source.provider == "command-line"]
@@ -225,11 +234,11 @@ def root_name(root: str) -> str:
 
 def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:
     """The typed overrides that name a run beside arch, depth and seed, with their values."""
-    flat = flatten(as_dict(settings))
+    flat = complete(as_dict(settings))
     unnamed = UNNAMED | circumstances(flat)
     named: dict[str, Any] = {}
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        key = earlier(override.partition("=")[0].lstrip("+~").partition("@")[0])
         if key in unnamed or key.startswith("hydra") or override == "twin=none":
             continue
         named[key] = choices[key] if key in choices else flat[key]
@@ -262,6 +271,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             choice = f": one of {', '.join(known)}" if known else ""
             raise UsageError(f"{what}{choice}. See resexp run --help.")
         flags.append(value)
+    if any(word.startswith("arch.merge=") for word in overrides):  # then of any arch's options
+        overrides = ["++" * word.startswith(OPTIONS) + word for word in overrides]
     return flags, overrides
 
 
@@ -273,6 +284,8 @@ def readable(override: str) -> str:
     if override.startswith("~"):
         value = next(iter(values(key)), "...")
         raise UsageError(f"{override}: no setting can be left out. Write {key}={value}.")
+    if value == "null" and key in groups():
+        raise UsageError(f"{override}: a run needs one. Choose one of: {', '.join(options(key))}.")
     if override.startswith("+") and key in groups():
         raise UsageError(f"{override}: leave the + away, as in {key}={value}.")
     return full_key(key) + override[len(key) :] if override.startswith(key) else override

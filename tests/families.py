@@ -9,28 +9,65 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from resexp import data, models
-from resexp.settings import Arch, Settings, Twin
+from resexp.settings import (
+    Arch,
+    Settings,
+    Twin,
+    UsageError,
+    choices,
+    convolutions_per_block,
+    nearest_depths,
+)
 from resexp.settings.choices import config_folder
+
+
+def file(name: str) -> DictConfig:
+    """What configs/arch says of an arch, with what it says it shares with another."""
+    own = cast(DictConfig, OmegaConf.load(config_folder() / "arch" / f"{name}.yaml"))
+    others = [one for one in own.pop("defaults", []) if one != "_self_"]
+    return cast(DictConfig, OmegaConf.merge(*map(file, others), own))
+
+
+def archs(family: str = "cifar") -> list[str]:
+    """The archs of one family."""
+    return [one for one in choices.options("arch") if settings(one).arch.family == family]
 
 
 def settings(
     name: str,
-    depth: int,
+    depth: int | None = None,
     *,
     width: int = 16,
     twin: Twin = Twin.none,
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Settings:
-    """The settings of ``arch=name``, some of the arch's own changed."""
-    file = OmegaConf.load(config_folder() / "arch" / f"{name}.yaml")
-    arch = cast(Arch, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Arch), file)))
+    """The settings of ``arch=name``, some of the arch's own changed; at its least depth from 8."""
+    merged = OmegaConf.merge(OmegaConf.structured(Arch), file(name))
+    arch = cast(Arch, OmegaConf.to_object(merged))
     arch = replace(arch, options=arch.options | (options or {}), **changes)
-    return Settings(arch=arch, depth=depth, width=width, twin=twin)
+    return Settings(arch=arch, depth=depth or depths(arch)[0], width=width, twin=twin)
+
+
+def depths(arch: Arch) -> list[int]:
+    """The depths that an arch's file lists, or the two least of its rule from 8 on."""
+    rule = arch.depths or f"{3 * convolutions_per_block(arch)}n+2"
+    if "n" not in rule:
+        return [int(word) for word in rule.split()]
+    return [one for one in range(8, 24) if one in nearest_depths(rule, one)][:2]
+
+
+def least(of: Settings) -> tuple[int, int]:
+    """The smallest images, 8x8 or four times as large, that the network takes."""
+    try:
+        models.check(of, (8, 8))
+    except UsageError:
+        return 32, 32
+    return 8, 8
 
 
 def computed(metric: str) -> dict[tuple[str, int], int]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from fake_results import write_run
 
 from resexp import config
 from resexp.cli import main
-from resexp.settings import Settings, UsageError
-from resexp.settings.schema import RANGES, check
+from resexp.settings import Range, Settings, UsageError
+from resexp.settings.fields import bare, leaves, said
+from resexp.settings.schema import check
 from resexp.train import device
 
 #: What each command line must be answered with; words are separated by spaces, none has one inside.
@@ -37,6 +39,7 @@ RUN = [
     ("run arch=residul", ["arch has no option residul", "Did you mean residual?"]),
     ("run -m arch=plain,resid", ["arch has no option resid", "Did you mean residual?"]),
     ("run arch=", ["arch", "Choose one of: plain, "]),
+    ("run arch=null", ["arch=null", "Choose one of: plain, "]),
     ("run ~arch", ["arch", "plain"]),
     ("run arch=[plain,residual]", ["arch", "plain, "]),
     ("run data=mnist", ["data has no option mnist", "cifar10, digits, fashion_mnist"]),
@@ -52,7 +55,15 @@ RUN = [
     # values out of range
     ("run depth=55", ["depth=55 is not 6n+2", "Nearest: 50, 56."]),
     ("run depth=2", ["depth=2", "Nearest: 8."]),
-    ("run depth=-8", ["depth=-8", "Nearest: 8."]),
+    ("run depth=-8", ["depth=-8", "from 1"]),
+    ("run depth=1000000004", ["depth=1000000004", "to 20,000"]),
+    ("run width=4096", ["width=4096", "up to width=1581"]),
+    ("run threads=4096", ["threads=4096", "to 512"]),
+    ("run -m seed=range(200000)", ["seed=range(200000)", "10,000 runs"]),
+    ("run -m seed=range(2000000000) depth=8,14", ["depth=8,14", "10,000 runs"]),
+    ("run arch.merge=magic", ["arch.merge=magic", "plain, residual, weighted"]),
+    ("run arch=plain gate_bias=-2", ["arch.options.gate_bias", "arch=highway or shortcut_gate"]),
+    ("run arch.gate_bias=-2", ["arch.options.gate_bias", "arch=highway or shortcut_gate"]),
     ("run -m depth=20,55", ["depth=55", "50, 56"]),
     ("run arch.unit=bottleneck depth=26", ["depth=26 is not 9n+2", "Nearest: 20, 29."]),
     ("run lr=-1", ["lr=-1", "above 0"]),
@@ -113,6 +124,7 @@ OTHERS = [
     ("show", ["RUN", "--help"]),
     ("list a b", ["a", "b", "give one"]),
     ("list archs dpeth=3", ["dpeth"]),
+    ("list settings dpeth", ["unknown setting dpeth", "Did you mean depth?"]),
     ("plot --format gif", ["gif", "'png', 'svg', 'pdf'"]),
     ("table --format word", ["word", "'latex'"]),
     ("verdict --deep x", ["--deep", "integer"]),
@@ -205,11 +217,20 @@ def test_a_flag_without_its_value_is_refused(flag: str, monkeypatch: pytest.Monk
     )
 
 
-@pytest.mark.parametrize("key", sorted(RANGES))
-def test_every_number_has_a_range(key: str) -> None:
-    least, including, most = RANGES[key]
-    outside = [least - 1, most * 2, math.nan, math.inf]
-    for value in outside if including else [*outside, least]:
+#: Numbers whose bound another setting moves.
+BOUNDED_BY_OTHERS = {"launch.ranks"}
+
+
+@pytest.mark.parametrize(("key", "hint"), list(leaves(Settings)), ids=str)
+def test_every_setting_has_a_meaning_and_every_number_a_range(key: str, hint: Any) -> None:
+    assert said(hint, str), key
+    number = bare(hint) in (int, float, int | None) and key not in BOUNDED_BY_OTHERS
+    bounds = said(hint, Range)
+    assert (bounds is not None) == number
+    if not number:
+        return
+    outside = [bounds.least - 1, bounds.most * 2, math.nan, math.inf]
+    for value in [*outside, bounds.least] if bounds.above else outside:
         settings = Settings()
         group, _, name = key.rpartition(".")
         setattr(attrgetter(group)(settings) if group else settings, name, value)

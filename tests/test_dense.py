@@ -11,7 +11,6 @@ import torch
 import torchvision
 from families import computed, same_logits, same_values, settings, size, uncounted
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from resexp import data, models
 from resexp.models.blocks import Block
@@ -118,14 +117,6 @@ def test_a_layer_hands_on_what_it_read_unchanged() -> None:
     assert y.shape[1] == 28
 
 
-@pytest.mark.parametrize("name", ["dense", "dense_bc"])
-def test_depth_counts_weighted_layers(name: str) -> None:
-    for twin in (Twin.none, Twin.plain):
-        network = models.structure(dense(name, 40, 4, twin), 1, 10)
-        weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        assert len(weighted) == 40
-
-
 # Twins
 
 
@@ -197,7 +188,12 @@ REFUSALS: list[tuple[str, int, dict[str, Any], str]] = [
     ("dense", 40, {"se_ratio": 16}, "arch.se_ratio means nothing to the dense family."),
     ("dense", 40, {"options": {"growth": 0}}, "arch.options.growth=0 is out of range."),
     ("dense", 40, {"options": {"compression": 0}}, "arch.options.compression=0 is out of range."),
-    ("dense", 40, {"options": {"stem": "small"}}, "arch.options.stem is unknown."),
+    (
+        "dense",
+        40,
+        {"options": {"stem": "small"}},
+        "arch.options.stem is for arch=densenet or",
+    ),
 ]
 
 
@@ -211,23 +207,6 @@ def test_what_no_dense_network_is_is_refused(
 
 
 # Training
-
-
-@pytest.mark.parametrize("name", ["dense", "dense_bc"])
-@pytest.mark.parametrize("twin", [Twin.none, Twin.plain])
-def test_every_parameter_learns_and_starts_as_the_seed_says(name: str, twin: Twin) -> None:
-    one = dense(name, 16, 6, twin)
-    torch.manual_seed(1)
-    network = models.build(one, 1, 10)
-    torch.manual_seed(2)
-    again = models.build(one, 1, 10)
-    pairs = zip(network.parameters(), again.parameters(), strict=True)
-    assert all(torch.equal(mine, other) for mine, other in pairs)
-    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    loss = cross_entropy(network(x), torch.arange(8))
-    for value in torch.autograd.grad(loss, list(network.parameters())):
-        assert value.isfinite().all()
-        assert value.abs().max() > 1e-12
 
 
 def test_it_learns_the_digits(few_digits: data.Images) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import families
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,10 +21,14 @@ from resexp.data import Images
 from resexp.models import merges
 from resexp.models.blocks import Block, RandomBlock, fixup_start
 from resexp.models.cifar import CifarNetwork
+from resexp.models.initialise import initialise
 from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
-from resexp.runs.run import perform
+from resexp.models.merges import RULES, Rule
+from resexp.models.options import read
 from resexp.settings import (
     Arch,
+    Init,
+    Launch,
     Merge,
     Normalisation,
     Order,
@@ -34,10 +41,20 @@ from resexp.settings import (
 from resexp.train.fit import begin, fit
 
 RESIDUAL = Arch(merge=Merge.residual)
-ARCHS = [
-    *("highway", "shortcut_gate", "scaled_shortcut", "dropout_shortcut", "rezero", "skipinit"),
-    *("fixup", "stochastic_depth", "se", "bottleneck", "preact_bottleneck", "preact"),
-]
+
+
+def joined(merge: str, **others: Any) -> Arch:
+    """Blocks joined by a rule, with its options and settings of the arch."""
+    known = {key: others.pop(key) for key in list(others) if key not in Arch.__slots__}
+    return Arch(merge=merge, options=known, **others)
+
+
+def made(name: str, shortcut: nn.Module | None = None, channels: int = 4, **options: Any) -> Rule:
+    """A rule by itself, with its initial values."""
+    kind = RULES[name]
+    rule = kind(shortcut or nn.Identity(), channels, read(kind.Options, options))
+    initialise(rule, 0, Init.he_fan_out)
+    return rule
 
 
 def build(arch: Arch, depth: int = 8, width: int = 4, twin: Twin = Twin.none) -> CifarNetwork:
@@ -59,27 +76,51 @@ def triple(x: Tensor) -> Tensor:
     return 3 * x
 
 
-def settled(gate: merges.Gate, bias: float) -> None:
-    """Make a gate say the same everywhere."""
-    nn.init.zeros_(gate.conv.weight)
-    nn.init.constant_(gate.bias.bias, bias)
+def settled(rule: Rule, bias: float) -> Rule:
+    """``rule`` with a gate that says the same everywhere."""
+    assert isinstance(rule, merges.Highway)
+    nn.init.zeros_(rule.gate.conv.weight)
+    nn.init.constant_(rule.gate.bias.bias, bias)
+    return rule
 
 
 # What a rule computes
 
 
 def test_each_rule_is_its_formula() -> None:
-    x, same = pictures(channels=4), nn.Identity()
-    assert torch.equal(merges.Drop()(x, triple), 3 * x)
-    assert torch.equal(merges.Add(same)(x, triple), 3 * x + x)
-    torch.testing.assert_close(merges.WeightedAdd(same, 0.5, 0.25)(x, triple), 1.25 * x)
-    scaled = merges.ScaledAdd(same, 0.0)
-    nn.init.constant_(scaled.scale, -2)
-    torch.testing.assert_close(scaled(x, triple), x - 6 * x)
-    for rule, factor in ((merges.Highway, 0.75 + 0.25 * 3), (merges.ShortcutGate, 0.75 + 3)):
-        gated = rule(same, 4, 0.0)
-        settled(gated.gate, math.log(1 / 3))  # T = 0.25
-        torch.testing.assert_close(gated(x, triple), factor * x)
+    x = pictures(channels=4)
+    assert torch.equal(made("plain")(x, triple), 3 * x)
+    assert torch.equal(made("residual")(x, triple), 3 * x + x)
+    weighted = made("weighted", shortcut_scale=0.5, branch_scale=0.25)
+    torch.testing.assert_close(weighted(x, triple), 1.25 * x)
+    assert weighted.formula == "0.5 S(x) + 0.25 F(x)"
+    torch.testing.assert_close(made("scaled", branch_start=-2)(x, triple), x - 6 * x)
+    assert torch.equal(made("concatenate")(x, triple), torch.cat((x, 3 * x), 1))
+    quarter = math.log(1 / 3)  # T = 0.25
+    gated = {"highway": 0.75 + 0.25 * 3, "shortcut_gate": 0.75 + 3}
+    for name, factor in gated.items():
+        torch.testing.assert_close(settled(made(name), quarter)(x, triple), factor * x)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_says_in_its_formula_and_attributes_what_it_does(name: str) -> None:
+    rule, x = made(name).eval(), pictures(channels=4)
+    y = rule(x, triple)
+    assert y.shape == (x.shape if rule.sums else (5, 8, 8, 8))
+    assert rule.sums is (name in merges.SUMS)
+    assert "F(x)" in rule.formula
+    assert ("S(x)" in rule.formula) is isinstance(rule, merges.Add)
+    assert rule.whole_batch is hasattr(rule, "draw")
+
+
+def test_a_parameter_without_a_start_is_refused() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = nn.Parameter(torch.empty(1))
+
+    with pytest.raises(TypeError, match="inner: a Bare needs an attribute start"):
+        initialise(nn.ModuleDict({"inner": Bare()}), 0, Init.he_fan_out)
 
 
 def test_a_gate_reads_every_channel_of_a_pixel() -> None:
@@ -94,18 +135,13 @@ def test_a_gate_reads_every_channel_of_a_pixel() -> None:
 def test_a_closed_gate_is_the_identity_and_an_open_one_the_plain_network() -> None:
     """He et al. 2016, section 3.1: b -> -inf and b -> +inf of exclusive gating."""
     x = pictures(channels=4)
-    gated = merges.Highway(nn.Identity(), 4, 0.0)
-    settled(gated.gate, -200.0)
-    assert torch.equal(gated(x, triple), x)
-    settled(gated.gate, 200.0)
-    assert torch.equal(gated(x, triple), 3 * x)
-    shut = merges.ShortcutGate(nn.Identity(), 4, 0.0)
-    settled(shut.gate, 200.0)
-    assert torch.equal(shut(x, triple), 3 * x)
+    assert torch.equal(settled(made("highway"), -200.0)(x, triple), x)
+    for name in ("highway", "shortcut_gate"):
+        assert torch.equal(settled(made(name), 200.0)(x, triple), 3 * x)
 
 
 def test_gates_start_near_the_sigmoid_of_their_bias_and_read_the_shortcuts_output() -> None:
-    network = build(replace(RESIDUAL, merge=Merge.highway, gate_bias=-6.0))
+    network = build(joined("highway", gate_bias=-6))
     for block in blocks(network):
         assert isinstance(block.merge, merges.Highway)
         assert block.merge.gate.bias.bias.tolist() == [-6.0] * block.merge.gate.conv.in_channels
@@ -113,8 +149,9 @@ def test_gates_start_near_the_sigmoid_of_their_bias_and_read_the_shortcuts_outpu
 
 
 def test_a_dropout_shortcut_keeps_the_mean_and_falls_with_its_share() -> None:
-    rule = merges.DropoutAdd(nn.Identity(), 0.25).train()
+    rule = made("dropout", shortcut_dropout=0.25).train()
     x = torch.ones(64, 8, 16, 16)
+    assert isinstance(rule, merges.DropoutAdd)
     rule.draw(2**63 + 5)
     y = rule(x, torch.zeros_like)
     assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]
@@ -156,43 +193,20 @@ def test_squeeze_excitation_weighs_the_branch_before_the_addition() -> None:
 
 @pytest.mark.parametrize("order", [Order.original, Order.full_preactivation])
 def test_rezero_starts_as_the_identity_between_changes_of_shape(order: Order) -> None:
-    network = build(replace(RESIDUAL, merge=Merge.scaled, order=order), 20).eval()
+    network = build(replace(RESIDUAL, merge="scaled", order=order), 20).eval()
     x = torch.relu(pictures(channels=16))
     block = blocks(network)[8]
     assert torch.equal(block(x), x)
 
 
 def test_a_half_weighted_network_is_the_residual_one_with_halved_signals() -> None:
-    weighted = build(replace(RESIDUAL, merge=Merge.weighted, shortcut_scale=1, branch_scale=1))
+    weighted = build(joined("weighted"))
     x = pictures()
     torch.testing.assert_close(weighted.eval()(x), build(RESIDUAL).eval()(x))
-    half = blocks(build(replace(RESIDUAL, merge=Merge.weighted, shortcut_scale=0.5)))[0].eval()
+    half = blocks(build(joined("weighted", shortcut_scale=0.5)))[0].eval()
     full = blocks(build(RESIDUAL))[0].eval()
     x = pictures(channels=4).abs()
     torch.testing.assert_close(half(x), torch.relu(full.branch(x) + x / 2))
-
-
-def test_every_arch_shares_its_branches_initial_values_with_its_plain_twin() -> None:
-    for name in ARCHS:
-        settings = compose([f"arch={name}", f"depth={20 if 'bottleneck' in name else 8}"]).settings
-        mine = dict(models.build(settings, 1, 10).named_parameters())
-        its = models.build(replace(settings, twin=Twin.plain), 1, 10).named_parameters()
-        for key, value in its:
-            if name == "fixup" and "branch.conv" in key:
-                continue  # scaled, which a network without skips cannot be
-            assert torch.equal(mine[key], value), (name, key)
-
-
-@pytest.mark.parametrize("name", ARCHS)
-def test_every_arch_trains_on_the_digits(name: str, tmp_path: Path) -> None:
-    depth = 11 if "bottleneck" in name else 8
-    words = [f"arch={name}", f"depth={depth}", "steps=6", "batch_size=16", f"results={tmp_path}"]
-    words += ["width=4", "eval_every=3"]
-    for twin in ("none", "plain"):
-        record = perform(compose([*words, f"twin={twin}"])).record
-        assert record["status"] in ("ok", "collapsed")
-        assert 0 <= record["last"]["clean_train_error"] <= 100
-        assert math.isfinite(record["last"]["clean_train_loss"])
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
@@ -412,24 +426,40 @@ def test_single_numbers_learn_at_their_share_of_the_rate(few_digits: Images) -> 
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        (Arch(shortcut_scale=0.5), "arch.shortcut_scale is for arch.merge=weighted"),
-        (Arch(merge=Merge.residual, gate_bias=-6), "arch.merge=highway or arch.merge=shortcut_g"),
-        (Arch(merge=Merge.residual, branch_start=1), "is for arch.merge=scaled"),
-        (Arch(survival=0.5), "arch.survival is for networks with skips"),
+        (Arch(options={"shortcut_scale": 0.5}), "shortcut_scale is for arch=scaled_shortcut."),
+        (joined("residual", gate_bias=-6), "gate_bias is for arch=highway or shortcut_gate."),
+        (joined("highway", gate_bias=-101), "gate_bias=-101 is out of range"),
+        (joined("dropout", shortcut_dropout=1), "shortcut_dropout=1 is out of range"),
+        (joined("weighted", branch_scale="much"), "branch_scale=much must be a number"),
+        (Arch(merge="concatenate"), "arch.merge=concatenate is not for cifar"),
+        (Arch(merge="magic"), "arch.merge=magic is not for cifar. Choose from plain, residual"),
+        (Arch(family="layers"), "arch.family=layers is unknown"),
+        (Arch(family="../x"), "arch.family=../x is unknown"),
     ],
 )
-def test_settings_that_no_layer_would_read_are_refused(arch: Arch, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        Settings(arch=arch)
+def test_what_no_layer_would_read_is_refused(arch: Arch, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        models.check(Settings(arch=arch))
 
 
-def test_what_a_family_does_not_know_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"arch.merge=concatenate is not for cifar"):
-        models.check(Settings(arch=Arch(merge=Merge.concatenate)))
-    with pytest.raises(UsageError, match=r"arch.family=layers is unknown"):
-        models.check(Settings(arch=Arch(family="layers")))
-    with pytest.raises(UsageError, match=r"arch.family=../x is unknown"):
-        models.check(Settings(arch=Arch(family="../x")))
+def test_survival_without_skips_is_refused() -> None:
+    with pytest.raises(UsageError, match="survival is for networks with skips"):
+        Settings(arch=Arch(survival=0.5))
+
+
+def test_noise_of_whole_batches_is_not_shared_by_ranks() -> None:
+    two = Launch(ranks=2)
+    models.check(Settings(arch=joined("highway"), launch=two))
+    for arch in (joined("dropout"), families.settings("vgg").arch):
+        depth = families.depths(arch)[0]
+        with pytest.raises(UsageError, match="ranks=2 out"):
+            models.check(Settings(arch=arch, depth=depth, launch=two))
+
+
+def test_code_compares_rules_by_their_names() -> None:
+    """A rule's name in settings is text, so ``is Merge.plain`` would be false in silence."""
+    for path in Path(models.__file__).parents[1].rglob("*.py"):
+        assert not re.search(r"\bis (not )?Merge\.", path.read_text()), path
 
 
 def test_projections_of_a_network_without_normalisation_have_biases() -> None:

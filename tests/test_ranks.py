@@ -325,7 +325,7 @@ def test_a_killed_rank_ends_the_run_in_words_and_it_can_go_on(tmp_path: Path) ->
 )
 def test_ranks_that_cannot_train_are_refused_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)) as error:
-        compose(["arch=residual", *words])
+        models.check(compose(["arch=residual", *words]).settings)
     assert "\n" not in str(error.value)
 
 

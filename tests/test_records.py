@@ -20,28 +20,12 @@ from hypothesis import strategies as st
 from resexp.runs import records
 from resexp.runs.records import Claim, Row
 from resexp.settings import (
-    Arch,
     BnEval,
-    Data,
-    Init,
     Job,
-    Merge,
-    Normalise,
-    Order,
-    Precision,
     Settings,
-    Shortcut,
-    Split,
-    Unit,
     UsageError,
-    WeightDecayOn,
     as_dict,
-    circumstances,
-    digest,
-    flatten,
-    identity,
 )
-from resexp.settings.job import CIRCUMSTANCES
 
 HEADER = (
     "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"
@@ -344,98 +328,6 @@ def test_an_older_record_lacks_only_what_was_then_at_its_default(tmp_path: Path)
     assert records.look(job) is Claim.done
     with refused("bn_eval=ema", "bn_eval=recalibrated"):
         records.look(make_job(tmp_path, bn_eval=BnEval.recalibrated))
-
-
-# --- identity
-
-#: Another value for the settings that have a list of them.
-CHANGED: dict[str, Any] = {
-    "arch.merge": Merge.residual,
-    "arch.shortcut": Shortcut.B,
-    "arch.order": Order.full_preactivation,
-    "arch.unit": Unit.bottleneck,
-    "arch.skip_stages": [1],
-    "launch.address": "auto",
-    "launch.partition": "long",
-    "data.split": Split("45k"),
-    "data.size": 16,
-    "milestones": [0.5],
-    "weight_decay_on": WeightDecayOn.weights,
-    "normalise": Normalise.none,
-    "init": Init.xavier,
-    "bn_eval": BnEval.recalibrated,
-    "precision": Precision.bf16,
-}
-
-
-def another(value: Any) -> Any:
-    """A value of the same kind."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, list):
-        return [*value, "x"]
-    return f"{value}x" if isinstance(value, str) else value * 2 + 1
-
-
-def changed(key: str) -> dict[str, Any]:
-    """The default settings with ``key`` at another value."""
-    nested = as_dict(Settings())
-    flat = flatten(nested)
-    value = CHANGED[key] if key in CHANGED else another(flat[key])
-    assert value != flat[key]
-    *groups, last = key.split(".")
-    place = nested
-    for group in groups:
-        place = place[group]
-    place[last] = value
-    return nested
-
-
-@pytest.mark.parametrize("key", sorted(flatten(as_dict(Settings()))))
-def test_every_setting_is_either_identity_or_circumstance(key: str) -> None:
-    default = as_dict(Settings())
-    same = digest(changed(key)) == digest(default)
-    apart = key in circumstances(flatten(default))
-    assert same == apart
-    assert (key in identity(default)) == (not apart)
-
-
-def test_the_circumstances_are_where_and_how_not_what() -> None:
-    assert sorted(CIRCUMSTANCES) == [
-        "checkpoint_every",
-        "data.cache",
-        "data.download",
-        "data.root",
-        "data.stream",
-        "data.workers",
-        "device",
-        "engine",
-        "fail_fast",
-        "keep_checkpoint",
-        "launch.address",
-        "launch.cores",
-        "launch.gpus",
-        "launch.jobs",
-        "launch.minutes",
-        "launch.name",
-        "launch.partition",
-        "launch.ranks",
-        "loggers",
-        "name",
-        "overwrite",
-        "results",
-        "threads",
-    ]
-
-
-def test_a_digest_is_twelve_digits_that_depend_on_no_order() -> None:
-    nested = as_dict(Settings())
-    backwards = dict(reversed(nested.items()))
-    assert digest(backwards) == digest(nested) == digest({})
-    assert len(digest(nested)) == 12
-    assert int(digest(nested), 16) >= 0
-    nested_twice = as_dict(Settings(arch=Arch(), data=Data()))
-    assert digest(nested_twice) == digest(nested)
 
 
 # --- who may write

@@ -71,15 +71,6 @@ def test_the_papers_tile_of_572_pixels_gives_388() -> None:
     assert network.tile(388) == (92, 92)
 
 
-@pytest.mark.parametrize("depth", [8, 13, 18, 23])
-def test_depth_counts_the_weighted_layers(depth: int) -> None:
-    for merge in MERGES:
-        network = structure(settings(merge, depth))
-        weighted = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-        layers = [one for one in network.modules() if isinstance(one, weighted)]
-        assert len(layers) == depth
-
-
 def test_other_depths_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"depth=20 is not 5n\+3\. Nearest: 18, 23\."):
         compose(["arch=unet", "depth=20"])
@@ -178,14 +169,6 @@ def test_without_skips_every_path_leads_through_the_bottom() -> None:
 
 
 # Initial values and gradients
-
-
-def test_initial_values_come_from_the_seed_alone() -> None:
-    torch.manual_seed(1)
-    one = models.build(settings(depth=18), 1, 2).state_dict()
-    torch.manual_seed(2)
-    other = models.build(settings(depth=18), 1, 2).state_dict()
-    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize(("init", "fan"), [(Init.he_fan_out, 32), (Init.he_fan_in, 64)])

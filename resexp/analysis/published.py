@@ -20,7 +20,7 @@ from importlib.resources import files
 from typing import Any
 
 from resexp.analysis.results import Run, spell
-from resexp.settings import Settings, as_dict
+from resexp.settings import complete
 
 #: Values of published.csv's column ``verified`` that may be shown, best first.
 VERIFIED = ("fulltext", "author_repo", "secondary")
@@ -30,9 +30,9 @@ CIFAR10 = {"cifar10": "", "cifar10-jpeg": "a JPEG re-encoding of CIFAR-10"}
 
 #: The arch settings that tell networks apart, of the residual network; units share names.
 RESIDUAL = {
-    key: value
-    for key, value in (as_dict(Settings())["arch"] | {"merge": "residual"}).items()
-    if key not in ("unit", "bottleneck_stride", "options")
+    key.removeprefix("arch."): value
+    for key, value in (complete({}) | {"arch.merge": "residual"}).items()
+    if key.startswith("arch.") and key not in ("arch.unit", "arch.bottleneck_stride")
 }
 #: Published counts are rounded, and projections add at most 7 % to what option A has; the
 #: bottlenecks of a depth have far fewer.

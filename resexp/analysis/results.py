@@ -27,7 +27,7 @@ from resexp.runs.records import (
     parse_row,
     read_json,
 )
-from resexp.settings import Settings, UsageError, as_dict, flatten
+from resexp.settings import UsageError, complete, earlier, flatten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +135,7 @@ class Run:
     def setting(self, key: str) -> Any:
         """A setting by its flat key, such as ``data.name``; its default if the run is older."""
         if not self._settings:
-            self._settings = _defaults() | flatten(self.record["settings"])
+            self._settings = complete(self.record["settings"])
         return self._settings[key]
 
     def value(self, column: str) -> float | None:
@@ -372,28 +372,17 @@ def fault(record: dict[str, Any]) -> str:
     classes = record["data"].get("classes")
     if not isinstance(classes, int) or classes < 1:
         return "data.classes is not a number of classes"
-    flat, usual = flatten(record["settings"]), _defaults()
+    flat = complete(record["settings"])
     for key in ("steps", "batch_size", "eval_every", "clean_every"):
-        if not isinstance(flat.get(key, usual[key]), int) or flat.get(key, usual[key]) < 1:
+        if not isinstance(flat[key], int) or flat[key] < 1:
             return f"settings.{key} is not a number of steps, images or rows"
     return ""
-
-
-_default_settings: dict[str, Any] = {}
-
-
-def _defaults() -> dict[str, Any]:
-    """Every setting at its default, flat; made once."""
-    if not _default_settings:
-        _default_settings.update(flatten(as_dict(Settings())))
-    return _default_settings
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """Everything that a filter may ask of a run. The record's arch and data win over settings."""
     record = {key: value for key, value in run.record.items() if key not in ("settings", "extras")}
-    settings = _defaults() | flatten(run.record["settings"])
-    return settings | flatten(record) | {"series": run.series}
+    return complete(run.record["settings"]) | flatten(record) | {"series": run.series}
 
 
 def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
@@ -401,7 +390,8 @@ def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
     key, equals, values = text.partition("=")
     if not equals:
         raise UsageError(f"{text!r} is not a filter. Write setting=value, such as depth=20,56.")
-    known = set(_defaults()) | {"arch", "run", "status", "series"}
+    key = earlier(key)
+    known = set(complete({})) | {"arch", "run", "status", "series"}
     if key not in known:
         known |= {fact for run in runs for fact in _facts(run)}
     if key not in known:

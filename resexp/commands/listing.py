@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from resexp.analysis.results import Run, find_runs
 from resexp.launch.progress import clock, percent, talk
 from resexp.runs.records import ERROR
-from resexp.settings import Settings, UsageError, as_dict, choices, flatten
+from resexp.settings import UsageError, choices, complete
 
 #: The columns of ``resexp list``: run.json's keys and those of its last row.
 COLUMNS = ["name", "run", "status", "clean_train_error", "test_error", "seconds", "updated"]
@@ -27,14 +28,29 @@ def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
     return [{key: record.get(key) for key in COLUMNS} for record in records]
 
 
+def settings(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every setting, or those named, with its default, its meaning and its values.
+
+    Raises UsageError for a name that is none.
+    """
+    known = choices.described()
+    if unknown := [name for name in names if choices.full_key(name) not in known]:
+        near = choices.nearest(unknown[0], known)
+        raise UsageError(f"unknown setting {unknown[0]}.{near} All of them: resexp list settings.")
+    defaults = complete({})
+    return [
+        {
+            "setting": key,
+            "default": defaults.get(key),
+            "meaning": known[key],
+            "values": " ".join(choices.values(key)),
+        }
+        for key in ([choices.full_key(name) for name in names] or known)
+    ]
+
+
 def options(what: str) -> list[dict[str, Any]]:
-    """The options of a config group with a sentence each, or every setting with its default."""
-    if what == "settings":
-        defaults = flatten(as_dict(Settings()))
-        return [
-            {"setting": key, "default": value, "values": " ".join(choices.values(key))}
-            for key, value in defaults.items()
-        ]
+    """The options of a config group with a sentence each."""
     group = {"archs": "arch", "experiments": "experiment", "recipes": "recipe"}.get(what, what)
     return [{group: option, **choices.facts(group, option)} for option in choices.options(group)]
 
@@ -87,10 +103,10 @@ def record_of(run: Run) -> dict[str, Any]:
 def show(record: dict[str, Any]) -> str:
     """A run for people: what it is, how it went, what it changed, how to repeat it."""
     last, place = record["last"], record["environment"]
-    defaults = flatten(as_dict(Settings()))
+    defaults = complete({})
     changed = {
         key: value
-        for key, value in flatten(record["settings"]).items()
+        for key, value in complete(record["settings"]).items()
         if value != defaults.get(key) and key not in ("results", "depth", "seed", "arch.merge")
     }
     dirty = " with uncommitted changes" if place["git_dirty"] else ""

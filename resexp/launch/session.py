@@ -263,7 +263,7 @@ def twin_of(job: Job) -> Job | None:
     if job.settings.twin is not Twin.none:  # the network itself
         return replace(job, extras=extras, overrides=typed)
     if job.arch not in ("plain", "residual"):
-        if job.settings.arch.merge is Merge.plain:
+        if job.settings.arch.merge == Merge.plain:
             return None
         return replace(job, extras=extras | {"twin": "plain"}, overrides=[*typed, "twin=plain"])
     arch = "residual" if job.arch == "plain" else "plain"

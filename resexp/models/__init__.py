@@ -13,10 +13,12 @@ from torch import nn
 
 from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
-from resexp.models.options import NoOptions, read
+from resexp.models.merges import RULES
+from resexp.models.options import NoOptions
+from resexp.models.options import check as check_options
 from resexp.models.trace import one_pass
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError
-from resexp.settings.schema import MERGE_SETTINGS, check_depth
+from resexp.settings import Arch, Settings, Twin, UsageError
+from resexp.settings.schema import check_depth
 
 #: Settings of an arch that concern every family.
 EVERY_FAMILY = ("family", "depths", "merge", "options")
@@ -36,12 +38,13 @@ class Family(Protocol):
 
     Beside these, ``Options``, a dataclass of its own settings, if it has any; ``TASK``, if it is
     not classification; ``MATCHED_TWIN = True``, if the plain twin has other parameters and there is
-    one as wide as it takes; and ``check``, a function of settings and size (None: not known yet)
-    that raises UsageError for what it cannot build, if there is any such thing.
+    one as wide as it takes; ``WHOLE_BATCH = True``, if it draws noise for whole batches; and
+    ``check``, a function of settings and size (None: not known yet) that raises UsageError for
+    what it cannot build, if there is any such thing.
     """
 
-    MERGES: Sequence[Merge]  # the rules it knows
-    READS: Sequence[str]  # the settings of an arch that it reads, beside the merge's and its own
+    MERGES: Sequence[str]  # the rules it knows
+    READS: Sequence[str]  # the settings of an arch that it reads, beside its options
 
     def network(
         self, settings: Settings, channels: int, classes: int, size: tuple[int, int]
@@ -76,11 +79,16 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
     if settings.twin is Twin.matched and not hasattr(module, "MATCHED_TWIN"):
         raise UsageError(f"twin=matched is not for {arch.family}. Use twin=plain.")
     for field in fields(Arch):
-        shared = field.name in EVERY_FAMILY or field.name in MERGE_SETTINGS
         changed = getattr(arch, field.name) != getattr(default, field.name)
-        if changed and not shared and field.name not in module.READS:
+        if changed and field.name not in (*EVERY_FAMILY, *module.READS):
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
-    read(getattr(module, "Options", NoOptions), arch.options)
+    rule = RULES[arch.merge]
+    check_options(arch.options, getattr(module, "Options", NoOptions), rule.Options)
+    if settings.launch.ranks > 1 and (rule.whole_batch or hasattr(module, "WHOLE_BATCH")):
+        raise UsageError(
+            "this network has dropout, whose noise is drawn for whole batches. Leave "
+            f"launch.ranks={settings.launch.ranks} out."
+        )
     if hasattr(module, "check"):
         module.check(settings, size)
 

@@ -103,7 +103,7 @@ def block(
     if arch.skip_stages is not None and place.stage not in arch.skip_stages:
         arch = replace(arch, merge=Merge.plain)
     layout, convs = LAYOUTS[arch.order], convolutions(arch, width, stride)
-    if arch.order is Order.fixup and arch.merge is not Merge.plain:
+    if arch.order is Order.fixup and arch.merge != Merge.plain:
         convs = fixup_start(convs, place.count)
     channels_out = convs[-1].channels
     changes = stride != 1 or channels != channels_out
@@ -117,7 +117,7 @@ def block(
         branch.add_module("se", SqueezeExcitation(channels_out, arch.se_ratio))
     after, _ = sequence(layout.after, channels_out, [], norm)
     parts = before, branch, merge(arch, channels, channels_out, stride, norm), after
-    if arch.survival == 1 or arch.merge is Merge.plain:
+    if arch.survival == 1 or arch.merge == Merge.plain:
         return Block(*parts), channels_out
     survival = 1 - place.number / place.count * (1 - arch.survival)
     return RandomBlock(*parts, survival), channels_out

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from resexp.models.blocks import Block
 from resexp.models.layers import Convolution, Norm, norm_of, sequence
 from resexp.models.merges import Concatenate, Drop
-from resexp.models.options import Range, read
-from resexp.settings import Merge, Normalisation, Settings, Twin, Unit, UsageError
+from resexp.models.options import read
+from resexp.settings import Merge, Normalisation, Range, Settings, Twin, Unit, UsageError
 
 MERGES = (Merge.concatenate,)
 READS = ("unit", "norm")
@@ -35,9 +35,9 @@ FACTORS, NEARBY = range(100, 1_000_000), 25
 class Options:
     """``arch.options`` of this family."""
 
-    growth: Annotated[int, Range(1, 1024)]  # channels that a layer adds: k
-    compression: Annotated[float, Range(0, 1, above=True)]  # share a transition keeps: theta
-    stem_channels: Annotated[int, Range(0, 4096)]  # 0: twice the growth
+    growth: Annotated[int, Range(1, 1024), "channels that a layer adds: k"]
+    compression: Annotated[float, Range(0, 1, above=True), "share a transition keeps: theta"]
+    stem_channels: Annotated[int, Range(0, 4096), "0: twice the growth"]
 
 
 def check(settings: Settings, size: tuple[int, int] | None) -> None:
@@ -69,7 +69,7 @@ class Form:
     added: list[list[int]]  # channels that each layer of each block puts out
     compression: float
     bottleneck: bool
-    merge: Merge = Merge.concatenate
+    merge: str = Merge.concatenate
 
 
 class DenseNetwork(nn.Module):
@@ -87,7 +87,7 @@ class DenseNetwork(nn.Module):
                 blocks.append(part)
             for added in row:
                 blocks.append(layer(channels, added, form, norm))
-                channels = added + (channels if form.merge is Merge.concatenate else 0)
+                channels = added + (channels if form.merge == Merge.concatenate else 0)
         self.blocks = nn.Sequential(*blocks)
         self.end, _ = sequence(["norm", "relu"], channels, [], norm)
         self.classifier = nn.Linear(channels, classes)
@@ -102,7 +102,7 @@ def layer(channels: int, added: int, form: Form, norm: Norm) -> Block:
     """A dense layer on ``channels`` inputs: [x, F(x)], or F(x) in the twin."""
     convs = [*([Convolution(INNER * added, 1)] if form.bottleneck else []), Convolution(added, 3)]
     branch, _ = sequence(["norm", "relu", "conv"] * len(convs), channels, convs, norm)
-    rule = Concatenate(nn.Identity()) if form.merge is Merge.concatenate else Drop()
+    rule = Concatenate(nn.Identity()) if form.merge == Merge.concatenate else Drop()
     return Block(nn.Sequential(), branch, rule, nn.Sequential())
 
 
@@ -185,5 +185,5 @@ def parameters(form: Form, channels: int, classes: int, norm: Normalisation) -> 
             read = INNER * added if form.bottleneck else channels  # by the 3x3 convolution
             total += (each + read) * channels if form.bottleneck else 0
             total += (each + 9 * added) * read
-            channels = added + (channels if form.merge is Merge.concatenate else 0)
+            channels = added + (channels if form.merge == Merge.concatenate else 0)
     return total + each * channels + (channels + 1) * classes

@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resexp.models.layers import NORMS, Bias, Table
-from resexp.models.merges import ScaledAdd
+from resexp.models.layers import NORMS, Table
 from resexp.settings import Init
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *NORMS)
@@ -32,7 +31,8 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
     Convolutions are normal with mean 0 and the variance that ``init`` names; normalisation starts
     as the identity; linear weights are uniform in +-1/sqrt(fan in) with bias 0, as those of the
     classifier in the authors' release (He et al. 2015 leave them open). A layer's attribute
-    ``gain``, if it has one, multiplies its weights.
+    ``gain``, if it has one, multiplies its weights. Another module's parameters start at its
+    attribute ``start``: raises TypeError for one without, which would keep what torch left there.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -48,12 +48,13 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
             module.weight.copy_((2 * draw - 1) * bound)
         elif isinstance(module, NORMS):
             module.weight.fill_(1)
-        elif isinstance(module, Bias):
-            module.bias.fill_(module.start)
         elif isinstance(module, Table):
             fill(module.weight, module.std, seed, f"{name}.weight")
-        elif isinstance(module, ScaledAdd):
-            module.scale.fill_(module.start)
+        elif hasattr(module, "start"):
+            for parameter in module.parameters(recurse=False):
+                parameter.fill_(module.start)  # type: ignore[arg-type]
+        elif not isinstance(module, LAYERS) and any(True for _ in module.parameters(recurse=False)):
+            raise TypeError(f"{name}: a {type(module).__name__} needs an attribute start")
         if isinstance(module, LAYERS) and module.bias is not None:
             module.bias.zero_()
 

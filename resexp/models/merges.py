@@ -1,13 +1,16 @@
 """Merge rules: what becomes of the input x beside a branch F.
 
-A rule holds the shortcut S and is called with x and the branch, so that a branch that is left out
-need not be computed. The rules of the literature differ in the factors before S(x) and F(x); each
-says its own as ``formula``, which ``resexp explain`` prints.
+A rule is one class: its name (``arch.merge``), its ``formula``, which ``resexp explain`` prints,
+its ``Options``, if it has any, and ``forward``. It holds the shortcut S and is called with x and
+the branch, so that a branch that is left out need not be computed. All stand in this one file:
+what there is to see is how little they differ. docs/extending.md adds one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,32 +24,55 @@ from resexp.models.layers import (
     dropout,
     sequence,
 )
+from resexp.models.options import NoOptions, read
 from resexp.randomness import words
-from resexp.settings import Arch, Merge, Order, Shortcut
+from resexp.settings import Arch, Order, Range, Shortcut
 
 Branch = Callable[[Tensor], Tensor]
 
-#: The rules that blocks know.
-SUMS = tuple(merge for merge in Merge if merge is not Merge.concatenate)
-
 DEPTH = b"depth"  # the purpose of the random words of blocks and shortcuts
 
+#: The rules by name, in which each enters itself.
+RULES: dict[str, type[Rule]] = {}
 
-class Drop(nn.Module):
+
+class Rule(nn.Module):
+    """What all rules are: modules that are given x and the branch, entered in RULES by a name.
+
+    One that is more than Add has an instance of its ``Options`` as its third argument. Parameters
+    of its own start at its attribute ``start``.
+    """
+
+    formula: str
+    Options: ClassVar[type] = NoOptions  # a frozen dataclass, as a family has one
+    sums: ClassVar[bool] = True  # y has the shape of F(x), so that blocks can be stacked
+    whole_batch: ClassVar[bool] = False  # draws noise for a whole batch, which ranks cannot share
+
+    def __init_subclass__(cls, name: str) -> None:
+        RULES[name] = cls
+
+
+class Drop(Rule, name="plain"):
     """y = F(x): the plain network."""
 
     formula = "F(x)"
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return branch(x)
 
 
-class Add(nn.Module):
-    """y = S(x) + F(x): He et al. 2015, equation 2."""
+class Add(Rule, name="residual"):
+    """y = S(x) + F(x): He et al. 2015, equation 2. The other rules hold what it holds.
+
+    ``shortcut`` is S, and ``channels`` are those of S(x).
+    """
 
     formula = "S(x) + F(x)"
 
-    def __init__(self, shortcut: nn.Module) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int = 0, options: Any = None) -> None:
         super().__init__()
         self.shortcut = shortcut
 
@@ -55,37 +81,47 @@ class Add(nn.Module):
         return y
 
 
-class Concatenate(Add):
-    """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Options of WeightedAdd."""
 
-    formula = "[S(x), F(x)]"
-
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        return torch.cat((self.shortcut(x), branch(x)), 1)
+    shortcut_scale: Annotated[float, Range(0, 1000), "factor on S(x)"] = 1.0
+    branch_scale: Annotated[float, Range(0, 1000, above=True), "factor on F(x)"] = 1.0
 
 
-class WeightedAdd(Add):
+class WeightedAdd(Add, name="weighted"):
     """y = a S(x) + b F(x), a and b constant: He et al. 2016, section 3.1."""
 
-    def __init__(self, shortcut: nn.Module, shortcut_scale: float, branch_scale: float) -> None:
+    Options = Weights
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Weights) -> None:
         super().__init__(shortcut)
-        self.shortcut_scale = shortcut_scale
-        self.branch_scale = branch_scale
-        self.formula = f"{shortcut_scale:g} S(x) + {branch_scale:g} F(x)"
+        self.options = options
+        self.formula = f"{options.shortcut_scale:g} S(x) + {options.branch_scale:g} F(x)"
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        y: Tensor = self.branch_scale * branch(x) + self.shortcut_scale * self.shortcut(x)
+        a, b = self.options.shortcut_scale, self.options.branch_scale
+        y: Tensor = b * branch(x) + a * self.shortcut(x)
         return y
 
 
-class DropoutAdd(Add):
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Options of DropoutAdd."""
+
+    shortcut_dropout: Annotated[float, Range(0, 0.99, above=True), "share dropped of S(x)"] = 0.5
+
+
+class DropoutAdd(Add, name="dropout"):
     """y = dropout(S(x)) + F(x): He et al. 2016, section 3.1; E[dropout(S)] = S."""
 
     formula = "dropout(S(x)) + F(x)"
+    Options = Dropped
+    whole_batch = True
 
-    def __init__(self, shortcut: nn.Module, dropped: float) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int, options: Dropped) -> None:
         super().__init__(shortcut)
-        self.dropped = dropped
+        self.dropped = options.shortcut_dropout
         self.word = 0
 
     def draw(self, word: int) -> None:
@@ -115,7 +151,14 @@ class Gate(nn.Module):
         return torch.sigmoid(self.bias(self.conv(x)))
 
 
-class Highway(Add):
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """Options of the rules with a gate."""
+
+    gate_bias: Annotated[float, Range(-100, 100), "T starts near the sigmoid of this"] = -2.0
+
+
+class Highway(Add, name="highway"):
     """y = (1 - T) S(x) + T F(x), T a gate of S(x): Srivastava et al. 2015, equation 3.
 
     Also "exclusive gating" of He et al. 2016, section 3.1. The gate reads the shortcut's output, so
@@ -123,10 +166,11 @@ class Highway(Add):
     """
 
     formula = "(1 - T) S(x) + T F(x)"
+    Options = GateOptions
 
-    def __init__(self, shortcut: nn.Module, channels: int, bias: float) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int, options: GateOptions) -> None:
         super().__init__(shortcut)
-        self.gate = Gate(channels, bias)
+        self.gate = Gate(channels, options.gate_bias)
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
@@ -135,7 +179,7 @@ class Highway(Add):
         return y
 
 
-class ShortcutGate(Highway):
+class ShortcutGate(Highway, name="shortcut_gate"):
     """y = (1 - T) S(x) + F(x): "shortcut-only gating" of He et al. 2016, section 3.1."""
 
     formula = "(1 - T) S(x) + F(x)"
@@ -146,7 +190,14 @@ class ShortcutGate(Highway):
         return y
 
 
-class ScaledAdd(Add):
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Options of ScaledAdd."""
+
+    branch_start: Annotated[float, Range(-1000, 1000), "a at the start"] = 0.0
+
+
+class ScaledAdd(Add, name="scaled"):
     """y = S(x) + a F(x), a one learned number.
 
     a starts at 0 in ReZero (Bachlechner et al. 2020) and SkipInit (De and Smith 2020), at 1 in
@@ -154,35 +205,41 @@ class ScaledAdd(Add):
     """
 
     formula = "S(x) + a F(x)"
+    Options = Start
 
-    def __init__(self, shortcut: nn.Module, start: float) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int, options: Start) -> None:
         super().__init__(shortcut)
         self.scale = nn.Parameter(torch.empty(1))
-        self.start = start
+        self.start = options.branch_start
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         y: Tensor = self.shortcut(x) + self.scale * branch(x)
         return y
 
 
-def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Module:
-    """The rule that joins a branch to its input."""
-    if arch.merge is Merge.plain:
-        return Drop()
-    carried = shortcut(arch, channels_in, channels_out, stride, norm)
-    match arch.merge:
-        case Merge.weighted:
-            return WeightedAdd(carried, arch.shortcut_scale, arch.branch_scale)
-        case Merge.dropout:
-            return DropoutAdd(carried, arch.shortcut_dropout)
-        case Merge.highway:
-            return Highway(carried, channels_out, arch.gate_bias)
-        case Merge.shortcut_gate:
-            return ShortcutGate(carried, channels_out, arch.gate_bias)
-        case Merge.scaled:
-            return ScaledAdd(carried, arch.branch_start)
-        case _:
-            return Add(carried)
+class Concatenate(Add, name="concatenate"):
+    """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
+
+    formula = "[S(x), F(x)]"
+    sums = False
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        return torch.cat((self.shortcut(x), branch(x)), 1)
+
+
+#: The rules that blocks know.
+SUMS = tuple(name for name, rule in RULES.items() if rule.sums)
+
+
+def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> Rule:
+    """The rule of ``arch`` that joins a branch to its input."""
+    return rule(arch, shortcut(arch, channels_in, channels_out, stride, norm), channels_out)
+
+
+def rule(arch: Arch, shortcut: nn.Module, channels: int) -> Rule:
+    """The rule of ``arch`` with a shortcut S, S(x) of ``channels``."""
+    kind = RULES[arch.merge]
+    return kind(shortcut, channels, read(kind.Options, arch.options))
 
 
 def shortcut(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> nn.Module:

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from resexp.models.blocks import Block, trained
 from resexp.models.layers import Norm, Table
 from resexp.models.merges import merge
-from resexp.models.options import Range, read
-from resexp.settings import Arch, Merge, Settings, UsageError
+from resexp.models.options import read
+from resexp.settings import Arch, Merge, Range, Settings, UsageError
 
-MERGES = (Merge.plain, Merge.residual, Merge.weighted, Merge.scaled)
+MERGES = (Merge.plain, Merge.residual, "weighted", Merge.scaled)
 READS = ("scalar_lr",)
 
 FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
@@ -51,8 +51,8 @@ class LayerNorm(StrEnum):
 class Options:
     """The embedding dimension is ``heads`` times the setting ``width``: 4 x 16 = 64."""
 
-    patch: Annotated[int, Range(1, 1024)]  # pixels a side
-    heads: Annotated[int, Range(1, 1024)]
+    patch: Annotated[int, Range(1, 1024), "pixels a side"]
+    heads: Annotated[int, Range(1, 1024), "of attention, each of width values"]
     layer_norm: LayerNorm
 
 
@@ -121,7 +121,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, arch: Arch, options: Options, dimension: int, norm: Norm) -> None:
         super().__init__()
         rules = [merge(arch, dimension, dimension, 1, norm) for _ in range(2)]
-        if arch.merge is Merge.scaled:
+        if arch.merge == Merge.scaled:
             rules[1] = rules[0]  # ReZero learns one number for both
         attention = {
             "inputs": linear(dimension, dimension, maps=3),  # queries, keys and values

@@ -20,10 +20,11 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor, nn
 
-from resexp.models.layers import Convolution, Norm, sequence
-from resexp.models.merges import Add, Concatenate, Drop
+from resexp.models.blocks import trained
+from resexp.models.layers import Convolution, Norm, norm_of, sequence
+from resexp.models.merges import Rule, rule
 from resexp.models.options import read
-from resexp.settings import Merge, Normalisation, Settings, Twin, UsageError
+from resexp.settings import Arch, Merge, Normalisation, Settings, Twin, UsageError
 
 MERGES = (Merge.concatenate, Merge.residual, Merge.plain)
 MATCHED_TWIN = True
@@ -49,14 +50,13 @@ class Options:
 
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> UNet:
     """The network of ``settings``, for images of any size from 8 by 8."""
-    arch = settings.arch
     return UNet(
-        arch.merge if settings.twin is Twin.none else Merge.plain,
+        trained(settings),
         widths(settings, channels, classes),
         channels=channels,
         classes=classes,
-        norm=Norm(settings.bn_eps, settings.bn_momentum, arch.norm),
-        padding=read(Options, arch.options).padding,
+        norm=norm_of(settings),
+        padding=read(Options, settings.arch.options).padding,
     )
 
 
@@ -70,7 +70,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        merge: Merge,
+        arch: Arch,
         widths: list[int],
         *,
         channels: int,
@@ -84,13 +84,13 @@ class UNet(nn.Module):
         inner: nn.Module = double(widths[-2], widths[-1], norm, padding)
         for index in reversed(range(self.levels)):
             below = self.levels - index - 1
+            shortcut = Crop(lost(below)) if self.valid else nn.Identity()
             inner = Level(
                 inner,
-                merge,
+                rule(arch, shortcut, widths[index]),
                 channels if index == 0 else widths[index - 1],
                 widths[index],
                 widths[index + 1],
-                shortcut=Crop(lost(below)) if self.valid else nn.Identity(),
                 norm=norm,
                 padding=padding,
             )
@@ -124,12 +124,11 @@ class Level(nn.Module):
     def __init__(
         self,
         inner: nn.Module,
-        merge: Merge,
+        merge: Rule,
         channels: int,
         width: int,
         width_below: int,
         *,
-        shortcut: nn.Module,
         norm: Norm,
         padding: Padding,
     ) -> None:
@@ -139,10 +138,8 @@ class Level(nn.Module):
             pool=nn.MaxPool2d(2), inner=inner, rise=nn.ConvTranspose2d(width_below, width, 2, 2)
         )
         self.branch = nn.Sequential(branch)
-        rules = {Merge.concatenate: Concatenate, Merge.residual: Add}
-        self.merge = rules[merge](shortcut) if merge in rules else Drop()
-        merged = 2 * width if merge is Merge.concatenate else width
-        self.up = double(merged, width, norm, padding)
+        self.merge = merge
+        self.up = double(width if merge.sums else 2 * width, width, norm, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.up(self.merge(self.down(x), self.branch))
@@ -192,10 +189,10 @@ def widths(settings: Settings, channels: int, classes: int) -> list[int]:
     arch = settings.arch
     levels = (settings.depth - 3) // 5
     doubled = [settings.width << index for index in range(levels + 1)]
-    if settings.twin is not Twin.matched or arch.merge is not Merge.concatenate:
+    if settings.twin is not Twin.matched or arch.merge != Merge.concatenate:
         return doubled
 
-    def count(widths: list[int], merge: Merge) -> int:
+    def count(widths: list[int], merge: str) -> int:
         return parameters(widths, merge, channels, classes, arch.norm)
 
     wanted = count(doubled, Merge.concatenate)
@@ -219,7 +216,7 @@ def widths(settings: Settings, channels: int, classes: int) -> list[int]:
 
 
 def parameters(
-    widths: list[int], merge: Merge, channels: int, classes: int, norm: Normalisation
+    widths: list[int], merge: str, channels: int, classes: int, norm: Normalisation
 ) -> int:
     """Parameters of a network, before it is built."""
     beside = 1 if norm is Normalisation.none else 2  # a channel: a bias, or scale and shift
@@ -228,7 +225,7 @@ def parameters(
         below = channels if index == 0 else widths[index - 1]
         total += 9 * width * (below + width) + 2 * beside * width
     for width, width_below in pairwise(widths):
-        merged = 2 * width if merge is Merge.concatenate else width
+        merged = 2 * width if merge == Merge.concatenate else width
         total += 4 * width_below * width + width  # the up-convolution
         total += 9 * width * (merged + width) + 2 * beside * width
     return total

@@ -17,6 +17,7 @@ from resexp.settings import Merge, Normalisation, Settings, UsageError
 
 MERGES = (Merge.plain,)
 READS = ("norm",)
+WHOLE_BATCH = True  # its dropout
 
 #: Convolutions of each stage, by depth: configurations A, B, D and E.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -3,11 +3,14 @@
 Plain dataclasses: nothing here knows Hydra, Typer or torch.
 """
 
+from resexp.settings.fields import Range, UsageError
 from resexp.settings.job import (
     Job,
     as_dict,
     circumstances,
+    complete,
     digest,
+    earlier,
     flatten,
     from_dict,
     identity,
@@ -32,7 +35,6 @@ from resexp.settings.schema import (
     Stream,
     Twin,
     Unit,
-    UsageError,
     WeightDecayOn,
     convolutions_per_block,
     nearest_depths,
@@ -52,6 +54,7 @@ __all__ = [
     "Normalise",
     "Order",
     "Precision",
+    "Range",
     "Settings",
     "Shortcut",
     "Split",
@@ -62,8 +65,10 @@ __all__ = [
     "WeightDecayOn",
     "as_dict",
     "circumstances",
+    "complete",
     "convolutions_per_block",
     "digest",
+    "earlier",
     "flatten",
     "from_dict",
     "identity",

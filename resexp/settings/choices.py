@@ -6,12 +6,15 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from resexp.settings import Settings
+from resexp.settings.fields import bare, leaves, said
+from resexp.settings.schema import Settings
+
+OPTIONS = "arch.options."
 
 
 def config_folder() -> Path:
@@ -52,14 +55,24 @@ def facts(group: str, option: str) -> dict[str, str]:
 
 
 def own_options() -> dict[str, list[str]]:
-    """The settings that some families alone have, such as arch.options.growth, and their archs."""
+    """The settings that some families or merge rules alone have, and the archs that state them.
+
+    They are arch.options.growth and so on.
+    """
     found: dict[str, list[str]] = {}
     for option in options("arch"):
         text = (config_folder() / "arch" / f"{option}.yaml").read_text()
         if inner := re.search(r"^options:\n((?: +.*\n?)+)", text, re.MULTILINE):
             for name in re.findall(r"^ +(\w+):", inner[1], re.MULTILINE):
-                found.setdefault(f"arch.options.{name}", []).append(option)
+                found.setdefault(f"{OPTIONS}{name}", []).append(option)
     return found
+
+
+def merges() -> list[str]:
+    """The merge rules that some arch states, without a look at their code, which needs torch."""
+    paths = (config_folder() / "arch").glob("*.yaml")
+    stated = (re.search(r"^merge: (\w+)", path.read_text(), re.MULTILINE) for path in paths)
+    return ordered({one[1] for one in stated if one})
 
 
 def full_key(key: str) -> str:
@@ -67,27 +80,30 @@ def full_key(key: str) -> str:
     if key in settings() or key in groups():
         return key
     known = [*settings(), *own_options()]
+    if (option := key.replace("arch.", OPTIONS)) in known:
+        return option
     hits = [one for one in known if one.rpartition(".")[2] == key]
     return hits[0] if len(hits) == 1 else key
 
 
-def settings(kind: type = Settings, prefix: str = "") -> dict[str, Any]:
+@cache
+def settings() -> dict[str, Any]:
     """Every setting's dotted key and its type."""
-    known: dict[str, Any] = {}
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        hint = hints[field.name]
-        if is_dataclass(hint):
-            known |= settings(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-        else:
-            known[prefix + field.name] = hint
-    return known
+    return {key: bare(hint) for key, hint in leaves(Settings)}
+
+
+def described() -> dict[str, str]:
+    """What each setting is, with its unit; of an option, whose it is."""
+    meant = {key: said(hint, str) for key, hint in leaves(Settings) if key != OPTIONS[:-1]}
+    return meant | {key: f"of arch={', '.join(archs)}" for key, archs in own_options().items()}
 
 
 def values(key: str) -> list[str]:
     """The values a setting or group can take, where they can be listed."""
     if key in groups():
         return options(key)
+    if key == "arch.merge":
+        return merges()
     hint = settings().get(key)
     if hint is bool:
         return ["true", "false"]

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from resexp.settings.schema import Launch, Settings, UsageError
+from resexp.settings.fields import UsageError, checked, hints
+from resexp.settings.schema import Arch, Launch, Settings
 
 #: Settings that say where and how a run is carried out. They are not part of its identity.
 CIRCUMSTANCES = frozenset(
@@ -36,6 +37,23 @@ CIRCUMSTANCES = frozenset(
     *(f"launch.{one.name}" for one in fields(Launch)),
 }
 
+#: Options of merge rules that every arch had as settings of its own up to version 0.1, and their
+#: defaults then. Runs go by these keys for ever (arch.gate_bias, not arch.options.gate_bias): in
+#: their names, identities and digests, and in what readers of results ask for.
+MOVED = {
+    "arch.shortcut_scale": 1.0,
+    "arch.branch_scale": 1.0,
+    "arch.shortcut_dropout": 0.5,
+    "arch.gate_bias": -2.0,
+    "arch.branch_start": 0.0,
+}
+
+
+def earlier(key: str) -> str:
+    """The key that runs go by for a setting: arch.gate_bias for arch.options.gate_bias."""
+    moved = key.replace("arch.options.", "arch.")
+    return moved if moved in MOVED else key
+
 
 def circumstances(flat: dict[str, Any]) -> frozenset[str]:
     """CIRCUMSTANCES, and with ``bn_sync`` the number of ranks: it then changes the last bits alone.
@@ -55,24 +73,35 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def from_dict(nested: dict[str, Any], kind: type[T] = Settings) -> T:  # type: ignore[assignment]
+def from_dict(nested: dict[str, Any], kind: type[T] = Settings, prefix: str = "") -> T:  # type: ignore[assignment]
     """What ``as_dict`` wrote, as settings again; those absent are at their default.
 
     Raises UsageError for a setting that this version does not know, or a value that it refuses.
     """
-    hints, values = get_type_hints(kind), {}
-    for key, value in nested.items():
-        if key not in hints:
-            raise UsageError(f"this version of resexp knows no setting {key}. Update resexp.")
-        hint = hints[key]
-        if is_dataclass(hint):
-            value = from_dict(value, hint)  # type: ignore[arg-type]
-        elif isinstance(hint, type) and issubclass(hint, Enum):
-            if value not in [member.value for member in hint]:
-                raise UsageError(f"this version of resexp knows no {key}={value}. Update resexp.")
-            value = hint(value)
-        values[key] = value
+    if not isinstance(nested, dict):
+        raise UsageError(f"{prefix.rstrip('.')}={nested} must be names and values.")
+    known, values = hints(kind), {}  # type: ignore[arg-type]
+    for key, value in (moved(nested) if kind is Arch else nested).items():
+        if key not in known:
+            raise UsageError(f"this version of resexp knows no setting {prefix}{key}. Update it.")
+        if is_dataclass(known[key]):
+            values[key] = from_dict(value, known[key], f"{prefix}{key}.")
+            continue
+        try:
+            values[key] = checked(prefix + key, known[key], value)
+        except UsageError as error:
+            raise UsageError(f"this version of resexp knows no such setting: {error}") from None
     return kind(**values)
+
+
+def moved(arch: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an arch as this version has them: those of MOVED among its options."""
+    old = {key: arch[key] for key in arch if f"arch.{key}" in MOVED}
+    told = {key: value for key, value in old.items() if value != MOVED[f"arch.{key}"]}
+    if not old:
+        return arch
+    rest = {key: value for key, value in arch.items() if key not in old}
+    return rest | {"options": told | rest.get("options", {})}
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,12 +115,27 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def identity(nested: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a run's numbers, flat; those absent at their default.
+@cache
+def defaults() -> dict[str, Any]:
+    """Every setting at its default, flat."""
+    return flatten(as_dict(Settings())) | MOVED
+
+
+def complete(nested: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run, flat, by the keys that runs go by; those absent at their default.
 
     An older run directory lacks the settings that came later: it was trained at their defaults.
     """
-    flat = flatten(as_dict(Settings())) | flatten(nested)
+    flat = {}
+    for key, value in flatten(nested).items():
+        number = earlier(key) in MOVED and type(value) is int
+        flat[earlier(key)] = float(value) if number else value
+    return defaults() | flat
+
+
+def identity(nested: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers: those of ``complete`` but its circumstances."""
+    flat = complete(nested)
     outside = circumstances(flat)
     return {key: flat[key] for key in sorted(flat) if key not in outside}
 

@@ -7,28 +7,26 @@ Nothing here knows Hydra, Typer or torch.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
-
-class UsageError(Exception):
-    """Wrong usage or configuration: one sentence that says what to type next. Exit code 2."""
+from resexp.settings.fields import Range, UsageError, check_range, leaves
 
 
 class Merge(StrEnum):
-    """What becomes of the input x beside a branch F: y, with S(x) the shortcut."""
+    """The merge rules that code beside resexp.models.merges speaks of. There are more of them.
+
+    A rule's name is text (``Arch.merge``), so compare with ``==``, not with ``is``.
+    """
 
     plain = "plain"  # F(x)
     residual = "residual"  # S(x) + F(x)
-    weighted = "weighted"  # shortcut_scale S(x) + branch_scale F(x)
-    dropout = "dropout"  # dropout(S(x)) + F(x)
-    highway = "highway"  # (1 - T(x)) S(x) + T(x) F(x), T a learned gate
-    shortcut_gate = "shortcut_gate"  # (1 - T(x)) S(x) + F(x)
     scaled = "scaled"  # S(x) + a F(x), a learned
-    concatenate = "concatenate"  # [x, F(x)]
+    concatenate = "concatenate"  # [S(x), F(x)]
 
 
 class Twin(StrEnum):
@@ -142,58 +140,67 @@ class BnEval(StrEnum):
 class Arch:
     """How a network's branches are built, merged with their input and stacked."""
 
-    family: str = "cifar"  # the module of resexp.models that stacks the branches
-    depths: str = ""  # depths there are: 3n+4, or 18 34 50; empty: what the blocks make
-    merge: Merge = Merge.plain
-    shortcut: Shortcut = Shortcut.A
-    order: Order = Order.original
-    unit: Unit = Unit.basic
-    norm: Normalisation = Normalisation.batch
-    bottleneck_stride: BottleneckStride = BottleneckStride.first
-    skip_span: int = 2  # convolutions of a basic unit, over which a skip jumps
-    skip_stages: list[int] | None = None  # stages whose blocks have skips, the first is 1; all
-    survival: float = 1.0  # of the last block's branch in a step, falling linearly from 1
-    se_ratio: int = 0  # squeeze-and-excitation of every branch, channels divided by this; 0: none
-    scalar_lr: float = 1.0  # share of lr for single learned numbers (biases, multipliers)
-
-    # of one merge each
-    shortcut_scale: float = 1.0  # weighted
-    branch_scale: float = 1.0  # weighted
-    shortcut_dropout: float = 0.5  # dropout: share of the shortcut's values dropped
-    gate_bias: float = -2.0  # highway, shortcut_gate: T starts near sigmoid of this
-    branch_start: float = 0.0  # scaled: a at the start
-
-    options: dict[str, Any] = field(default_factory=dict)  # what one family alone knows
+    family: Annotated[str, "module of resexp.models that stacks the branches"] = "cifar"
+    depths: Annotated[str, "depths there are: 3n+4, or 18 34 50; empty: as blocks go"] = ""
+    merge: Annotated[str, "rule that joins a branch F(x) and the shortcut S(x)"] = Merge.plain
+    shortcut: Annotated[Shortcut, "S(x) where shapes change"] = Shortcut.A
+    order: Annotated[Order, "order of a block's layers"] = Order.original
+    unit: Annotated[Unit, "convolutions of a branch"] = Unit.basic
+    norm: Annotated[Normalisation, "normalisation layers"] = Normalisation.batch
+    bottleneck_stride: Annotated[BottleneckStride, "its convolution that strides"] = (
+        BottleneckStride.first
+    )
+    skip_span: Annotated[int, Range(1, 3), "convolutions that a skip of a basic unit spans"] = 2
+    skip_stages: Annotated[
+        list[int] | None, "stages whose blocks have skips, the first is 1; null: all"
+    ] = None
+    survival: Annotated[
+        float, Range(0, 1, above=True), "of the last branch in a step, falling linearly from 1"
+    ] = 1.0
+    se_ratio: Annotated[
+        int, Range(0, 4096), "channels a hidden unit of squeeze-and-excitation; 0: none"
+    ] = 0
+    scalar_lr: Annotated[float, Range(0, 1000), "share of lr for single learned numbers"] = 1.0
+    options: Annotated[dict[str, Any], "what the family or the merge rule alone reads"] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class Data:
     """Which images, and where they lie."""
 
-    name: str = "digits"
-    loader: str = "digits"  # a module of resexp.data.sets
-    root: str = "data"  # folder of the files; for imagefolder a folder, tar or zip archive
-    download: bool = True  # fetch with torchvision what is not in root
-    split: Split = Split.full
-    size: int | None = None  # imagefolder: the middle square of each image, resized to this
-    cache: str = "~/.cache/resexp"  # where decoded image folders are kept
-    stream: Stream = Stream.auto  # imagefolder: decode batch by batch while training
-    workers: int = 0  # processes that decode a streamed set; 0: one a core, at most 16
+    name: Annotated[str, "what the set is called"] = "digits"
+    loader: Annotated[str, "module of resexp.data.sets that reads it"] = "digits"
+    root: Annotated[str, "folder of the files; of an imagefolder: a folder, tar or zip"] = "data"
+    download: Annotated[bool, "fetch with torchvision what is not in root"] = True
+    split: Annotated[Split, "which images train"] = Split.full
+    size: Annotated[
+        int | None, Range(8, 1024), "pixels a side of the middle square of a file; null: as it is"
+    ] = None
+    cache: Annotated[str, "where decoded image folders are kept"] = "~/.cache/resexp"
+    stream: Annotated[Stream, "decode an imagefolder batch by batch"] = Stream.auto
+    workers: Annotated[
+        int, Range(0, 1024), "processes that decode a streamed set; 0: one a core, at most 16"
+    ] = 0
 
 
 @dataclass(kw_only=True, slots=True)
 class Launch:
     """How the runs of a sweep are carried out."""
 
-    name: str = "local"
-    # runs at a time; 0: processes and joblib one a core, at most 8, or 2 a GPU; lockstep all to 64
-    jobs: int = 0
-    ranks: int = 1  # processes that train one network together, each on its share of the batches
-    gpus: float = 0.0  # of a run: under ray 0.5 (two runs share one), under slurm 1
-    cores: int = 1  # of a run under ray and slurm, and its threads
-    address: str | None = None  # of a Ray cluster that is up: auto, or host:port
-    partition: str | None = None  # of Slurm
-    minutes: int = 240  # Slurm's limit for a run; one that reaches it is queued again and goes on
+    name: Annotated[str, "launcher"] = "local"
+    jobs: Annotated[
+        int, Range(0, 1024), "runs at a time; 0: one a core, at most 8, or 2 a GPU; lockstep 64"
+    ] = 0
+    ranks: Annotated[int, "processes that train one network, each a share of a batch"] = 1
+    gpus: Annotated[float, Range(0, 64), "of a run: 0.5 under ray (two share one), 1 slurm"] = 0.0
+    cores: Annotated[int, Range(1, 1024), "of a run under ray and slurm, and its threads"] = 1
+    address: Annotated[str | None, "of a Ray cluster that is up: auto, or host:port"] = None
+    partition: Annotated[str | None, "of Slurm"] = None
+    minutes: Annotated[
+        int, Range(1, 10**6), "limit of a run under slurm; at its end it is queued again"
+    ] = 240
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,123 +209,101 @@ class Settings:
 
     # what is compared
     arch: Arch = field(default_factory=Arch)
-    twin: Twin = Twin.none  # train the arch's twin in its place
-    depth: int = 20  # weighted layers
-    width: int = 16  # channels of the first stage; doubled at the second and third
-    seed: int = 0  # decides initial weights, batch order and augmentation, each by itself
+    twin: Annotated[Twin, "train the arch's twin in its place"] = Twin.none
+    depth: Annotated[int, Range(1, 20_000), "weighted layers"] = 20
+    width: Annotated[
+        int, Range(1, 4096), "channels of the first stage, doubled from stage to stage"
+    ] = 16
+    seed: Annotated[
+        int, Range(0, 2**63 - 1), "decides initial weights, batch order and augmentation"
+    ] = 0
     data: Data = field(default_factory=Data)
 
     # budget
-    steps: int = 220  # optimizer steps
-    batch_size: int = 64  # images a step
+    steps: Annotated[int, Range(1, 10**9), "optimizer steps"] = 220
+    batch_size: Annotated[int, Range(2, 10**6), "images a step"] = 64
 
     # recipe
-    recipe: str = "digits"
-    lr: float = 0.02
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    weight_decay_on: WeightDecayOn = WeightDecayOn.all
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of steps
-    lr_drop: float = 0.1  # the rate is multiplied by this at each milestone
-    warmup_steps: int = 0  # first steps at warmup_lr ...
-    warmup_lr: float = 0.01
-    warmup_depth: int = 0  # ... for networks at least this deep
-    crop_padding: int = 0  # pixels of zero padding before a random crop; 0 is no crop
-    flip: bool = False  # mirror half of the images
-    normalise: Normalise = Normalise.pixel_mean
-    init: Init = Init.he_fan_out
-    bn_momentum: float = 0.1
-    bn_eps: float = 1e-5
-    bn_eval: BnEval = BnEval.ema
-    bn_sync: bool = False  # batch statistics over all ranks, not over each rank's share alone
+    recipe: Annotated[str, "name of the settings below as a whole"] = "digits"
+    lr: Annotated[float, Range(0, 10**6, above=True), "learning rate at the start"] = 0.02
+    momentum: Annotated[float, Range(0, 0.9999999), "of SGD"] = 0.9
+    nesterov: Annotated[bool, "Nesterov's momentum"] = False
+    weight_decay: Annotated[float, Range(0, 1), "a step, times the learning rate"] = 1e-4
+    weight_decay_on: Annotated[WeightDecayOn, "what it pulls to zero"] = WeightDecayOn.all
+    milestones: Annotated[list[float], "fractions of steps at which the rate drops"] = field(
+        default_factory=lambda: [0.5, 0.75]
+    )
+    lr_drop: Annotated[float, Range(0, 1, above=True), "factor on the rate at a milestone"] = 0.1
+    warmup_steps: Annotated[int, Range(0, 10**9), "first steps, at warmup_lr"] = 0
+    warmup_lr: Annotated[float, Range(0, 10**6, above=True), "learning rate of warm-up"] = 0.01
+    warmup_depth: Annotated[int, Range(0, 10**9), "layers from which on networks warm up"] = 0
+    crop_padding: Annotated[
+        int, Range(0, 64), "pixels of zeros around an image before a random crop; 0: no crop"
+    ] = 0
+    flip: Annotated[bool, "mirror half of the images"] = False
+    normalise: Annotated[Normalise, "what is subtracted from images"] = Normalise.pixel_mean
+    init: Annotated[Init, "initial weights of convolutions"] = Init.he_fan_out
+    bn_momentum: Annotated[
+        float, Range(0, 1, above=True), "weight of a batch in the moving statistics"
+    ] = 0.1
+    bn_eps: Annotated[float, Range(0, 1, above=True), "added to a batch's variance"] = 1e-5
+    bn_eval: Annotated[BnEval, "batch-normalisation statistics at evaluation"] = BnEval.ema
+    bn_sync: Annotated[bool, "batch statistics over all ranks, not each rank's share"] = False
 
     # numerics
-    precision: Precision = Precision.fp32
-    deterministic: bool = False  # CUDA: deterministic kernels only (a CPU always is)
+    precision: Annotated[Precision, "of activations"] = Precision.fp32
+    deterministic: Annotated[bool, "deterministic CUDA kernels only (a CPU's all are)"] = False
 
     # records
-    eval_every: int = 22  # steps between rows of metrics.csv
-    clean_every: int = 5  # rows between clean passes over the training set; the last row has one
-    collapse_after: float = 0.5  # at chance from this share of the steps on: collapsed
+    eval_every: Annotated[int, Range(1, 10**9), "steps between rows of metrics.csv"] = 22
+    clean_every: Annotated[
+        int, Range(1, 10**9), "rows between passes over the clean training set; the last has one"
+    ] = 5
+    collapse_after: Annotated[
+        float, Range(0, 1), "at chance from this fraction of steps on: collapsed"
+    ] = 0.5
 
     # the decision, fixed before training: science of resexp verdict
-    threshold: float = 0.3  # least rise of log10 clean training loss that counts as degradation
+    threshold: Annotated[
+        float, Range(0, 100, above=True), "rise of log10 clean training loss called degradation"
+    ] = 0.3
 
     # where and how, not what: changing these changes no number of a run
-    name: str = "digits"  # folder under results
-    results: str = "results"
-    device: str = "auto"  # auto, cpu, cuda or cuda:1
-    engine: Engine = Engine.auto
-    threads: int = 0  # CPU threads; 0: one a core, fewer where layers have too little work
-    checkpoint_every: float = 60.0  # seconds
-    keep_checkpoint: bool = False
-    overwrite: bool = False
-    fail_fast: bool = False  # the first failure of a sweep ends it
-    loggers: list[str] = field(default_factory=list)  # tensorboard, mlflow, wandb, beside the CSV
+    name: Annotated[str, "folder under results"] = "digits"
+    results: Annotated[str, "folder of all runs"] = "results"
+    device: Annotated[str, "auto, cpu, cuda or cuda:1"] = "auto"
+    engine: Annotated[Engine, "how a training step is carried out"] = Engine.auto
+    threads: Annotated[
+        int, Range(0, 512), "CPU threads; 0: one a core, fewer for layers of little work"
+    ] = 0
+    checkpoint_every: Annotated[float, Range(0, 10**9), "seconds"] = 60.0
+    keep_checkpoint: Annotated[bool, "keep it when the run is done"] = False
+    overwrite: Annotated[bool, "replace the run that is there"] = False
+    fail_fast: Annotated[bool, "the first failure of a sweep ends it"] = False
+    loggers: Annotated[list[str], "tensorboard, mlflow, wandb, beside the CSV"] = field(
+        default_factory=list
+    )
     launch: Launch = field(default_factory=Launch)
 
     def __post_init__(self) -> None:
         check(self)
 
 
-#: Settings of an arch that one kind of merge alone reads.
-MERGE_SETTINGS = {
-    "shortcut_scale": (Merge.weighted,),
-    "branch_scale": (Merge.weighted,),
-    "shortcut_dropout": (Merge.dropout,),
-    "gate_bias": (Merge.highway, Merge.shortcut_gate),
-    "branch_start": (Merge.scaled,),
-}
-
-#: Settings and the range they must lie in: (least, whether the least itself is allowed, most).
-RANGES: dict[str, tuple[float, bool, float]] = {
-    "width": (1, True, 4096),
-    "seed": (0, True, 2**63 - 1),
-    "steps": (1, True, 10**9),
-    "batch_size": (2, True, 10**6),
-    "lr": (0, False, 1e6),
-    "momentum": (0, True, 0.9999999),
-    "weight_decay": (0, True, 1),
-    "lr_drop": (0, False, 1),
-    "warmup_steps": (0, True, 10**9),
-    "warmup_lr": (0, False, 1e6),
-    "warmup_depth": (0, True, 10**9),
-    "crop_padding": (0, True, 64),
-    "bn_momentum": (0, False, 1),
-    "bn_eps": (0, False, 1),
-    "eval_every": (1, True, 10**9),
-    "clean_every": (1, True, 10**9),
-    "collapse_after": (0, True, 1),
-    "threshold": (0, False, 100),
-    "threads": (0, True, 4096),
-    "checkpoint_every": (0, True, 10**9),
-    "data.workers": (0, True, 1024),
-    "launch.jobs": (0, True, 1024),
-    "launch.gpus": (0, True, 64),
-    "launch.cores": (1, True, 1024),
-    "launch.minutes": (1, True, 10**6),
-    "arch.skip_span": (1, True, 3),
-    "arch.survival": (0, False, 1),
-    "arch.se_ratio": (0, True, 4096),
-    "arch.scalar_lr": (0, True, 1000),
-    "arch.shortcut_scale": (0, True, 1000),
-    "arch.branch_scale": (0, False, 1000),
-    "arch.shortcut_dropout": (0, False, 0.99),
-    "arch.gate_bias": (-100, True, 100),
-    "arch.branch_start": (-1000, True, 1000),
-}
+#: Layers times squared width that a network may have: some three billion weights, or 50 GB with
+#: gradients and momentum.
+MOST_WEIGHTS = 5 * 10**7
 
 
 def check(settings: Settings) -> None:
     """Raise UsageError, naming the setting and a value that would do, if no run can have these."""
-    for key, (least, including, most) in RANGES.items():
-        value = attrgetter(key)(settings)
-        if not (least <= value <= most) or (value == least and not including):
-            bound = f"from {least:,} to" if including else f"above {least:,}, at most"
-            raise UsageError(f"{key}={value} is out of range. Choose a value {bound} {most:,}.")
-    if settings.data.size is not None and not 8 <= settings.data.size <= 1024:
-        raise UsageError(f"data.size={settings.data.size} is out of range. Choose 8 to 1,024.")
+    for key, hint in leaves(Settings):
+        check_range(key, hint, attrgetter(key)(settings))
+    if settings.depth * settings.width**2 > MOST_WEIGHTS:
+        width = math.isqrt(MOST_WEIGHTS // settings.depth)
+        raise UsageError(
+            f"width={settings.width} is more than fits into memory at depth={settings.depth}. "
+            f"Choose up to width={width}."
+        )
     if settings.data.stream is Stream.always and settings.data.loader != "imagefolder":
         raise UsageError("data.stream=always is for image folders. Choose data=imagefolder.")
     if any(not 0 < share < 1 for share in settings.milestones) or settings.milestones != sorted(
@@ -357,11 +342,6 @@ def check_ranks(settings: Settings) -> None:
             f"device={settings.device} is one GPU, and launch.ranks={ranks} needs {ranks}. "
             "Use device=cuda."
         )
-    if settings.arch.merge is Merge.dropout or settings.arch.family == "vgg":
-        raise UsageError(
-            "this network has dropout, whose noise is drawn for whole batches. Leave "
-            f"launch.ranks={ranks} out."
-        )
 
 
 def check_launch(launch: Launch) -> None:
@@ -374,14 +354,9 @@ def check_launch(launch: Launch) -> None:
 
 def check_arch(arch: Arch) -> None:
     """Raise UsageError for settings that contradict each other or that no layer would read."""
-    default = Arch()
-    for key, merges in MERGE_SETTINGS.items():
-        if getattr(arch, key) != getattr(default, key) and arch.merge not in merges:
-            choice = " or ".join(f"arch.merge={merge}" for merge in merges)
-            raise UsageError(f"arch.{key} is for {choice}, not arch.merge={arch.merge}.")
-    if arch.unit is Unit.bottleneck and arch.skip_span != default.skip_span:
+    if arch.unit is Unit.bottleneck and arch.skip_span != Arch().skip_span:
         raise UsageError("arch.skip_span is for arch.unit=basic: a bottleneck has three.")
-    if arch.survival < 1 and arch.merge is Merge.plain:
+    if arch.survival < 1 and arch.merge == Merge.plain:
         raise UsageError(
             "arch.survival is for networks with skips: without one, skipping a branch leaves "
             "nothing. Choose arch=stochastic_depth."

@@ -4,8 +4,10 @@ Hydra loads plugins in a way in which dataclasses cannot have postponed annotati
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -18,6 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from resexp.settings import UsageError
+
 
 @dataclass
 class CheckedSweeperConf:
@@ -27,6 +31,19 @@ class CheckedSweeperConf:
 ConfigStore.instance().store(
     group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="resexp"
 )
+
+
+#: Runs of one sweep: composing more would take minutes before the first could start.
+MOST_JOBS = 10_000
+
+
+def check_count(overrides: Sequence[Override]) -> None:
+    """Raise UsageError for more combinations of values than one sweep may have."""
+    grids = [one for one in overrides if one.is_choice_sweep() or one.is_range_sweep()]
+    counts = [sum(1 for _ in islice(one.sweep_iterator(), MOST_JOBS + 1)) for one in grids]
+    if math.prod(counts) > MOST_JOBS:
+        words = " ".join(str(one.input_line) for one in grids)
+        raise UsageError(f"{words} are more than {MOST_JOBS:,} runs. Give fewer values at a time.")
 
 
 class CheckedSweeper(Sweeper):
@@ -57,7 +74,9 @@ class CheckedSweeper(Sweeper):
         assert self.hydra_context and self.config is not None and self.launcher
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        overrides = parser.parse_overrides(arguments)
+        check_count(overrides)
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
         if self.plan is not None:
             jobs = [jobs[index] for index in self.plan(self.composed(jobs, parser))]
         return self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
