@@ -32,8 +32,9 @@ Branch = Callable[[Tensor], Tensor]
 
 DEPTH = b"depth"  # the purpose of the random words of blocks and shortcuts
 
-#: The rules by name, in which each enters itself.
+#: The rules by name, and those of them that blocks know. Each enters itself.
 RULES: dict[str, type[Rule]] = {}
+SUMS: list[str] = []
 
 
 class Rule(nn.Module):
@@ -50,6 +51,8 @@ class Rule(nn.Module):
 
     def __init_subclass__(cls, name: str) -> None:
         RULES[name] = cls
+        if cls.sums:
+            SUMS.append(name)
 
 
 class Drop(Rule, name="plain"):
@@ -225,10 +228,6 @@ class Concatenate(Add, name="concatenate"):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return torch.cat((self.shortcut(x), branch(x)), 1)
-
-
-#: The rules that blocks know.
-SUMS = tuple(name for name, rule in RULES.items() if rule.sums)
 
 
 def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> Rule:
