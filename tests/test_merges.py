@@ -209,17 +209,14 @@ def test_a_half_weighted_network_is_the_residual_one_with_halved_signals() -> No
     torch.testing.assert_close(half(x), torch.relu(full.branch(x) + x / 2))
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
-@pytest.mark.parametrize("merge", [Merge.plain, Merge.residual])
-def test_every_norm_goes_with_plain_and_residual(norm: str, merge: Merge) -> None:
-    network = build(Arch(merge=merge, norm=Normalisation(norm)))
+@pytest.mark.parametrize("norm", list(Normalisation))
+@pytest.mark.parametrize("merge", ["plain", "residual"])
+def test_every_norm_goes_with_plain_and_residual(norm: Normalisation, merge: str) -> None:
+    network = build(Arch(merge=merge, norm=norm))
     loss = cross_entropy(network(pictures()), torch.arange(5))
-    gradients = torch.autograd.grad(loss, list(network.parameters()))
-    assert gradients[0].any()  # the signal reaches the stem
-    kinds = {type(module) for module in network.modules()}
-    wanted = {"batch": nn.BatchNorm2d, "none": Bias}.get(norm, nn.GroupNorm)
-    assert wanted in kinds
-    assert not kinds & ({nn.BatchNorm2d, nn.GroupNorm, Bias} - {wanted})
+    assert torch.autograd.grad(loss, list(network.parameters()))[0].any()  # it reaches the stem
+    kinds = {type(module) for module in network.modules()} & {nn.BatchNorm2d, nn.GroupNorm, Bias}
+    assert kinds == {{"batch": nn.BatchNorm2d, "none": Bias}.get(norm, nn.GroupNorm)}
 
 
 def test_norms_are_over_the_groups_that_they_say() -> None:
