@@ -19,7 +19,7 @@ from fake_results import write_run
 
 from resexp import config
 from resexp.cli import main
-from resexp.settings import Range, Settings, UsageError
+from resexp.settings import Above, Range, Settings, UsageError
 from resexp.settings.fields import bare, leaves, said
 from resexp.settings.schema import check
 from resexp.train import device
@@ -223,7 +223,7 @@ def test_every_setting_has_a_meaning_and_every_number_a_range(key: str, hint: An
     if not number:
         return
     outside = [bounds.least - 1, bounds.most * 2, math.nan, math.inf]
-    for value in [*outside, bounds.least] if bounds.above else outside:
+    for value in [*outside, bounds.least] if isinstance(bounds, Above) else outside:
         settings = Settings()
         group, _, name = key.rpartition(".")
         setattr(attrgetter(group)(settings) if group else settings, name, value)

@@ -14,7 +14,7 @@ import pytest
 from resexp import config, models
 from resexp.models.merges import RULES
 from resexp.models.options import NoOptions, check, read
-from resexp.settings import Range, UsageError, choices
+from resexp.settings import Above, Range, UsageError, choices
 from resexp.settings.fields import hints, said
 
 Stem = StrEnum("Stem", ["imagenet", "small"])
@@ -23,7 +23,7 @@ Stem = StrEnum("Stem", ["imagenet", "small"])
 @dataclass(frozen=True, slots=True)
 class Options:
     growth: Annotated[int, Range(1, 1024), "channels"]
-    compression: Annotated[float, Range(0, 1, above=True)] = 1.0
+    compression: Annotated[float, Above(0, 1)] = 1.0
     stem: Stem = Stem.small
     bias: bool = False
     title: str = ""

@@ -20,7 +20,7 @@ from resexp.models.blocks import Block
 from resexp.models.layers import Convolution, Norm, norm_of, sequence
 from resexp.models.merges import Concatenate, Drop
 from resexp.models.options import read
-from resexp.settings import Merge, Normalisation, Range, Settings, Twin, Unit, UsageError
+from resexp.settings import Above, Merge, Normalisation, Range, Settings, Twin, Unit, UsageError
 
 MERGES = (Merge.concatenate,)
 READS = ("unit", "norm")
@@ -36,7 +36,7 @@ class Options:
     """``arch.options`` of this family."""
 
     growth: Annotated[int, Range(1, 1024), "channels that a layer adds: k"]
-    compression: Annotated[float, Range(0, 1, above=True), "share a transition keeps: theta"]
+    compression: Annotated[float, Above(0, 1), "share a transition keeps: theta"]
     stem_channels: Annotated[int, Range(0, 4096), "0: twice the growth"]
 
 

@@ -14,7 +14,7 @@ from resexp.models.dense import MERGES, DenseNetwork, Form, chosen
 from resexp.models.imagenet import Stem, check_size, opening
 from resexp.models.layers import norm_of
 from resexp.models.options import read
-from resexp.settings import Range, Settings
+from resexp.settings import Above, Range, Settings
 
 __all__ = ["MERGES", "READS", "Options", "check", "network"]
 
@@ -35,7 +35,7 @@ class Options:
     """``arch.options`` of this family."""
 
     growth: Annotated[int, Range(1, 1024), "channels that a layer adds: k"]
-    compression: Annotated[float, Range(0, 1, above=True), "share a transition keeps: theta"]
+    compression: Annotated[float, Above(0, 1), "share a transition keeps: theta"]
     stem: Stem = Stem.imagenet
 
 

@@ -26,7 +26,7 @@ from resexp.models.layers import (
 )
 from resexp.models.options import NoOptions, read
 from resexp.randomness import words
-from resexp.settings import Arch, Order, Range, Shortcut
+from resexp.settings import Above, Arch, Order, Range, Shortcut
 
 Branch = Callable[[Tensor], Tensor]
 
@@ -89,7 +89,7 @@ class Weights:
     """Options of WeightedAdd."""
 
     shortcut_scale: Annotated[float, Range(0, 1000), "factor on S(x)"] = 1.0
-    branch_scale: Annotated[float, Range(0, 1000, above=True), "factor on F(x)"] = 1.0
+    branch_scale: Annotated[float, Above(0, 1000), "factor on F(x)"] = 1.0
 
 
 class WeightedAdd(Add, name="weighted"):
@@ -112,7 +112,7 @@ class WeightedAdd(Add, name="weighted"):
 class Dropped:
     """Options of DropoutAdd."""
 
-    shortcut_dropout: Annotated[float, Range(0, 0.99, above=True), "share dropped of S(x)"] = 0.5
+    shortcut_dropout: Annotated[float, Above(0, 0.99), "share dropped of S(x)"] = 0.5
 
 
 class DropoutAdd(Add, name="dropout"):

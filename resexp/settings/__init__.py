@@ -3,7 +3,7 @@
 Plain dataclasses: nothing here knows Hydra, Typer or torch.
 """
 
-from resexp.settings.fields import Range, UsageError
+from resexp.settings.fields import Above, Range, UsageError
 from resexp.settings.job import (
     Job,
     as_dict,
@@ -41,6 +41,7 @@ from resexp.settings.schema import (
 )
 
 __all__ = [
+    "Above",
     "Arch",
     "BnEval",
     "BottleneckStride",

@@ -19,18 +19,26 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers from ``least`` to ``most``, ``least`` itself left out if ``above``."""
+    """The numbers from ``least`` to ``most``."""
 
     least: float
     most: float
-    above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most and not (self.above and value == self.least)
+        return self.least <= value <= self.most
 
     def __str__(self) -> str:
-        first = f"above {self.least:,}, at most" if self.above else f"from {self.least:,} to"
-        return f"{first} {self.most:,}"
+        return f"from {self.least:,} to {self.most:,}"
+
+
+class Above(Range):
+    """The same without ``least`` itself."""
+
+    def __contains__(self, value: float) -> bool:
+        return self.least < value <= self.most
+
+    def __str__(self) -> str:
+        return f"above {self.least:,}, at most {self.most:,}"
 
 
 #: What a value of each type is called.

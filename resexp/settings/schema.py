@@ -14,7 +14,7 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Annotated, Any
 
-from resexp.settings.fields import Range, UsageError, check_range, leaves
+from resexp.settings.fields import Above, Range, UsageError, check_range, leaves
 
 
 class Merge(StrEnum):
@@ -147,23 +147,14 @@ class Arch:
     order: Annotated[Order, "order of a block's layers"] = Order.original
     unit: Annotated[Unit, "convolutions of a branch"] = Unit.basic
     norm: Annotated[Normalisation, "normalisation layers"] = Normalisation.batch
-    bottleneck_stride: Annotated[BottleneckStride, "its convolution that strides"] = (
-        BottleneckStride.first
-    )
+    bottleneck_stride: Annotated[BottleneckStride, "which strides"] = BottleneckStride.first
     skip_span: Annotated[int, Range(1, 3), "convolutions that a skip of a basic unit spans"] = 2
-    skip_stages: Annotated[
-        list[int] | None, "stages whose blocks have skips, the first is 1; null: all"
-    ] = None
-    survival: Annotated[
-        float, Range(0, 1, above=True), "of the last branch in a step, falling linearly from 1"
-    ] = 1.0
-    se_ratio: Annotated[
-        int, Range(0, 4096), "channels a hidden unit of squeeze-and-excitation; 0: none"
-    ] = 0
+    skip_stages: Annotated[list[int] | None, "stages with skips, from 1; null: all"] = None
+    survival: Annotated[float, Above(0, 1), "of the last branch, falling from 1"] = 1.0
+    se_ratio: Annotated[int, Range(0, 4096), "squeeze-and-excitation: channels a unit; 0: none"] = 0
     scalar_lr: Annotated[float, Range(0, 1000), "share of lr for single learned numbers"] = 1.0
-    options: Annotated[dict[str, Any], "what the family or the merge rule alone reads"] = field(
-        default_factory=dict
-    )
+    # what the family or the merge rule alone reads
+    options: Annotated[dict[str, Any], "of a family or a rule"] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,14 +166,10 @@ class Data:
     root: Annotated[str, "folder of the files; of an imagefolder: a folder, tar or zip"] = "data"
     download: Annotated[bool, "fetch with torchvision what is not in root"] = True
     split: Annotated[Split, "which images train"] = Split.full
-    size: Annotated[
-        int | None, Range(8, 1024), "pixels a side of the middle square of a file; null: as it is"
-    ] = None
+    size: Annotated[int | None, Range(8, 1024), "pixels a side of an imagefolder's squares"] = None
     cache: Annotated[str, "where decoded image folders are kept"] = "~/.cache/resexp"
     stream: Annotated[Stream, "decode an imagefolder batch by batch"] = Stream.auto
-    workers: Annotated[
-        int, Range(0, 1024), "processes that decode a streamed set; 0: one a core, at most 16"
-    ] = 0
+    workers: Annotated[int, Range(0, 1024), "processes that decode; 0: a core each, to 16"] = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,17 +177,14 @@ class Launch:
     """How the runs of a sweep are carried out."""
 
     name: Annotated[str, "launcher"] = "local"
-    jobs: Annotated[
-        int, Range(0, 1024), "runs at a time; 0: one a core, at most 8, or 2 a GPU; lockstep 64"
-    ] = 0
+    # 0: processes and joblib one a core, at most 8, or 2 a GPU; lockstep all to 64
+    jobs: Annotated[int, Range(0, 1024), "runs at a time; 0: as many as the machine takes"] = 0
     ranks: Annotated[int, "processes that train one network, each a share of a batch"] = 1
     gpus: Annotated[float, Range(0, 64), "of a run: 0.5 under ray (two share one), 1 slurm"] = 0.0
     cores: Annotated[int, Range(1, 1024), "of a run under ray and slurm, and its threads"] = 1
     address: Annotated[str | None, "of a Ray cluster that is up: auto, or host:port"] = None
     partition: Annotated[str | None, "of Slurm"] = None
-    minutes: Annotated[
-        int, Range(1, 10**6), "limit of a run under slurm; at its end it is queued again"
-    ] = 240
+    minutes: Annotated[int, Range(1, 10**6), "of a run under slurm; then it is queued again"] = 240
 
 
 @dataclass(kw_only=True, slots=True)
@@ -211,12 +195,8 @@ class Settings:
     arch: Arch = field(default_factory=Arch)
     twin: Annotated[Twin, "train the arch's twin in its place"] = Twin.none
     depth: Annotated[int, Range(1, 20_000), "weighted layers"] = 20
-    width: Annotated[
-        int, Range(1, 4096), "channels of the first stage, doubled from stage to stage"
-    ] = 16
-    seed: Annotated[
-        int, Range(0, 2**63 - 1), "decides initial weights, batch order and augmentation"
-    ] = 0
+    width: Annotated[int, Range(1, 4096), "channels of the first stage, doubled at each next"] = 16
+    seed: Annotated[int, Range(0, 2**63 - 1), "of initial weights, batches, augmentation"] = 0
     data: Data = field(default_factory=Data)
 
     # budget
@@ -225,7 +205,7 @@ class Settings:
 
     # recipe
     recipe: Annotated[str, "name of the settings below as a whole"] = "digits"
-    lr: Annotated[float, Range(0, 10**6, above=True), "learning rate at the start"] = 0.02
+    lr: Annotated[float, Above(0, 10**6), "learning rate at the start"] = 0.02
     momentum: Annotated[float, Range(0, 0.9999999), "of SGD"] = 0.9
     nesterov: Annotated[bool, "Nesterov's momentum"] = False
     weight_decay: Annotated[float, Range(0, 1), "a step, times the learning rate"] = 1e-4
@@ -233,20 +213,16 @@ class Settings:
     milestones: Annotated[list[float], "fractions of steps at which the rate drops"] = field(
         default_factory=lambda: [0.5, 0.75]
     )
-    lr_drop: Annotated[float, Range(0, 1, above=True), "factor on the rate at a milestone"] = 0.1
+    lr_drop: Annotated[float, Above(0, 1), "factor on the rate at a milestone"] = 0.1
     warmup_steps: Annotated[int, Range(0, 10**9), "first steps, at warmup_lr"] = 0
-    warmup_lr: Annotated[float, Range(0, 10**6, above=True), "learning rate of warm-up"] = 0.01
+    warmup_lr: Annotated[float, Above(0, 10**6), "learning rate of warm-up"] = 0.01
     warmup_depth: Annotated[int, Range(0, 10**9), "layers from which on networks warm up"] = 0
-    crop_padding: Annotated[
-        int, Range(0, 64), "pixels of zeros around an image before a random crop; 0: no crop"
-    ] = 0
+    crop_padding: Annotated[int, Range(0, 64), "pixels of zeros before a crop; 0: no crop"] = 0
     flip: Annotated[bool, "mirror half of the images"] = False
     normalise: Annotated[Normalise, "what is subtracted from images"] = Normalise.pixel_mean
     init: Annotated[Init, "initial weights of convolutions"] = Init.he_fan_out
-    bn_momentum: Annotated[
-        float, Range(0, 1, above=True), "weight of a batch in the moving statistics"
-    ] = 0.1
-    bn_eps: Annotated[float, Range(0, 1, above=True), "added to a batch's variance"] = 1e-5
+    bn_momentum: Annotated[float, Above(0, 1), "share of a batch in moving statistics"] = 0.1
+    bn_eps: Annotated[float, Above(0, 1), "added to a batch's variance"] = 1e-5
     bn_eval: Annotated[BnEval, "batch-normalisation statistics at evaluation"] = BnEval.ema
     bn_sync: Annotated[bool, "batch statistics over all ranks, not each rank's share"] = False
 
@@ -256,33 +232,23 @@ class Settings:
 
     # records
     eval_every: Annotated[int, Range(1, 10**9), "steps between rows of metrics.csv"] = 22
-    clean_every: Annotated[
-        int, Range(1, 10**9), "rows between passes over the clean training set; the last has one"
-    ] = 5
-    collapse_after: Annotated[
-        float, Range(0, 1), "at chance from this fraction of steps on: collapsed"
-    ] = 0.5
+    clean_every: Annotated[int, Range(1, 10**9), "rows between clean passes; the last has one"] = 5
+    collapse_after: Annotated[float, Range(0, 1), "at chance from this fraction of steps on"] = 0.5
 
     # the decision, fixed before training: science of resexp verdict
-    threshold: Annotated[
-        float, Range(0, 100, above=True), "rise of log10 clean training loss called degradation"
-    ] = 0.3
+    threshold: Annotated[float, Above(0, 100), "least rise of log10 clean loss"] = 0.3
 
     # where and how, not what: changing these changes no number of a run
     name: Annotated[str, "folder under results"] = "digits"
     results: Annotated[str, "folder of all runs"] = "results"
     device: Annotated[str, "auto, cpu, cuda or cuda:1"] = "auto"
     engine: Annotated[Engine, "how a training step is carried out"] = Engine.auto
-    threads: Annotated[
-        int, Range(0, 512), "CPU threads; 0: one a core, fewer for layers of little work"
-    ] = 0
+    threads: Annotated[int, Range(0, 512), "CPU threads; 0: one a core, or fewer"] = 0
     checkpoint_every: Annotated[float, Range(0, 10**9), "seconds"] = 60.0
     keep_checkpoint: Annotated[bool, "keep it when the run is done"] = False
     overwrite: Annotated[bool, "replace the run that is there"] = False
     fail_fast: Annotated[bool, "the first failure of a sweep ends it"] = False
-    loggers: Annotated[list[str], "tensorboard, mlflow, wandb, beside the CSV"] = field(
-        default_factory=list
-    )
+    loggers: Annotated[list[str], "tensorboard, mlflow, wandb"] = field(default_factory=list)
     launch: Launch = field(default_factory=Launch)
 
     def __post_init__(self) -> None:
