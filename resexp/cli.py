@@ -58,7 +58,7 @@ class Kind(StrEnum):
     curves = "curves"
     depth = "depth"
     difference = "difference"
-    strips = "strips"
+    seeds = "seeds"
     families = "families"
 
 

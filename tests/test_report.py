@@ -11,20 +11,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
 from fake_results import write_run
 
-from resexp.analysis import verdict
-from resexp.analysis.report import charts as report_charts
-from resexp.analysis.report.page import MOST_CSV, page, sweeps, write_report
-from resexp.analysis.results import Run, find_runs
+from resexp.analysis import report, verdict
+from resexp.analysis.figures.canvas import DEPTH_COLOURS
+from resexp.analysis.figures.chart import Line, Panel, Scale
+from resexp.analysis.report.charts import MOST_POINTS, charts, line_values
+from resexp.analysis.report.origin import sweeps
+from resexp.analysis.report.page import MOST_CSV, page, write_report
+from resexp.analysis.results import find_runs
+from resexp.analysis.statistics import paired_t
 from resexp.runs.records import COLUMNS
 from resexp.settings import UsageError
 
@@ -90,28 +96,49 @@ class Tree(HTMLParser):
         return [element for element in self.elements if element.tag in tags]
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """Plain networks that degrade, residual ones that do not; one collapsed, one diverged run."""
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain networks that degrade, residual ones that do not; one collapsed, one diverged run.
+
+    For all tests of this file: not to be changed.
+    """
+    root = tmp_path_factory.mktemp("results")
     for seed in range(3):
         for depth in (20, 56):
-            write_run(tmp_path, "residual", depth, seed, clean_loss=0.01 + 0.001 * seed)
-        write_run(tmp_path, "plain", 20, seed, clean_loss=0.01, clean_error=0.3 + 0.1 * seed)
+            write_run(root, "residual", depth, seed, clean_loss=0.01 + 0.001 * seed)
+        write_run(root, "plain", 20, seed, clean_loss=0.01, clean_error=0.3 + 0.1 * seed)
         bad = {"status": "collapsed"} if seed == 1 else {}
-        write_run(tmp_path, "plain", 56, seed, clean_loss=1.5, clean_error=60 + seed, **bad)
-    write_run(tmp_path, "plain", 110, 0, status="diverged")
-    return tmp_path
+        write_run(root, "plain", 56, seed, clean_loss=1.5, clean_error=60 + seed, **bad)
+    write_run(root, "plain", 110, 0, status="diverged")
+    return root
 
 
-def read(results: Path) -> str:
-    return write_report(results).read_text(encoding="utf-8")
+def read(results: Path, filters: Sequence[str] = ()) -> str:
+    return page(find_runs(results, filters), filters)
+
+
+@pytest.fixture(scope="module")
+def text(results: Path) -> str:
+    """The page of those runs."""
+    return read(results)
+
+
+@pytest.fixture(scope="module")
+def tree(text: str) -> Tree:
+    return Tree(text)
+
+
+def values(tree: Tree) -> dict[str, Any]:
+    """The numbers that the script shows, by panel."""
+    (block,) = [e for e in tree.all("script") if e.attributes.get("type") == "application/json"]
+    found: dict[str, Any] = json.loads(block.text)
+    return found
 
 
 # --- what it says
 
 
-def test_the_verdict_comes_first_with_its_numbers(results: Path) -> None:
-    tree = Tree(read(results))
+def test_the_verdict_comes_first_with_its_numbers(results: Path, tree: Tree) -> None:
     sentence = next(e for e in tree.elements if e.attributes.get("class") == "sentence")
     decided = verdict.decide(find_runs(results))
     assert sentence.whole == verdict.text(decided).splitlines()[0]
@@ -157,8 +184,7 @@ def test_several_experiments_are_sections_that_can_be_jumped_to(tmp_path: Path) 
     assert len(ids) == len(set(ids)) and {"e0", "e1"} <= set(ids)
 
 
-def test_every_run_has_its_settings_and_environment_in_a_fold(results: Path) -> None:
-    tree = Tree(read(results))
+def test_every_run_has_its_settings_and_environment_in_a_fold(results: Path, tree: Tree) -> None:
     folds = [e for e in tree.all("details") if "class" not in e.attributes]
     assert len(folds) == len(find_runs(results)) == 13
     assert [e.children[0].tag for e in folds] == ["summary"] * 13
@@ -168,9 +194,9 @@ def test_every_run_has_its_settings_and_environment_in_a_fold(results: Path) -> 
 
 
 def test_filters_choose_the_runs_and_are_repeated_in_the_commands(results: Path) -> None:
-    text = write_report(results, None, ["depth=20,56"]).read_text()
+    text = read(results, ["depth=20"])
     assert "plain-110-s0" not in text
-    assert "resexp report results/digits depth=20,56" in text
+    assert "resexp report results/digits depth=20" in text
 
 
 # --- commands
@@ -209,16 +235,15 @@ def test_a_command_that_no_shell_would_take_is_listed_as_it_is(tmp_path: Path) -
     assert sweeps(find_runs(tmp_path)) == ["resexp run it's"]
 
 
-def test_every_run_has_its_own_command(results: Path) -> None:
-    text = unescape(read(results))
-    assert all(run.record["command"] in text for run in find_runs(results))
+def test_every_run_has_its_own_command(results: Path, text: str) -> None:
+    shown = unescape(text)
+    assert all(run.record["command"] in shown for run in find_runs(results))
 
 
 # --- downloads
 
 
-def test_the_csv_downloads_are_the_files(results: Path) -> None:
-    tree = Tree(read(results))
+def test_the_csv_downloads_are_the_files(results: Path, tree: Tree) -> None:
     links = {e.attributes["download"]: e.attributes["href"] for e in tree.all("a")}
     for run in find_runs(results):
         head, _, body = links[f"{run.run}.csv"].partition(",")
@@ -258,37 +283,15 @@ def test_the_papers_sweep_stays_small(tmp_path: Path) -> None:
     path = write_report(tmp_path)
     assert path.stat().st_size < 3_000_000
     tree = Tree(path.read_text())
-    lines = [line for e in data_blocks(tree) for line in json.loads(e.text)["lines"]]
-    assert max(len(line["x"]) for line in lines) == report_charts.MOST_POINTS
-    assert {(line["x"][0], line["x"][-1]) for line in lines if "training" in line["name"]} == {
-        (100, 64_000)
-    }
-
-
-def data_blocks(tree: Tree) -> list[Element]:
-    return [e for e in tree.all("script") if e.attributes.get("type") == "application/json"]
-
-
-def test_thinning_keeps_the_ends_and_the_extremes() -> None:
-    x = [float(value) for value in range(5000)]
-    y = [math.sin(value / 7) for value in x]
-    y[1234], y[4321] = 9.0, -9.0
-    trace = report_charts.Trace(
-        name="", tags=(), colours=("", ""), x=list(x), y=list(y), low=list(y), high=list(y)
-    )
-    thin = report_charts.thinned(trace)
-    assert len(thin.x) <= report_charts.MOST_POINTS
-    assert thin.x == sorted(set(thin.x)) and (thin.x[0], thin.x[-1]) == (0, 4999)
-    assert (max(thin.y), min(thin.y)) == (9.0, -9.0)
-    assert all(y[int(place)] == value for place, value in zip(thin.x, thin.y, strict=True))
+    lines = [line for panel in values(tree).values() for line in panel["lines"]]
+    assert max(len(line["x"]) for line in lines) <= MOST_POINTS
+    assert {line["x"][-1] for line in lines if "training" in line["name"]} == {64_000}
 
 
 # --- safe and alone
 
 
-def test_nothing_is_fetched(results: Path) -> None:
-    text = read(results)
-    tree = Tree(text)
+def test_nothing_is_fetched(text: str, tree: Tree) -> None:
     for element in tree.elements:
         for key in ("src", "srcset", "action", "poster", "data"):
             assert key not in element.attributes
@@ -300,11 +303,9 @@ def test_nothing_is_fetched(results: Path) -> None:
     assert policy.attributes["content"].startswith("default-src 'none'")
 
 
-def test_only_the_reports_own_script_may_run(results: Path) -> None:
-    tree = Tree(read(results))
-    scripts = [e for e in tree.all("script") if e not in data_blocks(tree)]
-    assert len(scripts) == 1
-    digest = base64.b64encode(hashlib.sha256(scripts[0].text.encode()).digest()).decode()
+def test_only_the_reports_own_script_may_run(tree: Tree) -> None:
+    (script,) = [e for e in tree.all("script") if "type" not in e.attributes]
+    digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
     policy = next(e for e in tree.all("meta") if "http-equiv" in e.attributes)
     assert f"script-src 'sha256-{digest}'" in policy.attributes["content"]
     assert not any(key.startswith("on") for e in tree.elements for key in e.attributes)
@@ -331,14 +332,15 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
             )
     text = read(tmp_path)
     tree = Tree(text)  # every tag is closed by its own
-    assert len([e for e in tree.all("script") if e not in data_blocks(tree)]) == 1
+    assert len([e for e in tree.all("script") if "type" not in e.attributes]) == 1
     assert "<script>alert" not in text and "alert(1)</script>" not in text
     assert tree.all("h1")[0].text == f"Experiment {EVIL}"
-    assert all(json.loads(block.text) for block in data_blocks(tree))
-    names = [
-        line["name"] for block in data_blocks(tree) for line in json.loads(block.text)["lines"]
-    ]
-    assert any(EVIL.replace(",", ", ") in name for name in names)
+    names = [line["name"] for panel in values(tree).values() for line in panel["lines"]]
+    assert any(EVIL in name for name in names)
+    assert any(EVIL in e.whole for e in tree.all("text"))  # of an axis
+    assert any(EVIL in e.whole for e in tree.all("title")[1:])  # of a point
+    ids = [e.attributes["id"] for e in tree.elements if "id" in e.attributes]
+    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[\w.-]+", each) for each in ids)
 
 
 def test_a_page_is_plain_ascii(tmp_path: Path) -> None:
@@ -351,29 +353,25 @@ def test_a_page_is_plain_ascii(tmp_path: Path) -> None:
 # --- for everybody
 
 
-def test_headings_are_in_order_under_one_h1(results: Path) -> None:
-    write_run(results, "plain", 20, 0, name="other")
-    for text in (read(results), read(results / "digits")):
-        levels = [int(e.tag[1]) for e in Tree(text).elements if re.fullmatch(r"h[1-6]", e.tag)]
+def test_headings_are_in_order_under_one_h1(tmp_path: Path, text: str) -> None:
+    for name in ("one", "other"):
+        write_run(tmp_path, "plain", 20, 0, name=name)
+    for each in (text, read(tmp_path)):
+        levels = [int(e.tag[1]) for e in Tree(each).elements if re.fullmatch(r"h[1-6]", e.tag)]
         assert levels[0] == 1 and levels.count(1) == 1
         assert all(b <= a + 1 for a, b in pairwise(levels))
 
 
-def test_every_image_has_a_name_and_a_description(results: Path) -> None:
-    tree = Tree(read(results))
-    by_id = {e.attributes["id"]: e for e in tree.elements if "id" in e.attributes}
+def test_every_image_says_what_it_shows(tree: Tree) -> None:
     images = tree.all("svg", "img")
-    assert len(images) == 2 + 1 + 2  # curves by series, error by depth, two differences
-    for image in images:
-        assert image.attributes["role"] == "img"
-        named = [by_id[key] for key in image.attributes["aria-labelledby"].split()]
-        assert [e.tag for e in named] == ["title", "desc"]
-        assert all(len(e.text) > 10 for e in named)
-    assert "56 test 2.0 %" in "".join(e.text for e in tree.all("desc"))
+    assert len(images) == 2 + 2 + 3  # curves by series, errors by depth, differences
+    assert {image.attributes["role"] for image in images} == {"img"}
+    said = [image.attributes["aria-label"] for image in images]
+    assert "56 test: 2.0 %" in said[1] and "56 layers 61.0 %" in said[2]
+    assert "plain minus residual: 20 layers +0.2 points" in said[4]
 
 
-def test_tables_have_headers_that_say_their_direction(results: Path) -> None:
-    tree = Tree(read(results))
+def test_tables_have_headers_that_say_their_direction(tree: Tree) -> None:
     assert len(tree.all("table")) == 2
     for table in tree.all("table"):
         assert table.children[0].tag == "caption"
@@ -381,19 +379,28 @@ def test_tables_have_headers_that_say_their_direction(results: Path) -> None:
     assert {e.attributes["scope"] for e in tree.all("th")} == {"col", "row"}
 
 
-def test_the_page_suits_a_phone_and_says_its_language(results: Path) -> None:
-    tree = Tree(read(results))
+def test_the_page_suits_a_phone_and_says_its_language(tree: Tree) -> None:
     viewport = [e for e in tree.all("meta") if e.attributes.get("name") == "viewport"]
     assert viewport[0].attributes["content"] == "width=device-width, initial-scale=1"
     assert tree.all("html")[0].attributes["lang"] == "en"
 
 
-def test_legend_entries_are_buttons_for_what_is_drawn(results: Path) -> None:
-    tree = Tree(read(results))
-    tags = {tag for e in tree.elements for tag in e.attributes.get("data-tags", "").split()}
-    keys = [e for e in tree.all("button") if "data-tag" in e.attributes]
-    assert {e.attributes["data-tag"] for e in keys} == tags
-    assert {e.attributes["aria-pressed"] for e in keys} == {"true"}
+def test_legend_entries_are_buttons_for_what_is_drawn(tree: Tree) -> None:
+    figures = [e for e in tree.all("figure") if e.attributes.get("class") == "chart"]
+    assert len(figures) == 3
+    for figure in figures:
+        inside = [e for e in tree.elements if within(e, figure)]
+        plots = [e.attributes["id"] for e in inside if e.attributes.get("class") == "plot"]
+        drawn = [e.attributes.get("id", "") for e in inside]
+        marks = [each for each in drawn if each.startswith(tuple(f"{plot}." for plot in plots))]
+        keys = [e for e in inside if "data-tag" in e.attributes]
+        assert {e.attributes["aria-pressed"] for e in keys} == {"true"}
+        for tag in (e.attributes["data-tag"] for e in keys):
+            assert any(tag in mark.split(".")[1:-1] for mark in marks), tag
+
+
+def within(element: Element, outer: Element) -> bool:
+    return element is outer or (element.parent is not None and within(element.parent, outer))
 
 
 def luminance(colour: str) -> float:
@@ -409,33 +416,37 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_stands_out_on_light_and_on_dark() -> None:
-    template = Path(report_charts.__file__).with_name("template.html").read_text()
-    blocks = re.findall(r":root \{([^}]*)\}", template)
+    style = Path(report.__path__[0], "template.html").read_text()
+    blocks = re.findall(r":root \{([^}]*)\}", style)
     assert len(blocks) == 2
-    for block, ramp in zip(blocks, report_charts.DEPTH_RAMPS, strict=True):
+    for block in blocks:
         named = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{3,6});", block))
         for text in ("ink", "soft", "link", "shown", "calm", "open"):
             for ground in ("paper", "wash"):
                 assert contrast(named[text], named[ground]) >= 4.5, (text, ground)
-        assert all(contrast(colour, named["paper"]) >= 1.9 for colour in ramp)
+    # Figures are on white in both.
+    assert ".chart { background: #fff; color: #222;" in style
+    assert all(contrast(colour, "#fff") >= 1.8 for colour in DEPTH_COLOURS.values())
+    assert contrast("#666666", "#fff") >= 4.5  # the palest text of a figure, but for chance
 
 
 # --- where it goes
 
 
-def test_it_lands_beside_the_runs_or_where_it_is_told(results: Path) -> None:
-    assert write_report(results) == results / "report.html"
-    assert write_report(results, results / "deep" / "page.html").name == "page.html"
-    assert write_report(results, results / "deep") == results / "deep" / "report.html"
-    assert len(find_runs(results)) == 13
-
-
-def test_the_same_runs_at_the_same_time_give_the_same_page(
-    results: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_lands_beside_the_runs_or_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_run(tmp_path, "plain", 20, 0)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
-    assert read(results) == read(results)
-    assert "2027-01-15 08:00 UTC" in read(results)
+    assert write_report(tmp_path) == tmp_path / "report.html"
+    deep = tmp_path / "deep"
+    assert write_report(tmp_path, deep / "page.html") == deep / "page.html"
+    assert write_report(tmp_path, deep) == deep / "report.html"
+    assert len(find_runs(tmp_path)) == 1
+    # The same runs at the same time give the same page.
+    first = (tmp_path / "report.html").read_bytes()
+    assert first == (deep / "page.html").read_bytes() == (deep / "report.html").read_bytes()
+    assert b"2027-01-15 08:00 UTC" in first
 
 
 def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -447,15 +458,16 @@ def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "file" / "report.html")
 
 
-def test_neither_torch_nor_matplotlib_is_loaded(results: Path) -> None:
+def test_torch_pandas_and_pyplot_are_not_loaded(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0)
     code = (
         "import sys; from pathlib import Path; "
         "from resexp.analysis.report.page import write_report; "
         "write_report(Path(sys.argv[1])); "
-        "print(*{'torch', 'matplotlib', 'pandas', 'hydra'} & set(sys.modules))"
+        "print(*{'torch', 'pandas', 'hydra', 'matplotlib.pyplot'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(results)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
 
@@ -463,55 +475,45 @@ def test_neither_torch_nor_matplotlib_is_loaded(results: Path) -> None:
 # --- charts
 
 
-def test_differences_pair_seeds_and_other_extras(tmp_path: Path) -> None:
-    for rate, extra in ((0.01, {"lr": 0.01}), (0.02, {"lr": 0.02})):
-        for arch, error in (("plain", 50.0 + 100 * rate), ("residual", 1.0)):
-            for seed in (0, 1):
-                write_run(tmp_path, arch, 20, seed, clean_error=error, extras=extra)
-    write_run(tmp_path, "residual", 20, 7, extras={"lr": 0.01})  # no twin
-    found = {
-        series: [(plain.run, other.run) for _, plain, other in pairs]
-        for series, pairs in report_charts.pair(find_runs(tmp_path)).items()
-    }
-    assert found == {
-        f"residual,lr={rate}": [
-            (f"plain-20-s{seed},lr={rate}", f"residual-20-s{seed},lr={rate}") for seed in (0, 1)
-        ]
-        for rate in (0.01, 0.02)
-    }
-    chart = report_charts.differences(find_runs(tmp_path))
-    assert chart is not None
-    assert [trace.y for trace in chart.panels[0].traces] == [[50.0], [51.0]]
+def test_the_script_tells_what_is_drawn(results: Path, tree: Tree) -> None:
+    """The numbers of the page are those of the charts, whose own are held against the CSV files."""
+    found = values(tree)
+    made = charts(find_runs(results))
+    assert list(made) == ["curves", "depth", "difference"]
+    for kind, chart in made.items():
+        for index, panel in enumerate(chart.panels):
+            told = found[f"e0-{kind}-p{index}"]
+            assert told["domain"] == [panel.x.low, panel.x.high]
+            left, right, top, bottom = told["box"]
+            assert 0 < left < right <= 1 and 0 <= top < bottom < 1
+            for line, held in zip((x for x in panel.lines if x.name), told["lines"], strict=True):
+                assert held["x"] == line.x and held["y"] == pytest.approx(line.y, abs=1e-4)
+    (plain,) = [line for line in found["e0-depth-p0"]["lines"] if line["name"] == "plain"]
+    interval = paired_t([60, 61, 62])
+    assert plain["told"][1] == f"61.0 % (95 % {interval.low:.1f} to {interval.high:.1f})"
+    loss = found["e0-difference-p2"]["lines"][0]["told"]
+    assert loss[0] == "\N{MINUS SIGN}0.04 (95 % \N{MINUS SIGN}0.14 to +0.06)"
 
 
-def test_a_mean_is_over_the_seeds_of_one_network(results: Path) -> None:
-    chart = report_charts.by_depth(find_runs(results))
-    assert chart is not None
-    plain, residual = chart.panels[0].traces
-    assert plain.x == [20, 56, 110] and residual.x == [20, 56]
-    assert plain.y == pytest.approx([0.4, 61.0, 90.0])  # a diverged run counts at chance
-    assert [point.failed for point in chart.panels[0].points].count(True) == 2
+def test_many_points_are_told_at_some_of_their_places() -> None:
+    steps = [float(step) for step in range(5000)]
+    line = Line(name="", tags=(), x=steps, y=steps, colour="")
+    scale = Scale(label="step", low=0, high=4999)
+    panel = Panel(title="", x=scale, y=scale, lines=[line])
+    held = line_values(panel, line)
+    assert MOST_POINTS / 2 < len(held["x"]) <= MOST_POINTS
+    assert held["x"] == held["y"] == sorted(held["x"]) and held["x"][-1] == 4999
+    assert held["told"][-1] == "4999.0 %"
 
 
-def test_a_diverged_run_is_a_line_of_its_own_that_ends_in_a_cross(results: Path) -> None:
-    chart = report_charts.curves(find_runs(results))
-    assert chart is not None
-    names = [trace.name for trace in chart.panels[0].traces]
-    assert names == ["20 test", "20 training", "56 test", "56 training", "plain-110-s0 diverged"]
-    assert [point.name for point in chart.panels[0].points] == ["plain-110-s0 diverged"]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 64_000, [0, 16_000, 32_000, 48_000, 64_000]),
-        (0, 220, [0, 50, 100, 150, 200]),
-        (-0.1, 3.4, [0, 1, 2, 3]),
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-    ],
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert report_charts.ticks(low, high) == pytest.approx(expected)
+def test_every_series_is_in_the_page(tmp_path: Path) -> None:
+    for rate in (0.01, 0.02, 0.03, 0.04, 0.05):
+        for arch in ("plain", "residual"):
+            write_run(tmp_path, arch, 20, 0, extras={"lr": rate})
+    made = charts(find_runs(tmp_path))
+    assert [len(chart.panels) for chart in made.values()] == [10, 2, 15]
+    assert len(made["depth"].panels[0].lines) == 10
+    assert len({(key.colour, key.marker) for key in made["depth"].keys if key.tag[:1] == "s"}) == 10
 
 
 # --- in a browser
@@ -521,8 +523,8 @@ PROBE = """
 addEventListener("load", () => {
   const out = {};
   const key = document.querySelector('.legend button[data-tag="d56"]');
-  const trace = document.querySelector('path.trace[data-tags~="d56"]');
-  const other = document.querySelector('path.trace[data-tags~="d20"]');
+  const trace = document.querySelector('svg [id*=".d56."]');
+  const other = document.querySelector('svg [id*=".d20."]');
   const style = (element) => getComputedStyle(element).display;
   out.before = [style(trace), key.getAttribute("aria-pressed")];
   key.click();
@@ -536,11 +538,7 @@ addEventListener("load", () => {
     plot.dispatchEvent(new KeyboardEvent("keydown", { key: name, cancelable: true }));
   out.tip = plot.querySelector(".tip").innerText;
   out.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-  out.unnamed = [...document.querySelectorAll("svg, img")].filter((image) => {
-    const ids = (image.getAttribute("aria-labelledby") || "").split(" ");
-    return !ids.every((id) => document.getElementById(id)?.textContent.trim());
-  }).length;
-  out.images = document.querySelectorAll("svg, img").length;
+  out.drawn = [...document.querySelectorAll("svg")].map((image) => image.getBBox().width > 100);
   URL.createObjectURL = (blob) => { out.blob = blob.size; return "#"; };
   document.querySelector("button[data-every]").click();
   out.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
@@ -553,20 +551,19 @@ addEventListener("securitypolicyviolation", (event) => violations.push(event.blo
 
 
 @pytest.mark.slow
-def test_in_chromium_legends_work_and_no_request_leaves(results: Path) -> None:
+def test_in_chromium_legends_work_and_no_request_leaves(tmp_path: Path, text: str) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium on this machine (Debian: apt install chromium)")
-    text = read(results)
     digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
     text = text.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
-    probed = results / "probed.html"
+    probed = tmp_path / "probed.html"
     probed.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", f"--user-data-dir={results / 'profile'}"),
+            *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
             *("--enable-logging=stderr", "--virtual-time-budget=5000", "--window-size=500,900"),
             *("--dump-dom", probed.as_uri()),
         ],
@@ -580,17 +577,16 @@ def test_in_chromium_legends_work_and_no_request_leaves(results: Path) -> None:
     assert out["before"] == ["inline", "true"]
     assert out["hidden"] == ["none", "false", "inline"]
     assert out["again"] == ["inline", "true"]
-    assert out["focus"] and out["tip"].startswith("step 44")
+    assert out["focus"] and out["tip"].startswith("step 22")
     assert "56 test: " in out["tip"]
     assert not out["wide"]
-    assert (out["images"], out["unnamed"]) == (5, 0)
+    assert out["drawn"] == [True] * 7
     assert out["blob"] > 1000
     assert (out["requests"], out["violations"]) == ([], [])
 
 
-def test_the_page_needs_no_file_beside_it(results: Path) -> None:
-    runs: list[Run] = find_runs(results)
-    assert str(results) not in page(runs)
+def test_the_page_names_no_file_beside_it(results: Path, text: str) -> None:
+    assert str(results) not in text
 
 
 def test_what_probes_found_is_told_with_its_figure(tmp_path: Path) -> None:

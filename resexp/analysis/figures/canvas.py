@@ -1,4 +1,4 @@
-"""What every figure shares: sizes, type, colours, axes, headings, legends, and the file it becomes.
+"""What every figure shares: sizes, type, colours, headings, legends, and the file it becomes.
 
 Drawn without pyplot: no window, no state between figures. Sizes are those of a printed page (a
 column is 85 mm wide), so text keeps its size in a paper.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 
 from resexp.analysis.results import Run
 from resexp.runs.records import replacing
@@ -62,22 +61,32 @@ STYLE: dict[Any, Any] = {
 }
 
 #: Depth from shallow to deep: hue and lightness change together, so it reads in grey and by
-#: colour-blind eyes, and the lightest still stands out on white.
-DEPTH_COLOURS = LinearSegmentedColormap.from_list(
-    "depth", ["#e8a33d", "#d1495b", "#7b3f8c", "#1b2a5c"]
-)
+#: colour-blind eyes, and the lightest still stands out on white. Other depths lie between.
+DEPTH_COLOURS = {
+    **{2: "#eeb547", 8: "#eba52e", 20: "#e2694f", 32: "#c04a78", 44: "#833b90"},
+    **{56: "#46308f", 110: "#161648", 1202: "#000000"},
+}
 
 #: Networks where depth is the axis: colours of Okabe and Ito, and a marker for grey print.
 SERIES_STYLES = (("#d55e00", "o"), ("#0072b2", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
+MORE_COLOURS = ("#7a5195", "#8a6d00")  # after those four, where a page shows more series
 FAILURE = "#222222"
 GREY = "#555555"
 DASHES: Any = (0, (3, 1.6))
 
 
-def depth_colours(depths: Sequence[int]) -> dict[int, str]:
-    """A colour a depth, by rank: the shallowest lightest, the deepest darkest."""
-    last = max(len(depths) - 1, 1)
-    return {depth: to_hex(DEPTH_COLOURS(rank / last)) for rank, depth in enumerate(depths)}
+def depth_colour(depth: int) -> str:
+    """The colour of a depth, the same in every figure."""
+    channels = zip(*(to_rgb(colour) for colour in DEPTH_COLOURS.values()), strict=True)
+    known = np.log([*DEPTH_COLOURS])
+    red, green, blue = (float(np.interp(math.log(depth), known, each)) for each in channels)
+    return to_hex((red, green, blue))
+
+
+def series_style(index: int) -> tuple[str, str]:
+    """Colour and marker of a series by its place; of twelve no two are alike."""
+    colours = [*(colour for colour, _ in SERIES_STYLES), *MORE_COLOURS]
+    return colours[index % len(colours)], SERIES_STYLES[index % len(SERIES_STYLES)][1]
 
 
 def blank(width: float, height: float) -> Figure:
@@ -86,19 +95,6 @@ def blank(width: float, height: float) -> Figure:
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr,call-arg]
     return figure
-
-
-def canvas(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of column or page width with axes that share their scales."""
-    columns, lines = min(panels, 2), math.ceil(panels / 2)
-    figure = blank(COLUMN if columns == 1 else PAGE, 62 * MM * lines + 14 * MM)
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for axis in axes[panels:]:
-        axis.remove()
-    for axis in axes[:panels]:
-        axis.tick_params(labelbottom=True, labelleft=True)
-    return figure, axes[:panels]
 
 
 def heading(runs: Sequence[Run]) -> str:
@@ -166,71 +162,29 @@ def _letters(labels: Sequence[str], columns: int) -> int:
     return letters
 
 
-def legend_curves(figure: Figure, depths: Sequence[int], colours: dict[int, str]) -> None:
-    """A colour a depth, a stroke a kind of error."""
-    handles = [Line2D([], [], color=colours[depth], linewidth=1.6) for depth in depths]
-    labels = [f"{depth} layers" for depth in depths]
-    handles += [
-        Line2D([], [], color=GREY, linewidth=1.3),
-        Line2D([], [], color=GREY, linewidth=0.9, linestyle=DASHES),
-    ]
-    legend(figure, handles, [*labels, "test", "training"])
-
-
-def draw_chance(axis: Axes, runs: Sequence[Run], top: float) -> None:
-    """Where always answering the commonest class lies, if the axis reaches that far."""
-    chance = runs[0].record["data"].get("chance_error")
-    if chance is None or chance >= top:
-        return
-    axis.axhline(chance, color="#999999", linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
-    axis.annotate(
-        "chance",
-        (0, chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 2),
-        textcoords="offset points",
-        fontsize=6.5,
-        color="#777777",
-    )
-
-
-def step_scale(longest: int) -> int:
-    """By what steps are divided on the axis: long runs are counted in thousands."""
-    return 1000 if longest >= 10_000 else 1
-
-
-def step_axis(axis: Axes, longest: int, ticks: int = 5) -> None:
-    """Ticks from 0 to the last step of the longest run."""
-    axis.set_xlim(0, longest / step_scale(longest))
-    # 1.6 so that 64,000 steps are marked where the paper drops its rate: 16, 32, 48, 64.
-    axis.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 1.6, 2, 2.5, 5, 10]))
-
-
-def step_label(longest: int) -> str:
-    return "step (thousands)" if step_scale(longest) > 1 else "step"
-
-
-def round_up(value: float) -> float:
-    """To the next of 1, 2, 5, 10, 20, 30 ... 100."""
-    for top in (1, 2, 5, *range(10, 101, 10)):
-        if value <= top:
-            return float(top)
-    return 100.0
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all, in the form that its suffix names; no date inside.
 
     Raises Unwritten where it does not fit.
     """
     form = check_form(path.suffix.lstrip("."))
-    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form, {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    for label in figure.findobj(Text):
-        if "$" in label.get_text() and "\\mathdefault" not in label.get_text():
+    with replacing(path) as temporary:
+        write(figure, temporary, form)
+
+
+def write(figure: Figure, target: Path | IO[bytes], form: str) -> None:
+    """Render a figure; the same figure gives the same bytes."""
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form, {})
+    for label in figure.findobj(Text, include_self=False):
+        text = label.get_text()
+        if "$" in text and "\\mathdefault" not in text:
             label.set_parse_math(False)  # a name with dollars in it, not the tick of an axis
-    with matplotlib.rc_context(STYLE), replacing(path) as temporary:
-        figure.savefig(temporary, format=form, dpi=200, metadata=metadata)
+        letters = (x if x.isprintable() or x == "\n" else "\N{REPLACEMENT CHARACTER}" for x in text)
+        label.set_text("".join(letters))  # XML has no others
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters of another font
+        figure.savefig(target, format=form, dpi=200, metadata=metadata)
 
 
 def check_form(form: str) -> str:

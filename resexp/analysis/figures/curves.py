@@ -4,295 +4,292 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from resexp.analysis.figures.canvas import (
+    COLUMN,
     DASHES,
+    GREY,
     MM,
     MOST_PANELS,
     PAGE,
-    STYLE,
-    blank,
-    canvas,
-    depth_colours,
-    draw_chance,
-    head,
+    depth_colour,
     heading,
-    legend_curves,
-    round_up,
     spaced,
-    step_axis,
-    step_label,
-    step_scale,
 )
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
 from resexp.analysis.results import Run, order
 from resexp.runs.records import Row
-from resexp.settings import UsageError
 
-ERRORS = ("train_error", "test_error")
 TALLEST = 235 * MM  # of a page of small panels, so that it fits A4
+
+#: What is drawn of a network: column, the tag of its lines and their name.
+ERRORS = (("test_error", "test", "test"), ("train_error", "train", "training"))
+
+Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(slots=True)
-class Curves:
-    """Runs of one series and depth, with their rows."""
+class Network:
+    """Runs of one series and depth: they differ in their seed."""
 
     series: str
     depth: int
-    runs: list[tuple[Run, list[Row]]]
+    runs: list[Run]
 
     @property
     def whole(self) -> list[list[Row]]:
         """Rows of the runs that the mean is over: finished finite ones, else all finite ones."""
-        finite = [(run, rows) for run, rows in self.runs if run.status != "diverged" and rows]
-        finished = [rows for run, rows in finite if run.finished]
-        return finished or [rows for _, rows in finite]
+        finite = [run for run in self.runs if run.status != "diverged" and run.rows()]
+        return [run.rows() for run in finite if run.finished] or [run.rows() for run in finite]
 
-    def means(self, column: str) -> tuple[list[int], list[float]]:
-        """Steps that all seeds share, and the mean of a column of errors there."""
-        steps, errors = self.values(column)
-        return steps, [float(mean) for mean in errors.mean(axis=0)]
-
-    def values(
-        self, column: str
-    ) -> tuple[list[int], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
-        """Steps that all seeds share, and a column there, shape (seeds, steps), in percent."""
-        steps = set.intersection(*({row.step for row in rows} for rows in self.whole))
-        values = [
-            [getattr(row, column) for row in rows if row.step in steps] for rows in self.whole
-        ]
-        return sorted(steps), np.array(values, dtype=np.float64)
+    def values(self, column: str) -> tuple[list[float], Values]:
+        """Steps that all seeds share, and a column there, shape (seeds, steps)."""
+        whole = self.whole
+        shared = set.intersection(*({row.step for row in rows} for rows in whole))
+        values = [[getattr(row, column) for row in rows if row.step in shared] for rows in whole]
+        table = np.array(values, dtype=np.float64)
+        known = np.isfinite(table).all(axis=0)
+        return list(np.array(sorted(shared), dtype=float)[known]), table[:, known]
 
 
-def draw_curves(runs: Sequence[Run]) -> Figure:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """In what the kinds of curves differ."""
+
+    colours: Mapping[int, str]
+    widths: tuple[float, float]  # of test and of training error, points
+    bands: bool = True
+    end: str = "{depth}"  # beside a curve
+    top: float | None = None  # of the axis, percent; by the data if None
+
+
+def curves(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     """Training (dashed) and test error (solid) against steps, a panel a series, a colour a depth.
 
     Lines are means over seeds, bands their whole range. A diverged run is a thin line of its own
     that ends in a cross. Raises UsageError if no run has a row yet.
     """
-    panels = require_rows(runs)
-    drawn = list(panels)[:MOST_PANELS]
-    depths = depths_of([panels[series] for series in drawn])
-    colours = depth_colours(depths)
-    longest = last_step([panels[series] for series in drawn])
-    scale = step_scale(longest)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(len(drawn))
-        for index, (axis, series) in enumerate(zip(axes, drawn, strict=True)):
-            axis.set_title(spaced(series), loc="left", fontweight="bold", pad=4)
-            for curves in panels[series]:
-                draw_mean(axis, curves, colours[curves.depth], scale)
-                draw_diverged(axis, curves, colours[curves.depth], scale)
-            note_failures(axis, panels[series])
-            axis.set_xlabel(step_label(longest))
-            if index % 2 == 0:
-                axis.set_ylabel("error (%)")
-        top = top_error([curves for series in drawn for curves in panels[series]])
-        axes[0].set_ylim(0, top)
-        for axis, series in zip(axes, drawn, strict=True):
-            draw_chance(axis, runs, top)
-            label_ends(axis, panels[series], colours, scale, 0.055 * top)
-        step_axis(axes[0], longest)
-        head(figure, heading(runs), len(panels))
-        legend_curves(figure, depths, colours)
-    return figure
+    groups = require_rows(runs)
+    drawn = {series: groups[series] for series in list(groups)[:most]}
+    longest = last_step(drawn)
+    panels = error_panels(drawn, Look(colours_of(drawn), (1.3, 0.9)), step_scale(longest))
+    for panel, networks in zip(panels, drawn.values(), strict=True):
+        panel.note = failures(networks)
+    columns = min(len(panels), 2)
+    return Chart(
+        title="Error while training",
+        caption="Curves start at chance. Training error is the running mean over augmented "
+        "batches.",
+        heading=heading(runs),
+        panels=panels,
+        keys=curve_keys(drawn),
+        columns=columns,
+        width=COLUMN if columns == 1 else PAGE,
+        height=(62 * math.ceil(len(panels) / 2) + 14) * MM,
+        series=len(groups),
+        most=most,
+    )
 
 
-def draw_families(runs: Sequence[Run]) -> Figure:
+def families(runs: Sequence[Run]) -> Chart:
     """A page of small panels, one a series, however many: errors against steps, colours by depth.
 
     Series of one arch stand together. Raises UsageError if no run has a row yet.
     """
-    panels = require_rows(runs)
-    depths = depths_of(list(panels.values()))
-    colours = depth_colours(depths)
-    longest = last_step(list(panels.values()))
-    top = top_error([curves for panel in panels.values() for curves in panel])
-    with matplotlib.rc_context(STYLE):
-        figure, axes, columns = small_panels(len(panels))
-        for axis, (series, panel) in zip(axes, panels.items(), strict=True):
-            for curves in panel:
-                draw_mean(axis, curves, colours[curves.depth], step_scale(longest), thin=0.75)
-                draw_diverged(axis, curves, colours[curves.depth], step_scale(longest))
-            title_small(axis, series, failed_runs(panel), letters=112 // columns)
-        for axis in axes[::columns]:
-            axis.set_ylabel("error (%)")
-        for axis in axes[max(len(axes) - columns, 0) :]:  # the lowest of each column
-            axis.set_xlabel(step_label(longest))
-            axis.tick_params(labelbottom=True)
-        axes[0].set_ylim(0, top)
-        step_axis(axes[0], longest, ticks=4)
-        head(figure, heading(runs))
-        legend_curves(figure, depths, colours)
-    return figure
+    groups = require_rows(runs)
+    look = Look(colours_of(groups), (0.75 * 1.3, 0.75 * 0.9), end="")
+    panels = error_panels(groups, look, step_scale(last_step(groups), ticks=4))
+    columns = page_columns(len(panels))
+    for panel, (series, networks) in zip(panels, groups.items(), strict=True):
+        panel.title, panel.chance = series.split(",")[0], None  # its name would be in the way
+        panel.corner = corner(series, networks, letters=112 // columns)
+    return Chart(
+        title="Error while training, by network",
+        caption="Curves start at chance.",
+        heading=heading(runs),
+        panels=panels,
+        keys=curve_keys(groups),
+        columns=columns,
+        width=PAGE,
+        height=page_height(len(panels), columns),
+        labels="outer",
+    )
 
 
 # --- what is drawn
 
 
-def gather(runs: Sequence[Run]) -> dict[str, list[Curves]]:
-    """Runs that have rows, by series (plain first) and depth (shallow first).
+def require_rows(runs: Sequence[Run]) -> dict[str, list[Network]]:
+    """Networks by series (plain first), shallow first; UsageError if no run has a row yet.
 
-    Runs without a row stay in their group if it has others: failures are counted.
+    Runs without a row stay in their network if it has others: failures are counted.
     """
-    groups: dict[tuple[str, int], Curves] = {}
+    networks: dict[tuple[str, int], Network] = {}
     for run in sorted(runs, key=order):
         key = (run.series, run.depth)
-        groups.setdefault(key, Curves(*key, [])).runs.append((run, run.rows()))
-    panels: dict[str, list[Curves]] = {}
-    for curves in groups.values():
-        panels.setdefault(curves.series, []).append(curves)
-    return {
-        series: depths
-        for series, depths in panels.items()
-        if any(rows for curves in depths for _, rows in curves.runs)
-    }
+        networks.setdefault(key, Network(*key, [])).runs.append(run)
+    groups: dict[str, list[Network]] = {}
+    for network in networks.values():
+        groups.setdefault(network.series, []).append(network)
+    begun = {run.series for run in runs if run.rows()}
+    if not begun:
+        raise Nothing("no run here has a row of metrics yet. Wait for the first evaluation.")
+    return {series: group for series, group in groups.items() if series in begun}
 
 
-def require_rows(runs: Sequence[Run]) -> dict[str, list[Curves]]:
-    """``gather``, with a UsageError where there is nothing."""
-    panels = gather(runs)
-    if not panels:
-        raise UsageError("no run here has a row of metrics yet. Wait for the first evaluation.")
+def colours_of(groups: Mapping[str, Sequence[Network]]) -> dict[int, str]:
+    """The colours of the depths drawn, shallow first."""
+    depths = {network.depth for group in groups.values() for network in group}
+    return {depth: depth_colour(depth) for depth in sorted(depths)}
+
+
+def last_step(groups: Mapping[str, Sequence[Network]]) -> int:
+    """The step that the longest run has come to."""
+    networks = [network for group in groups.values() for network in group]
+    return max(run.rows()[-1].step for each in networks for run in each.runs if run.rows())
+
+
+def step_scale(longest: int, ticks: int = 5) -> Scale:
+    """From 0 to the last step of the longest run; long runs are counted in thousands."""
+    per = 1000 if longest >= 10_000 else 1
+    label = "step (thousands)" if per > 1 else "step"
+    return Scale(label=label, low=0, high=longest, per=per, ticks=ticks)
+
+
+def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Scale) -> list[Panel]:
+    """A panel a series; all end at the same error."""
+    means = {series: [mean_lines(one, look) for one in group] for series, group in groups.items()}
+    lasts = [line.y[-1] for group in means.values() for lines in group for line in lines]
+    top = top_error(lasts) if look.top is None else look.top
+    panels = []
+    for series, group in groups.items():
+        lines = [line for drawn in means[series] for line in drawn]
+        points = []
+        for run in (run for network in group for run in network.runs):
+            if run.status == "diverged" and (drawn := diverged_line(run, look)):
+                lines.append(drawn)
+                points.append(cross(drawn))
+        panels.append(
+            Panel(
+                title=spaced(series),
+                x=steps,
+                y=Scale(label="error (%)", low=0, high=top),
+                lines=lines,
+                points=points,
+                chance=chance(group[0].runs[0]),
+            )
+        )
     return panels
 
 
-def depths_of(panels: Sequence[Sequence[Curves]]) -> list[int]:
-    return sorted({curves.depth for panel in panels for curves in panel})
-
-
-def last_step(panels: Sequence[Sequence[Curves]]) -> int:
-    """The step that the longest run has come to."""
-    return max(
-        rows[-1].step for panel in panels for curves in panel for _, rows in curves.runs if rows
-    )
-
-
-def final_mean(curves: Curves, column: str) -> float | None:
-    """The mean over seeds of the last value of an error; None where there is no finite run."""
-    finals = [getattr(rows[-1], column) for rows in curves.whole]
-    mean = float(np.mean(finals)) if finals else math.nan
-    return mean if math.isfinite(mean) else None
-
-
-def draw_mean(axis: Axes, curves: Curves, colour: str, scale: int, thin: float = 1.0) -> None:
-    """Means over seeds with their range, at the steps that all seeds share."""
-    if not curves.whole:
-        return
-    for column, style, width in (("train_error", DASHES, 0.9), ("test_error", "-", 1.3)):
-        steps, errors = curves.values(column)
-        x = np.array(steps) / scale
-        label = f"{curves.series}-{curves.depth} {column.removesuffix('_error')}"
-        axis.plot(
-            x,
-            errors.mean(axis=0),
-            color=colour,
-            linestyle=style,
-            linewidth=thin * width,
-            label=label,
-        )
-        if len(errors) > 1:
-            axis.fill_between(
-                x, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.13, linewidth=0
-            )
-
-
-def draw_diverged(axis: Axes, curves: Curves, colour: str, scale: int) -> None:
-    """A diverged run's test error up to where it is no number, and a cross there."""
-    for run, rows in curves.runs:
-        good = [row for row in rows if math.isfinite(row.test_error)]
-        if run.status != "diverged" or not good:
+def mean_lines(network: Network, look: Look) -> list[Line]:
+    """Means over seeds with their range, at the steps that all seeds share, from chance on."""
+    lines: list[Line] = []
+    start = chance(network.runs[0])
+    arch = network.series.split(",")[0]
+    for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
+        steps, errors = network.values(column) if network.whole else ([], np.empty((0, 0)))
+        if not steps:
             continue
-        x = [row.step / scale for row in good]
-        y = [row.test_error for row in good]
-        axis.plot(x, y, color=colour, linewidth=0.6, label=f"{run.run} test")
-        axis.plot(x[-1:], y[-1:], "x", color=colour, markersize=5, label=f"{run.run} diverged")
-
-
-def label_ends(
-    axis: Axes, panel: Sequence[Curves], colours: dict[int, str], scale: int, apart: float
-) -> None:
-    """Depths beside the ends of the test lines; those less than ``apart`` percent share a label."""
-    ends = sorted(
-        (curves.whole[0][-1].step, error, curves.depth)
-        for curves in panel
-        if (error := final_mean(curves, "test_error")) is not None
-    )
-    clusters: list[list[tuple[int, float, int]]] = []
-    for end in ends:
-        before = clusters[-1][-1] if clusters else None
-        if before and before[0] == end[0] and end[1] - before[1] < apart:
-            clusters[-1].append(end)
-        else:
-            clusters.append([end])
-    for cluster in clusters:
-        depths = sorted(depth for _, _, depth in cluster)
-        between = [curves.depth for curves in panel if depths[0] <= curves.depth <= depths[-1]]
-        joined = ", ".join(str(depth) for depth in depths)
-        axis.annotate(
-            f"{depths[0]} to {depths[-1]}" if len(between) == len(depths) > 2 else joined,
-            (cluster[0][0] / scale, float(np.mean([error for _, error, _ in cluster]))),
-            xytext=(3, 0),
-            textcoords="offset points",
-            verticalalignment="center",
-            fontsize=7,
-            color=colours[depths[0]] if len(depths) == 1 else "#444444",
-            annotation_clip=False,
+        if start is not None:
+            steps = [0.0, *steps]
+            errors = np.insert(errors, 0, start, axis=1)
+        banded = look.bands and len(errors) > 1
+        lines.append(
+            Line(
+                name=f"{network.depth} {kind}",
+                tags=(f"d{network.depth}", tag),
+                x=steps,
+                y=errors.mean(axis=0).tolist(),
+                low=errors.min(axis=0).tolist() if banded else [],
+                high=errors.max(axis=0).tolist() if banded else [],
+                colour=look.colours[network.depth],
+                width=width,
+                stroke=DASHES if tag == "train" else "-",
+                end=look.end.format(arch=arch, depth=network.depth) if tag == "test" else "",
+            )
         )
+    return lines
 
 
-def note_failures(axis: Axes, panel: Sequence[Curves]) -> None:
-    """``56 layers: 1 collapsed of 3`` in a corner of the panel."""
-    notes = []
-    for curves in panel:
-        counts = [
-            (status, sum(run.status == status for run, _ in curves.runs))
-            for status in ("collapsed", "diverged", "failed", "interrupted", "running")
-        ]
-        said = [f"{count} {status}" for status, count in counts if count]
-        if said:
-            notes.append(f"{curves.depth} layers: {', '.join(said)} of {len(curves.runs)}")
-    if notes:
-        axis.set_title("\n".join(notes), loc="right", fontsize=6.5, color="#666666", pad=4)
+def diverged_line(run: Run, look: Look) -> Line | None:
+    """A diverged run's test error up to where it is no number."""
+    good = [row for row in run.rows() if math.isfinite(row.test_error)]
+    if not good:
+        return None
+    return Line(
+        name=f"{run.run} diverged",
+        tags=(f"d{run.depth}", "test"),
+        x=[float(row.step) for row in good],
+        y=[row.test_error for row in good],
+        colour=look.colours[run.depth],
+        width=0.6,
+    )
 
 
-def top_error(curves: Sequence[Curves]) -> float:
+def cross(line: Line) -> Points:
+    """Where a diverged run's line ends."""
+    last = {"x": line.x[-1:], "y": line.y[-1:]}
+    return Points(names=[line.name], tags=line.tags, **last, colour=line.colour, marker="x")
+
+
+def chance(run: Run) -> float | None:
+    """The error of an untrained network, percent, where the record knows it."""
+    error: float | None = run.record["data"].get("chance_error")
+    return error
+
+
+def top_error(lasts: Sequence[float]) -> float:
     """Upper end of the error axis: twice the worst final mean, so that the first steps may leave.
 
     As in the paper, whose axis ends at 20 %.
     """
-    finals = [final_mean(group, column) for group in curves for column in ERRORS]
-    finite = [value for value in finals if value is not None]
-    return min(100.0, round_up(max(2 * max(finite, default=50.0), 10.0)))
+    worst = max(2 * max(lasts, default=50.0), 10.0)
+    return next((float(top) for top in range(10, 100, 10) if worst <= top), 100.0)
+
+
+def curve_keys(groups: Mapping[str, Sequence[Network]]) -> list[Key]:
+    """A colour a depth, a stroke a kind of error, and what lines and bands are over seeds."""
+    colours = colours_of(groups)
+    keys = [
+        Key(name=f"{depth} layers", colour=colours[depth], tag=f"d{depth}") for depth in colours
+    ]
+    several = any(len(each.whole) > 1 for group in groups.values() for each in group)
+    of = " (mean)" if several else ""
+    keys += [
+        Key(name=f"test{of}", colour=GREY, tag="test", width=1.3),
+        Key(name=f"training{of}", colour=GREY, tag="train", width=0.9, stroke=DASHES),
+    ]
+    if several:
+        keys.append(Key(name="range over seeds", colour=GREY, tag="spread", band=True))
+    return keys
+
+
+def failures(group: Sequence[Network]) -> str:
+    """``56 layers: 1 collapsed of 3``, a line a network."""
+    notes = []
+    for network in group:
+        counts = [
+            (status, sum(run.status == status for run in network.runs))
+            for status in ("collapsed", "diverged", "failed", "interrupted", "running")
+        ]
+        said = [f"{count} {status}" for status, count in counts if count]
+        if said:
+            notes.append(f"{network.depth} layers: {', '.join(said)} of {len(network.runs)}")
+    return "\n".join(notes)
 
 
 # --- a page of small panels
 
 
-def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
-    """A figure of page width, its axes, and in how many columns: as many as keep it on a page."""
-    columns = next(
-        (
-            most
-            for most in (1, 2, 3, 4, 5, 6)
-            if count <= most * most and page_height(count, most) <= TALLEST
-        ),
-        6,
-    )
-    figure = blank(PAGE, page_height(count, columns))
-    grid = figure.subplots(
-        math.ceil(count / columns), columns, sharex=True, sharey=True, squeeze=False
-    )
-    axes = list(grid.flat)
-    for axis in axes[count:]:
-        axis.remove()
-    return figure, axes[:count], columns
+def page_columns(count: int) -> int:
+    """As many columns as keep the panels on a page."""
+    fit = (n for n in range(1, 6) if count <= n * n and page_height(count, n) <= TALLEST)
+    return next(fit, 6)
 
 
 def page_height(count: int, columns: int) -> float:
@@ -301,29 +298,10 @@ def page_height(count: int, columns: int) -> float:
     return (panel * math.ceil(count / columns) + 20) * MM
 
 
-def failed_runs(panel: Sequence[Curves]) -> str:
-    """``2 of 6 failed`` for runs that collapsed, diverged or broke off; empty if none did."""
-    runs = [run for curves in panel for run, _ in curves.runs]
-    failed = sum(run.status in ("collapsed", "diverged", "failed") for run in runs)
-    return f"{failed} of {len(runs)} failed" if failed else ""
-
-
-def title_small(axis: Axes, series: str, failures: str, letters: int) -> None:
-    """The arch in bold; in the corner the settings in which the series differs, and failures."""
-    arch, *settings = series.split(",")
-    axis.set_title(arch, loc="left", fontsize=7.5, fontweight="bold", pad=3)
-    said = ", ".join(setting.removeprefix("arch.") for setting in settings)
+def corner(series: str, group: Sequence[Network], letters: int) -> str:
+    """The settings in which a series differs from its arch, and how many runs failed."""
+    said = ", ".join(setting.removeprefix("arch.") for setting in series.split(",")[1:])
     lines = textwrap.wrap(said, letters, max_lines=3, placeholder=" ...", break_long_words=False)
-    corner = "\n".join([*lines, failures] if failures else lines)
-    if corner:
-        axis.text(
-            0.97,
-            0.95,
-            corner,
-            transform=axis.transAxes,
-            ha="right",
-            va="top",
-            fontsize=6.5,
-            color="#555555",
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-        )
+    runs = [run for network in group for run in network.runs]
+    failed = sum(run.status in ("collapsed", "diverged", "failed") for run in runs)
+    return "\n".join([*lines, f"{failed} of {len(runs)} failed"] if failed else lines)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from resexp.analysis.figures.canvas import (
     FAILURE,
@@ -19,152 +13,279 @@ from resexp.analysis.figures.canvas import (
     MM,
     MOST_PANELS,
     PAGE,
-    SERIES_STYLES,
-    STYLE,
-    blank,
-    canvas,
-    draw_chance,
-    head,
     heading,
-    legend,
+    series_style,
     spaced,
 )
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
+from resexp.analysis.figures.curves import chance
 from resexp.analysis.results import Run, order, others, plain_twin
-from resexp.analysis.statistics import Interval, paired_t
-from resexp.settings import UsageError
+from resexp.analysis.statistics import paired_t
+from resexp.analysis.verdict import LEAST_LOSS
 
-#: The two measures that tell degradation from overfitting, and their names.
-MEASURES = {"clean_train_error": "training", "test_error": "test"}
+#: The two errors that tell degradation from overfitting, and their names.
+MEASURES = {"clean_train_error": "training error", "test_error": "test error"}
+LOSS = "clean_train_loss"  # what the verdict is about
+MINUS = {
+    "clean_train_error": "training error (points)",
+    "test_error": "test error (points)",
+    LOSS: "log10 training loss",
+}
 CONFIDENCE = 0.95
+ENOUGH = 3  # seeds for an interval: that of two reaches 9 times as far as they lie apart
 SEED = "#8c8c8c"  # the colour of single seeds behind their mean
 
-Finals = dict[str, list[tuple[Run, float]]]  # by series: finished runs and their final errors
+
+Finals = list[tuple[Run, float]]
 
 
-def draw_depth(runs: Sequence[Run]) -> Figure:
+def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     """Final clean training error (left) and test error (right) against depth.
 
     A line of means a series, a point a run, a bar the t interval of the mean. Collapsed and
     diverged runs are crosses and count in the mean, a diverged one at chance. Raises UsageError if
     no run is finished.
     """
-    measured = {column: finals(runs, column) for column in MEASURES}
-    drawn = list(measured["clean_train_error"])[:MOST_PANELS]
-    if not drawn:
-        raise UsageError("no run here is finished yet. See resexp list.")
-    depths = sorted(
-        {run.depth for series in drawn for run, _ in measured["clean_train_error"][series]}
+    found = finals(runs, "clean_train_error")
+    series = list(dict.fromkeys(run.series for run, _ in found))
+    if not series:
+        raise Nothing("no run here is finished yet. See resexp list.")
+    shown = [run for run, _ in found if run.series in series[:most]]
+    depths = sorted({run.depth for run in shown})
+    panels = [error_panel(finals(shown, column), depths, column) for column in MEASURES]
+    top = min(100.0, 1.06 * max(1.0, *values(panels)))
+    for panel in panels:
+        panel.y.high = top
+    keys = []
+    for index, one in enumerate(series[:most]):
+        colour, marker = series_style(index)
+        keys.append(Key(name=spaced(one), colour=colour, tag=f"s{index}", width=1.4, marker=marker))
+    keys += [mean_key([(run.series, run.depth) for run in shown])]
+    keys += [Key(name="a run", colour=GREY, tag="run", stroke="none", marker="o")]
+    return Chart(
+        title="Final error against depth",
+        caption="After the last step, over all training and all test images.",
+        heading=heading(runs),
+        panels=panels,
+        keys=keys + failed_keys(panels),
+        columns=2,
+        width=PAGE,
+        height=76 * MM,
+        series=len(series),
+        most=most,
     )
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(2)
-        reach = [1.0]
-        for axis, (column, name) in zip(axes, MEASURES.items(), strict=True):
-            axis.set_title(f"{name} error", loc="left", fontweight="bold", pad=4)
-            for index, series in enumerate(drawn):
-                found = measured[column].get(series, [])
-                if not found:
-                    continue
-                intervals = draw_series(axis, found, index, len(drawn), dodge_width(depths))
-                reach += [error for _, error in found]
-                reach += [each.high for each in intervals if math.isfinite(each.high)]
-            axis.set_xlabel("depth (weighted layers)")
-        depth_ticks(axes[0], depths)
-        top = min(100.0, 1.06 * max(reach))
-        axes[0].set_ylim(0, top)
-        axes[0].yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-        for axis in axes:
-            draw_chance(axis, runs, top)
-        axes[0].set_ylabel("final error (%)")
-        head(figure, heading(runs), len(measured["clean_train_error"]))
-        legend_depth(figure, drawn, measured["clean_train_error"])
-    return figure
 
 
-def draw_difference(runs: Sequence[Run]) -> Figure:
-    """Plain minus its twin, final clean training error (left) and test error (right), by depth.
+def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
+    """Plain minus its twin by depth: final training error, test error, log10 of training loss.
 
     A row a twin; the points of a seed are joined, the thick line is their mean, a bar the paired t
     interval. Raises UsageError if no seed has both networks at one depth.
     """
     twins = {other: twin for other in others(runs) if (twin := plain_twin(runs, other))}
-    tables = {
-        other: {column: differences(runs, twin, other, column) for column in MEASURES}
-        for other, twin in twins.items()
-    }
-    tables = {other: table for other, table in tables.items() if any(table.values())}
-    if not tables:
-        raise UsageError(
+    pairs = {other: found for other, twin in twins.items() if (found := paired(runs, twin, other))}
+    if not pairs:
+        raise Nothing(
             "no seed here has a plain network and its twin at one depth, both finished. "
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
-    drawn = list(tables)[: MOST_PANELS - 1]
-    depths = sorted(
-        {depth for other in drawn for column in MEASURES for depth in tables[other][column]}
+    drawn = {other: pairs[other] for other in list(pairs)[:most]}
+    depths = sorted({plain.depth for found in drawn.values() for plain, _ in found})
+    panels = []
+    for other, found in drawn.items():
+        style = series_style(list(others(runs)).index(other) + 1)
+        label = f"{twins[other]} minus\n{spaced(other)}"
+        panels += [difference_panel(found, depths, column, label, style) for column in MINUS]
+    for unit in (" points", ""):  # a range that all panels of errors share, and one of losses
+        alike = [panel for panel in panels if panel.unit == unit]
+        low, high = around_zero(values(alike), least=1.0 if unit else 0.1)
+        for panel in alike:
+            panel.y.low, panel.y.high = low, high
+    only = list(pairs) == ["residual"]
+    return Chart(
+        title="Plain minus residual" if only else "Plain minus the others",
+        caption="Paired by seed; above zero the plain network is worse.",
+        heading=heading(runs),
+        panels=panels,
+        keys=[
+            mean_key([(other, run.depth) for other, found in drawn.items() for run, _ in found]),
+            Key(name="a seed", colour=SEED, tag="seed", width=0.6, marker="o"),
+            Key(name="no difference; above it plain is worse", colour="#444444", width=0.9),
+            *failed_keys(panels),
+        ],
+        columns=len(MINUS),
+        width=PAGE,
+        height=(58 * len(drawn) + 16) * MM,
+        series=len(pairs),
+        most=most,
     )
-    with matplotlib.rc_context(STYLE):
-        figure = blank(PAGE, (58 * len(drawn) + 16) * MM)
-        grid = figure.subplots(len(drawn), 2, sharex=True, sharey=True, squeeze=False)
-        for other, line in zip(drawn, grid, strict=True):
-            index = (list(others(runs)).index(other) + 1) % len(SERIES_STYLES)
-            for axis, (column, name) in zip(line, MEASURES.items(), strict=True):
-                if other == drawn[0]:
-                    axis.set_title(f"{name} error", loc="left", fontweight="bold", pad=4)
-                draw_paired(axis, tables[other][column], SERIES_STYLES[index])
-                axis.tick_params(labelbottom=True, labelleft=True)
-            line[0].set_ylabel(f"{twins[other]} minus\n{spaced(other)} (points)")
-        for axis in grid[-1]:
-            axis.set_xlabel("depth (weighted layers)")
-        depth_ticks(grid[0][0], depths)
-        low, high = grid[0][0].get_ylim()
-        if high - low < 1:  # nothing to see: not a magnified nothing
-            grid[0][0].set_ylim(min(low, -0.5), max(high, 0.5))
-        head(figure, heading(runs), len(tables), MOST_PANELS - 1)
-        legend_difference(figure, [tables[other] for other in drawn])
-    return figure
 
 
-# --- final errors
+# --- final numbers
 
 
-def final_error(run: Run, column: str = "clean_train_error") -> float | None:
-    """The last value of an error in a finished run's metrics.csv; chance if it diverged."""
-    if run.status == "diverged":
-        return run.endpoint(column)
-    if not run.finished:
+def final(run: Run, column: str) -> float | None:
+    """A number after the last step, losses as log10; None where there is none."""
+    value = run.endpoint(column)
+    if value is None or not math.isfinite(value):
         return None
-    errors = [getattr(row, column) for row in run.rows()]
-    known = [float(error) for error in errors if error is not None]
-    return known[-1] if known and math.isfinite(known[-1]) else None
+    return math.log10(max(value, LEAST_LOSS)) if column == LOSS else value
 
 
 def finals(runs: Sequence[Run], column: str) -> Finals:
-    """Final errors by series, plain first, shallow to deep."""
-    found: Finals = {}
-    for run in sorted(runs, key=order):
-        error = final_error(run, column)
-        if error is not None:
-            found.setdefault(run.series, []).append((run, error))
-    return found
+    """The runs that have that number, plain first, shallow to deep."""
+    return [
+        (run, value) for run in sorted(runs, key=order) if (value := final(run, column)) is not None
+    ]
 
 
-def differences(
-    runs: Sequence[Run], plain: str, other: str, column: str
-) -> dict[int, dict[int, tuple[float, bool]]]:
-    """By depth and seed: plain minus other in percent points, and whether one of them failed."""
-    errors = {
-        (run.series, run.depth, run.seed): (error, run.status != "ok")
+def paired(runs: Sequence[Run], plain: str, other: str) -> list[tuple[Run, Run]]:
+    """Finished runs of a plain series and another of the same depth and seed, by depth and seed."""
+    found = {
+        (run.series, run.depth, run.seed): run
         for run in runs
-        if run.series in (plain, other) and (error := final_error(run, column)) is not None
+        if all(final(run, column) is not None for column in MINUS)
     }
-    table: dict[int, dict[int, tuple[float, bool]]] = {}
-    for (series, depth, seed), (error, failed) in sorted(errors.items()):
-        twin = errors.get((other, depth, seed))
-        if series == plain and twin is not None:
-            table.setdefault(depth, {})[seed] = (error - twin[0], failed or twin[1])
-    return table
+    return [
+        (run, found[other, depth, seed])
+        for (series, depth, seed), run in sorted(found.items())
+        if series == plain and (other, depth, seed) in found
+    ]
 
 
 # --- what is drawn
+
+
+def error_panel(found: Finals, depths: Sequence[int], column: str) -> Panel:
+    """Means, intervals and single runs of one error.
+
+    Networks stand side by side around a depth, and beside each bar its points, so that none hides
+    another.
+    """
+    lines, points = [], []
+    series = list(dict.fromkeys(run.series for run, _ in found))
+    width = dodge_width(depths) / len(series)
+    for index, one in enumerate(series):
+        colour, marker = series_style(index)
+        offset = width * (index - (len(series) - 1) / 2)
+        mine = [(run, error) for run, error in found if run.series == one]
+        seeds = sorted({run.seed for run, _ in mine})
+        slot = width if len(seeds) > 1 else 0.0  # one point lies on the line
+        outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
+        at = {
+            seed: offset
+            + slot * (0.2 * outward + 0.45 * (rank - (len(seeds) - 1) / 2) / len(seeds))
+            for rank, seed in enumerate(seeds)
+        }
+        errors: dict[float, list[float]] = {}
+        for run, error in mine:
+            errors.setdefault(run.depth, []).append(error)
+        lines.append(mean_line(spaced(one), (f"s{index}",), errors, colour))
+        lines[-1].shift = offset - 0.25 * outward * slot
+        points += marks(
+            [(run.depth + at[run.seed], error, told(run, error), bad(run)) for run, error in mine],
+            (f"s{index}",),
+            colour,
+            marker,
+        )
+    return Panel(
+        title=MEASURES[column],
+        x=depth_scale(depths),
+        y=Scale(label="final error (%)", low=0, high=100),
+        lines=lines,
+        points=points,
+        spread="95 % ",
+        chance=chance(found[0][0]) if found else None,
+    )
+
+
+def difference_panel(
+    pairs: Sequence[tuple[Run, Run]],
+    depths: Sequence[int],
+    column: str,
+    label: str,
+    style: tuple[str, str],
+) -> Panel:
+    """Differences by depth: a thin line a seed, and their mean with its interval."""
+    colour, marker = style
+    lines, points = [], []
+    at: dict[float, list[float]] = {}
+    for seed in sorted({plain.seed for plain, _ in pairs}):
+        found = []
+        for plain, other in (pair for pair in pairs if pair[0].seed == seed):
+            one, two = final(plain, column), final(other, column)
+            assert one is not None and two is not None
+            at.setdefault(plain.depth, []).append(one - two)
+            name = f"{plain.run} minus {other.run}: {one - two:+.2f}"
+            found.append((float(plain.depth), one - two, name, bad(plain) or bad(other)))
+        x, y = [x for x, *_ in found], [y for _, y, *_ in found]
+        lines.append(Line(name="", tags=("seed",), x=x, y=y, colour=SEED, width=0.6, above=2))
+        points += marks(found, ("seed",), SEED, marker)
+    lines.append(mean_line(label.replace("\n", " "), ("mean",), dict(sorted(at.items())), colour))
+    loss = column == LOSS
+    return Panel(
+        title=MINUS[column],
+        x=depth_scale(depths),
+        y=Scale(label=label, low=-1, high=1),
+        lines=lines,
+        points=points,
+        digits=2 if loss else 1,
+        unit="" if loss else " points",
+        signed=True,
+        spread="95 % ",
+        zero=True,
+    )
+
+
+def mean_line(
+    name: str, tags: tuple[str, ...], values: dict[float, list[float]], colour: str
+) -> Line:
+    """Means of values by depth, and their t intervals where there are seeds enough for one."""
+    intervals = [paired_t(each, CONFIDENCE) for each in values.values()]
+    enough = [each.n >= ENOUGH for each in intervals]
+    return Line(
+        name=name,
+        tags=tags,
+        x=list(values),
+        y=[each.mean for each in intervals],
+        low=[each.low if ok else math.nan for each, ok in zip(intervals, enough, strict=True)],
+        high=[each.high if ok else math.nan for each, ok in zip(intervals, enough, strict=True)],
+        colour=colour,
+        width=1.4,
+        bars=True,
+    )
+
+
+def marks(
+    found: Sequence[tuple[float, float, str, bool]], tags: tuple[str, ...], colour: str, marker: str
+) -> list[Points]:
+    """(x, y, name, whether it failed) as points, failures as crosses."""
+    groups = []
+    for failed in (False, True):
+        chosen = [(x, y, name) for x, y, name, broken in found if broken == failed]
+        if chosen:
+            x, y, names = (list(values) for values in zip(*chosen, strict=True))
+            shape = "x" if failed else marker
+            groups.append(Points(names=names, tags=tags, x=x, y=y, colour=colour, marker=shape))
+    return groups
+
+
+def bad(run: Run) -> bool:
+    return run.status != "ok"
+
+
+def told(run: Run, error: float) -> str:
+    return f"{run.run}: {error:.2f} %" + (f" {run.status}" if bad(run) else "")
+
+
+# --- axes and legends
+
+
+def depth_scale(depths: Sequence[int]) -> Scale:
+    """A tick at every depth that was trained, none between."""
+    margin = 0.07 * (depths[-1] - depths[0]) or 1
+    low, high = depths[0] - margin, depths[-1] + margin
+    return Scale(label="depth (weighted layers)", low=low, high=high, ticks=depths)
 
 
 def dodge_width(depths: Sequence[int]) -> float:
@@ -175,182 +296,36 @@ def dodge_width(depths: Sequence[int]) -> float:
     return min(0.45 * least, 0.12 * (depths[-1] - depths[0]))
 
 
-def depth_ticks(axis: Axes, depths: Sequence[int]) -> None:
-    """A tick at every depth that was trained, none between."""
-    axis.set_xticks(depths, [str(depth) for depth in depths])
-    margin = 0.07 * (depths[-1] - depths[0]) or 1
-    axis.set_xlim(depths[0] - margin, depths[-1] + margin)
+def values(panels: Sequence[Panel]) -> list[float]:
+    """All that must be within the axis."""
+    held = [(*line.y, *line.low, *line.high) for panel in panels for line in panel.lines]
+    held += [tuple(points.y) for panel in panels for points in panel.points]
+    return [value for each in held for value in each if math.isfinite(value)]
 
 
-def draw_series(
-    axis: Axes, found: Sequence[tuple[Run, float]], index: int, count: int, width: float
-) -> list[Interval]:
-    """One network's mean line with intervals, a point a seed beside it, a cross for a failure.
+def around_zero(values: Sequence[float], least: float) -> tuple[float, float]:
+    """A range with zero in it and room on both sides, ``least`` at the least.
 
-    Networks stand side by side within ``width`` layers of a depth, and beside each bar its points,
-    so that none hides another.
+    Where nothing differs there is nothing to see: not a magnified nothing.
     """
-    colour, marker = SERIES_STYLES[index]
-    series = found[0][0].series
-    depths = sorted({run.depth for run, _ in found})
-    offset = width * (index - (count - 1) / 2) / max(count, 1)
-    intervals = [
-        paired_t([error for run, error in found if run.depth == depth], CONFIDENCE)
-        for depth in depths
-    ]
-    seeds = sorted({run.seed for run, _ in found})
-    slot = width / max(count, 1) if len(seeds) > 1 else 0.0  # one point lies on the line
-    outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
-    bar, centre = offset - 0.25 * outward * slot, offset + 0.2 * outward * slot
-    draw_means(axis, [depth + bar for depth in depths], intervals, colour, series)
-    place = {seed: (rank - (len(seeds) - 1) / 2) / len(seeds) for rank, seed in enumerate(seeds)}
-    for failed in (False, True):
-        points = [(run, error) for run, error in found if (run.status != "ok") == failed]
-        draw_points(
-            axis,
-            [run.depth + centre + 0.45 * slot * place[run.seed] for run, _ in points],
-            [error for _, error in points],
-            colour,
-            "x" if failed else marker,
-            f"{series} {'failures' if failed else 'runs'}",
-        )
-    return intervals
+    low, high = min([*values, 0.0]), max([*values, 0.0])
+    room = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return low - room, high + room
 
 
-def draw_means(
-    axis: Axes, x: Sequence[float], intervals: Sequence[Interval], colour: str, label: str
-) -> None:
-    """A line through means, and a capped bar where more than one seed gives an interval."""
-    means = [interval.mean for interval in intervals]
-    axis.plot(x, means, color=colour, linewidth=1.4, label=label, zorder=3, clip_on=False)
-    barred = [(at, interval) for at, interval in zip(x, intervals, strict=True) if interval.n > 1]
+def mean_key(networks: Sequence[tuple[str, int]]) -> Key:
+    """What the line and its bars are, given the network of every run."""
+    most = max(Counter(networks).values())
+    barred = most >= ENOUGH
+    name = f"mean and its {100 * CONFIDENCE:.0f} % t interval over seeds"
     if not barred:
-        return
-    half = [interval.high - interval.mean for _, interval in barred]
-    axis.errorbar(
-        [at for at, _ in barred],
-        [interval.mean for _, interval in barred],
-        yerr=half,
-        fmt="none",
-        ecolor=colour,
-        elinewidth=0.9,
-        capsize=2.2,
-        capthick=0.9,
-        label=f"{label} interval",
-        zorder=3,
-    )
+        name = f"mean ({most} seed{'s' if most > 1 else ''}: no interval)"
+    marker = "|" if barred else ""
+    return Key(name=name, colour=GREY, tag="spread" if barred else "", width=1.4, marker=marker)
 
 
-def draw_points(
-    axis: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str, label: str
-) -> None:
-    """A mark a run, translucent so that equal ones add up; a cross for a failure."""
-    if not x:
-        return
-    failed = marker == "x"
-    axis.plot(
-        x,
-        y,
-        linestyle="none",
-        marker=marker,
-        markersize=5 if failed else 2.8,
-        markeredgewidth=1.1 if failed else 0,
-        alpha=1 if failed else 0.55,
-        color=colour,
-        label=label,
-        clip_on=False,
-        zorder=4,
-    )
-
-
-def draw_paired(
-    axis: Axes,
-    table: dict[int, dict[int, tuple[float, bool]]],
-    style: tuple[str, str],
-) -> None:
-    """Differences by depth: a thin line a seed, their mean with its interval, and the zero line."""
-    colour, marker = style
-    axis.axhline(0, color="#444444", linewidth=0.9, zorder=2, label="zero")
-    seeds = sorted({seed for by_seed in table.values() for seed in by_seed})
-    for seed in seeds:
-        at = [(depth, *by_seed[seed]) for depth, by_seed in table.items() if seed in by_seed]
-        x, y = [depth for depth, _, _ in at], [value for _, value, _ in at]
-        axis.plot(x, y, color=SEED, linewidth=0.6, alpha=0.8, label=f"seed {seed}", zorder=2)
-        for failed in (False, True):
-            chosen = [place for place, (_, _, broken) in enumerate(at) if broken == failed]
-            draw_points(
-                axis,
-                [x[place] for place in chosen],
-                [y[place] for place in chosen],
-                SEED,
-                "x" if failed else marker,
-                f"seed {seed} {'failures' if failed else 'runs'}",
-            )
-    intervals = [
-        paired_t([value for value, _ in by_seed.values()], CONFIDENCE) for by_seed in table.values()
-    ]
-    if intervals:
-        draw_means(axis, list(table), intervals, colour, "mean")
-
-
-# --- legends
-
-
-def interval_name(counts: Sequence[int]) -> str:
-    """What the line and its bars are, given how many runs each mean is over."""
-    if max(counts, default=0) < 2:
-        return "mean (one seed: no interval)"
-    return f"mean and its {100 * CONFIDENCE:.0f} % t interval over seeds"
-
-
-def interval_handle(counts: Sequence[int]) -> Line2D:
-    """A line, with a bar across it if any mean has one."""
-    bar = "|" if max(counts, default=0) > 1 else "none"
-    return Line2D([], [], color=GREY, linewidth=1.4, marker=bar, markersize=8, markeredgewidth=1)
-
-
-def legend_depth(figure: Figure, drawn: Sequence[str], found: Finals) -> None:
-    """Names of the lines, what a bar and a point are, and what a cross is if there is one."""
-    handles: list[Any] = []
-    labels: list[str] = []
-    for index, series in enumerate(drawn):
-        colour, marker = SERIES_STYLES[index]
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=3.5, linewidth=1.4))
-        labels.append(spaced(series))
-    networks = [(run.series, run.depth) for series in drawn for run, _ in found[series]]
-    counts = [networks.count(one) for one in networks]
-    handles += [
-        interval_handle(counts),
-        Line2D([], [], color=GREY, marker="o", markersize=3, linestyle="none", alpha=0.6),
-    ]
-    labels += [interval_name(counts), "a run"]
-    failed = sum(run.status != "ok" for series in drawn for run, _ in found[series])
-    legend_failed(handles, labels, failed)
-    legend(figure, handles, labels)
-
-
-def legend_difference(
-    figure: Figure, tables: Sequence[dict[str, dict[int, dict[int, tuple[float, bool]]]]]
-) -> None:
-    """What the lines are, and what lies above zero."""
-    cells = [by_seed for table in tables for by in table.values() for by_seed in by.values()]
-    counts = [len(by_seed) for by_seed in cells]
-    handles: list[Any] = [
-        interval_handle(counts),
-        Line2D([], [], color=SEED, linewidth=0.6, marker="o", markersize=2.8),
-        Line2D([], [], color="#444444", linewidth=0.9),
-    ]
-    labels = [
-        interval_name(counts),
-        "a seed",
-        "no difference; above it plain is worse",
-    ]
-    failed = sum(broken for by_seed in cells for _, broken in by_seed.values())
-    legend_failed(handles, labels, failed)
-    legend(figure, handles, labels)
-
-
-def legend_failed(handles: list[Any], labels: list[str], failed: int) -> None:
-    if failed:
-        handles.append(Line2D([], [], color=FAILURE, marker="x", markersize=5, linestyle="none"))
-        labels.append("collapsed or diverged")
+def failed_keys(panels: Sequence[Panel]) -> list[Key]:
+    """What a cross is, where there is one."""
+    if not any(points.marker == "x" for panel in panels for points in panel.points):
+        return []
+    return [Key(name="collapsed or diverged", colour=FAILURE, stroke="none", marker="x")]

@@ -1,7 +1,7 @@
 """The figures of an experiment, drawn from run.json and metrics.csv alone, into files.
 
 ``curves``: errors while training; ``depth``: final errors by depth; ``difference``: plain minus its
-twin by seed; ``strips``: learning rate and speed; ``families``: a page of small panels.
+twin by seed; ``seeds``: learning rate and speed; ``families``: a page of small panels.
 """
 
 from __future__ import annotations
@@ -9,44 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from resexp.analysis.figures.canvas import FORMS, check_form, save
-from resexp.analysis.figures.curves import draw_curves, draw_families, gather
-from resexp.analysis.figures.depth import (
-    differences,
-    draw_depth,
-    draw_difference,
-    final_error,
-)
-from resexp.analysis.figures.paper import draw_paper
-from resexp.analysis.figures.seeds import draw_strips
-from resexp.analysis.results import Run, others, plain_twin, require_runs
+from resexp.analysis.figures.canvas import check_form, save
+from resexp.analysis.figures.chart import Chart, Nothing, draw
+from resexp.analysis.figures.curves import curves, families
+from resexp.analysis.figures.depth import depth, difference
+from resexp.analysis.figures.paper import paper
+from resexp.analysis.figures.seeds import seeds
+from resexp.analysis.results import Run, require_runs
 from resexp.runs.records import METRICS, RECORD
 from resexp.settings import UsageError
 
-__all__ = [
-    "FORMS",
-    "KINDS",
-    "STYLES",
-    "draw_curves",
-    "draw_depth",
-    "draw_difference",
-    "draw_families",
-    "draw_paper",
-    "draw_strips",
-    "plot",
-    "save",
-]
-
 STYLES = ("screen", "paper")
 
-KINDS: dict[str, Callable[[Sequence[Run]], Figure]] = {
-    "curves": draw_curves,
-    "depth": draw_depth,
-    "difference": draw_difference,
-    "strips": draw_strips,
-    "families": draw_families,
+KINDS: dict[str, Callable[[Sequence[Run]], Chart]] = {
+    "curves": curves,
+    "depth": depth,
+    "difference": difference,
+    "seeds": seeds,
+    "families": families,
 }
 USUAL = ("curves", "depth", "difference")  # those drawn unless others are asked for
 
@@ -75,19 +55,23 @@ def plot(
         # A figure of one run belongs beside that run, not in place of its experiment's.
         folder = run.path if (root / RECORD).exists() else run.experiment
         experiments.setdefault(folder, []).append(run)
-    written = []
+    written: list[Path] = []
+    lacking: Nothing | None = None
     for folder, runs in experiments.items():
         place = folder
         if out_dir is not None:
             place = out_dir / folder.name if len(experiments) > 1 else out_dir
         for kind in asked:
-            if not can_draw(kind, runs):
+            on_paper = style == "paper" and kind == "curves"
+            try:
+                chart = paper(runs) if on_paper else KINDS[kind](runs)
+            except Nothing as error:
+                lacking = lacking or error
                 continue
-            paper = style == "paper" and kind == "curves"
-            written.append(place / f"{kind}{'-paper' if paper else ''}.{form}")
-            save(draw_paper(runs) if paper else KINDS[kind](runs), written[-1])
-    if not written and which:
-        KINDS[asked[0]](next(iter(experiments.values())))  # says what it lacks
+            written.append(place / f"{kind}{'-paper' if on_paper else ''}.{form}")
+            save(draw(chart), written[-1])
+    if not written and which and lacking:
+        raise lacking  # says what it lacks
     if not written:
         raise UsageError(f"no run in {root} has a row of {METRICS} yet. Nothing to draw.")
     return written
@@ -100,16 +84,3 @@ def check_kinds(which: Sequence[str] | None) -> list[str]:
         if kind not in KINDS:
             raise UsageError(f"there is no figure {kind}. Choose from {', '.join(KINDS)}.")
     return asked
-
-
-def can_draw(kind: str, runs: Sequence[Run]) -> bool:
-    """Whether these runs have what a figure shows."""
-    if kind == "depth":
-        return any(final_error(run) is not None for run in runs)
-    if kind == "difference":
-        return any(
-            differences(runs, twin, other, "clean_train_error")
-            for other in others(runs)
-            if (twin := plain_twin(runs, other))
-        )
-    return bool(gather(runs))

@@ -1,5 +1,6 @@
 "use strict";
 // Legend toggles, values under the pointer, one CSV of every run. The page says all without it.
+const held = JSON.parse(document.getElementById("values").textContent);
 for (const chart of document.querySelectorAll(".chart")) {
   const off = new Set();
   const shows = (tags) => !tags.some((tag) => off.has(tag));
@@ -9,41 +10,36 @@ for (const chart of document.querySelectorAll(".chart")) {
       const tag = key.dataset.tag;
       if (!off.delete(tag)) off.add(tag);
       key.setAttribute("aria-pressed", String(!off.has(tag)));
-      for (const mark of chart.querySelectorAll("[data-tags]"))
-        mark.classList.toggle("off", !shows(mark.dataset.tags.split(" ")));
+      // What can be switched has its tags in its id: panel.tag.tag.number.
+      for (const plot of chart.querySelectorAll(".plot"))
+        for (const mark of plot.querySelectorAll(`[id^="${plot.id}."]`))
+          mark.classList.toggle("off", !shows(mark.id.split(".").slice(1, -1)));
     });
   }
-  for (const panel of chart.querySelectorAll(".panel")) values(panel, shows);
+  for (const plot of chart.querySelectorAll(".plot")) values(plot, held[plot.id], shows);
 }
 
-function values(panel, shows) {
-  const data = JSON.parse(panel.querySelector("script").textContent);
-  const plot = panel.querySelector(".plot");
+function values(plot, data, shows) {
   const svg = plot.querySelector("svg");
   const tip = plot.querySelector(".tip");
-  const cursor = svg.querySelector(".cursor");
-  const [left, right] = data.box;
+  const cursor = plot.querySelector(".cursor");
+  const [left, right, top, bottom] = data.box; // shares of the figure
   const [low, high] = data.domain;
-  const pixel = (x) => left + ((x - low) / (high - low)) * (right - left);
+  const across = (x) => left + ((x - low) / (high - low)) * (right - left);
   const all = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   if (!all.length) return;
   let place = null;
-  for (const title of svg.querySelectorAll("path > title")) title.remove(); // no second tooltip
+  cursor.style.top = 100 * top + "%";
+  cursor.style.height = 100 * (bottom - top) + "%";
 
   const nearest = (xs, x) => {
     let best = 0;
     for (let i = 1; i < xs.length; i++) if (Math.abs(xs[i] - x) < Math.abs(xs[best] - x)) best = i;
     return best;
   };
-  const number = (y) => {
-    const text = Math.abs(y).toFixed(data.digits);
-    const zero = Number(text) === 0;
-    return (y < 0 && !zero ? "\u2212" : data.signed && !zero ? "+" : "") + text;
-  };
   const hide = () => {
     place = null;
-    tip.hidden = true;
-    cursor.style.visibility = "hidden";
+    tip.hidden = cursor.hidden = true;
   };
   const show = (index) => {
     place = index;
@@ -59,27 +55,21 @@ function values(panel, shows) {
       .map(([line, at]) => {
         const row = document.createElement("div");
         const swatch = document.createElement("span");
-        swatch.className = "swatch ink" + (line.dashed ? " dashed" : "");
-        swatch.style.setProperty("--l", line.light);
-        swatch.style.setProperty("--d", line.dark);
-        const spread = line.low && line.low[at] !== line.high[at]
-          ? ` (${data.spread === "seeds" ? "" : data.spread + " "}${number(line.low[at])} to ${number(line.high[at])})`
-          : "";
-        row.append(swatch, `${line.name}: ${number(line.y[at])}${data.unit}${spread}`);
+        swatch.className = "swatch" + (line.dashed ? " dashed" : "");
+        swatch.style.color = line.colour;
+        row.append(swatch, `${line.name}: ${line.told[at]}`);
         return row;
       });
     tip.replaceChildren(head, ...rows);
-    tip.hidden = false;
-    const at = (pixel(x) / data.view[0]) * svg.clientWidth;
+    tip.hidden = cursor.hidden = false;
+    const at = across(x) * svg.clientWidth;
     const beside = at > svg.clientWidth / 2 ? at - tip.offsetWidth - 10 : at + 10;
     tip.style.left = Math.max(0, Math.min(beside, plot.clientWidth - tip.offsetWidth)) + "px";
-    cursor.setAttribute("x1", pixel(x));
-    cursor.setAttribute("x2", pixel(x));
-    cursor.style.visibility = "visible";
+    cursor.style.left = 100 * across(x) + "%";
   };
   const follow = (event) => {
     const frame = svg.getBoundingClientRect();
-    const at = ((event.clientX - frame.left) / frame.width) * data.view[0];
+    const at = (event.clientX - frame.left) / frame.width;
     show(nearest(all, low + ((at - left) / (right - left)) * (high - low)));
   };
   plot.addEventListener("pointermove", follow);

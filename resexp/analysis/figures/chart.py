@@ -1,0 +1,389 @@
+"""A chart as plain values, computed once from runs, and the one way in which it is drawn.
+
+``resexp plot`` draws a whole chart into a file. The report draws its panels one by one, and shows
+under the pointer the same values. What a reader may switch off there has its tags in its id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from resexp.analysis.figures.canvas import COLUMN, MM, STYLE, blank, head, legend
+from resexp.settings import UsageError
+
+NAMES_APART = 0.07  # of the height of a panel, so that names at the ends of curves do not touch
+
+Mark = Callable[[Artist, Sequence[str]], None]  # gives an artist an id with its tags
+
+
+class Nothing(UsageError):
+    """These runs do not have what a chart shows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Line:
+    """A curve with the spread around it, as a band or as bars at its points."""
+
+    name: str  # told under the pointer; "" for a line that is not
+    tags: tuple[str, ...]  # the report shows it while all of these are switched on
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)  # empty without a spread, nan where it has none
+    high: list[float] = field(default_factory=list)
+    colour: str
+    width: float = 1.3  # points
+    stroke: Any = "-"
+    bars: bool = False
+    stairs: bool = False  # a value holds from the x before it
+    shift: float = 0.0  # along x, so that several stand side by side
+    end: str = ""  # written beside its last point
+    above: float = 3  # what lies over what
+
+    def at(self, x: float) -> float:
+        """Its value at one of its x."""
+        return self.y[self.x.index(x)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Points:
+    """Single runs, or pairs of runs."""
+
+    names: list[str]
+    tags: tuple[str, ...]
+    x: list[float]
+    y: list[float]
+    colour: str
+    marker: str  # "x" for failures
+
+
+@dataclass(kw_only=True, slots=True)
+class Scale:
+    """One axis."""
+
+    label: str
+    low: float
+    high: float
+    per: int = 1  # what its numbers are divided by where they are written
+    ticks: int | Sequence[float] | None = None  # how many, or which; None leaves it to matplotlib
+    form: str = ""  # of its numbers, such as {x:,.0f}
+    logarithmic: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x: Scale
+    y: Scale
+    lines: list[Line]
+    points: list[Points] = field(default_factory=list)
+    digits: int = 1
+    unit: str = " %"
+    signed: bool = False  # a difference
+    spread: str = ""  # what low and high are, before them
+    chance: float | None = None  # error of always answering the commonest class, percent
+    zero: bool = False
+    note: str = ""  # above, to the right
+    corner: str = ""  # within, above right
+    named: bool = False  # its lines are named in a legend of its own
+
+    def number(self, value: float) -> str:
+        """A value in words, with a real minus, without its unit."""
+        sign = "+" if self.signed else ""
+        rounded = round(value, self.digits) + 0.0  # no minus before a zero
+        return f"{rounded:{sign}.{self.digits}f}".replace("-", "\u2212")
+
+
+@dataclass(kw_only=True, slots=True)
+class Key:
+    """One entry of the legend; with a tag the report can switch what it names."""
+
+    name: str
+    colour: str
+    tag: str = ""
+    width: float = 1.6
+    stroke: Any = "-"
+    marker: str = ""
+    band: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Chart:
+    """Panels with one legend."""
+
+    title: str  # of its section in the report
+    caption: str  # below it there
+    heading: str  # above the figure
+    panels: list[Panel]
+    keys: list[Key]
+    columns: int
+    width: float  # inches
+    height: float
+    series: int = 0  # how many there are
+    most: int = 0  # and how many may be drawn
+    ratios: Sequence[float] | None = None  # of the heights of the rows
+    labels: str = "left"  # where axes are labelled: left, outer (numbers too) or all
+    style: dict[Any, Any] = field(default_factory=lambda: STYLE)
+
+
+def draw(chart: Chart) -> Figure:
+    """A whole chart as a figure."""
+    with matplotlib.rc_context(chart.style):
+        figure = blank(chart.width, chart.height)
+        rows = math.ceil(len(chart.panels) / chart.columns)
+        grid = figure.subplots(rows, chart.columns, squeeze=False, height_ratios=chart.ratios)
+        axes = list(grid.flat)
+        for unused in axes[len(chart.panels) :]:
+            unused.remove()
+        for index, (axis, panel) in enumerate(zip(axes, chart.panels, strict=False)):
+            draw_panel(axis, panel, f"p{index}")
+            lowest = index + chart.columns >= len(chart.panels)
+            label_outside(axis, chart.labels, index % chart.columns == 0, lowest)
+            title(axis, panel.title, boxed=chart.labels == "all")
+        if chart.heading:
+            head(figure, chart.heading, chart.series, chart.most)
+        legend(figure, [handle(key) for key in chart.keys], [key.name for key in chart.keys])
+    return figure
+
+
+def draw_alone(chart: Chart, panel: Panel, name: str) -> Figure:
+    """One panel as a figure, without title and legend; ``name`` begins its ids.
+
+    Narrower where a row has three, so that text is of one size on a page.
+    """
+    width = 2 * COLUMN / max(chart.columns, 2)
+    with matplotlib.rc_context(chart.style):
+        figure = blank(width, 0.4 * width + 24 * MM)
+        draw_panel(figure.subplots(), panel, name)
+    return figure
+
+
+def draw_panel(axis: Axes, panel: Panel, name: str) -> None:
+    """All of a panel but its title. Ids are ``name``.tag.tag.number."""
+    numbers = count()
+
+    def mark(artist: Artist, tags: Sequence[str]) -> None:
+        artist.set_gid(".".join((name, *tags, str(next(numbers)))))
+
+    set_scale(axis, "x", panel.x)
+    set_scale(axis, "y", panel.y)
+    if panel.zero:
+        axis.axhline(0, color="#444444", linewidth=0.9, zorder=2)
+    if panel.chance is not None and panel.chance < panel.y.high:
+        draw_chance(axis, panel.chance)
+    for line in panel.lines:
+        draw_line(axis, line, panel.x.per, mark)
+    for points in panel.points:
+        draw_points(axis, points, panel, mark)
+    draw_ends(axis, panel, mark)
+    if panel.note:
+        axis.set_title(panel.note, loc="right", fontsize=6.5, color="#666666", pad=4)
+    if panel.corner:
+        write_corner(axis, panel.corner)
+    if panel.named:
+        axis.legend(
+            loc="upper right",
+            fontsize=6.5,
+            handlelength=1.6,
+            borderaxespad=0,
+            frameon=True,
+            edgecolor="none",
+            framealpha=0.9,
+        )
+
+
+def set_scale(axis: Axes, which: str, scale: Scale) -> None:
+    """The range, ticks and label of the x or the y axis."""
+    one = axis.xaxis if which == "x" else axis.yaxis
+    if scale.logarithmic:
+        axis.set(**{f"{which}scale": "log"})
+        one.set_minor_locator(NullLocator())
+    axis.set(**{f"{which}lim": (scale.low / scale.per, scale.high / scale.per)})
+    if isinstance(scale.ticks, int):
+        # 1.6 so that 64,000 steps are marked where the paper drops its rate: 16, 32, 48, 64.
+        one.set_major_locator(MaxNLocator(scale.ticks, steps=[1, 1.6, 2, 2.5, 5, 10]))
+    elif scale.ticks is not None:
+        one.set_ticks(scale.ticks, [f"{tick:g}" for tick in scale.ticks])
+    if scale.form:
+        one.set_major_formatter(scale.form)
+    one.set_label_text(scale.label)
+
+
+def label_outside(axis: Axes, labels: str, left: bool, lowest: bool) -> None:
+    """Take away the labels that the panels beside and below have too."""
+    if labels != "all" and not left:
+        axis.set_ylabel("")
+    if labels == "outer":
+        axis.tick_params(labelleft=left, labelbottom=lowest)
+        if not lowest:
+            axis.set_xlabel("")
+
+
+def title(axis: Axes, text: str, boxed: bool) -> None:
+    if boxed:
+        axis.set_title(text, fontsize=8, pad=4)
+    else:
+        axis.set_title(text, loc="left", fontweight="bold", pad=4)
+
+
+def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
+    """The line itself, and its band or its bars."""
+    x, y = (np.array(line.x) + line.shift) / per, np.array(line.y)
+    (drawn,) = axis.plot(
+        x,
+        y,
+        color=line.colour,
+        linestyle=line.stroke,
+        linewidth=line.width,
+        drawstyle="steps-pre" if line.stairs else "default",
+        label=line.name,
+        zorder=line.above,
+        clip_on=not line.bars,  # a mean at 0 has its whole width
+    )
+    mark(drawn, line.tags)
+    if not line.low:
+        return
+    low, high = np.array(line.low), np.array(line.high)
+    if not line.bars:
+        mark(
+            axis.fill_between(x, low, high, color=line.colour, alpha=0.13, linewidth=0),
+            (*line.tags, "spread"),
+        )
+    elif (known := np.isfinite(low)).any():
+        bars = axis.errorbar(
+            x[known],
+            y[known],
+            yerr=((y - low)[known], (high - y)[known]),
+            fmt="none",
+            ecolor=line.colour,
+            elinewidth=0.9,
+            capsize=2.2,
+            capthick=0.9,
+            zorder=line.above,
+        )
+        for part in bars.get_children():
+            mark(part, (*line.tags, "spread"))
+
+
+def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
+    """A mark a run, translucent so that equal ones add up; a cross for a failure."""
+    failed = points.marker == "x"
+    (drawn,) = axis.plot(
+        np.array(points.x) / panel.x.per,
+        np.minimum(points.y, panel.y.high),  # an early divergence may lie above the axis
+        linestyle="none",
+        marker=points.marker,
+        markersize=5 if failed else 2.8,
+        markeredgewidth=1.1 if failed else 0,
+        alpha=1 if failed else 0.55,
+        color=points.colour,
+        clip_on=False,
+        zorder=4,
+    )
+    mark(drawn, (*points.tags, "run"))
+
+
+def draw_chance(axis: Axes, chance: float) -> None:
+    axis.axhline(chance, color="#999999", linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
+    axis.annotate(
+        "chance",
+        (0, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 2),
+        textcoords="offset points",
+        fontsize=6.5,
+        color="#777777",
+    )
+
+
+def draw_ends(axis: Axes, panel: Panel, mark: Mark) -> None:
+    """Names right of the ends of curves, moved apart where they would touch, each with a hair line.
+
+    A curve that ends above the axis has an arrow and its last value there.
+    """
+    low, high = panel.y.low, panel.y.high
+    named = sorted((line for line in panel.lines if line.end), key=lambda line: line.y[-1])
+    wanted = [(min(line.y[-1], high) - low) / (high - low) for line in named]
+    for line, place in zip(named, spread(wanted, NAMES_APART, 1), strict=True):
+        value = line.y[-1]
+        beyond = f" \N{UPWARDS ARROW} {value:.0f} %" if value > high else ""
+        note = axis.annotate(
+            line.end + beyond,
+            (line.x[-1] / panel.x.per, min(value, high)),
+            xytext=(1.045, place),
+            textcoords="axes fraction",
+            verticalalignment="center",
+            fontsize=7,
+            color=line.colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.colour,
+                "linewidth": 0.5,
+                "shrinkA": 0.5,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+        )
+        mark(note, line.tags)
+        if note.arrow_patch is not None:
+            mark(note.arrow_patch, line.tags)
+
+
+def spread(wanted: Sequence[float], apart: float, top: float) -> list[float]:
+    """Heights at least ``apart``, in the order given, as near to the wanted as can be.
+
+    Neighbours that are too near share the middle of what they want (pool adjacent violators);
+    none lies above ``top``, nor below 0 if they fit.
+    """
+    blocks: list[tuple[float, int]] = []  # the mean of wanted minus rank * apart, and how many
+    for rank, value in enumerate(wanted):
+        mean, members = value - rank * apart, 1
+        while blocks and blocks[-1][0] > mean:
+            before, others = blocks.pop()
+            mean = (mean * members + before * others) / (members + others)
+            members += others
+        blocks.append((mean, members))
+    shifted = [mean for mean, members in blocks for _ in range(members)]
+    most = top - (len(wanted) - 1) * apart
+    return [max(0.0, min(mean, most)) + rank * apart for rank, mean in enumerate(shifted)]
+
+
+def write_corner(axis: Axes, text: str) -> None:
+    axis.text(
+        *(0.97, 0.95, text),
+        transform=axis.transAxes,
+        horizontalalignment="right",
+        verticalalignment="top",
+        fontsize=6.5,
+        color="#555555",
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+    )
+
+
+def handle(key: Key) -> Artist:
+    """What stands before a name in the legend."""
+    if key.band:
+        return Patch(color=key.colour, alpha=0.25, linewidth=0)
+    return Line2D(
+        *([], []),
+        color=key.colour,
+        linewidth=key.width,
+        linestyle=key.stroke,
+        marker=key.marker or "none",
+        markersize={"|": 8, "x": 5, "": 0}.get(key.marker, 3.2),
+    )

@@ -1,0 +1,116 @@
+"""Where the numbers of a report come from, and what to type to make them again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from resexp.analysis.results import Run
+
+
+def facts(runs: Sequence[Run], filters: Sequence[str]) -> dict[str, str]:
+    """What was trained on which data, where, with which code, and when; what is known of it."""
+    first, places = runs[0], [run.record.get("environment") or {} for run in runs]
+    statuses = Counter(run.status for run in runs)
+    seeds = sorted({run.seed for run in runs})
+    said = {
+        "Data": images(first),
+        "Recipe": f"{first.setting('recipe')}: {first.setting('steps'):,} steps of "
+        f"{first.setting('batch_size')} images, learning rate {first.setting('lr')}",
+        "Runs": ", ".join(f"{count} {status}" for status, count in statuses.items())
+        + f"; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+        + (f"; only {' '.join(filters)}" if filters else ""),
+        "Code": "; ".join(distinct(map(code, places))),
+        "Machine": "; ".join(distinct(map(machine, places))),
+        "Software": "; ".join(distinct(map(software, places))),
+        "Trained": period(runs),
+    }
+    return {name: text for name, text in said.items() if text}
+
+
+def images(run: Run) -> str:
+    data = run.record["data"]
+    if not all(data.get(key) for key in ("train", "test", "shape")):
+        return run.data
+    size = "x".join(str(side) for side in data["shape"][:2])
+    return (
+        f"{run.data}: {data['train']:,} training and {data['test']:,} test images of {size} pixels"
+    )
+
+
+def code(place: dict[str, Any]) -> str:
+    if place.get("git_commit"):
+        dirty = " with uncommitted changes" if place.get("git_dirty") else ""
+        return f"commit {place['git_commit']}{dirty}"
+    return f"resexp {place['resexp']}" if place.get("resexp") else ""
+
+
+def machine(place: dict[str, Any]) -> str:
+    name = place.get("device_name") or place.get("device")
+    threads = f"{place['threads']} CPU threads" if place.get("threads") else None
+    return ", ".join(str(part) for part in (name, threads, place.get("precision")) if part)
+
+
+def software(place: dict[str, Any]) -> str:
+    named = {"torch": "PyTorch", "cuda": "CUDA", "cudnn": "cuDNN", "python": "Python"}
+    parts = [f"{name} {place[key]}" for key, name in named.items() if place.get(key)]
+    return ", ".join([*parts, *([str(place["platform"])] if place.get("platform") else [])])
+
+
+def period(runs: Sequence[Run]) -> str:
+    """From the first start to the last row, in UTC."""
+    starts = sorted(str(run.record["started"]) for run in runs if run.record.get("started"))
+    ends = sorted(str(run.record["updated"]) for run in runs if run.record.get("updated"))
+    if not starts or not ends:
+        return ""
+    first, last = (text[:16].replace("T", " ") for text in (starts[0], ends[-1]))
+    return f"{first} to {last[11:] if last[:10] == first[:10] else last} UTC"
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, texts)))
+
+
+def commands(runs: Sequence[Run], filters: Sequence[str]) -> str:
+    """What to type to train, judge and draw all this again, a command a line."""
+    places = [run.record.get("environment") or {} for run in runs]
+    commits = distinct(str(place.get("git_commit") or "") for place in places)
+    lines = [f"git checkout {shlex.quote(commits[0])}"] if len(commits) == 1 else []
+    lines += sweeps(runs)
+    folder = str(Path(str(runs[0].setting("results"))) / runs[0].name)
+    rest = shlex.join([folder, *filters])
+    lines += [f"resexp {verb} {rest}" for verb in ("verdict", "table", "plot", "report")]
+    return "\n".join(lines)
+
+
+def sweeps(runs: Sequence[Run]) -> list[str]:
+    """The commands that train exactly these runs: one sweep where they are all of a grid."""
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    odd = []
+    for text in distinct(str(run.record.get("command") or "") for run in runs):
+        try:
+            words = shlex.split(text)
+        except ValueError:  # edited by hand
+            odd.append(text)
+            continue
+        keys = tuple(word.partition("=")[0] if "=" in word else word for word in words)
+        groups.setdefault(keys, []).append(words)
+    lines = []
+    for group in groups.values():
+        choices = [list(dict.fromkeys(column)) for column in zip(*group, strict=True)]
+        if len(group) > 1 and math.prod(map(len, choices)) == len(group):
+            together = [
+                f"{key}=" + ",".join(word.partition("=")[2] for word in column)
+                if len(column) > 1
+                else column[0]
+                for column in choices
+                for key in [column[0].partition("=")[0]]
+            ]
+            lines.append(shlex.join([*together[:2], "-m", *together[2:]]))
+        else:
+            lines += [shlex.join(words) for words in group]
+    return lines + odd
