@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
+    "legend.edgecolor": "none",
     "axes.linewidth": 0.6,
     "axes.edgecolor": "#444444",
     "axes.labelcolor": "#222222",

@@ -26,6 +26,18 @@ from resexp.settings import UsageError
 
 NAMES_APART = 0.07  # of the height of a panel, so that names at the ends of curves do not touch
 
+SMALL: dict[str, Any] = {"fontsize": 6.5, "color": "#666666"}
+BARS: dict[str, Any] = {"fmt": "none", "elinewidth": 0.9, "capsize": 2.2, "capthick": 0.9}
+HAIR: dict[str, Any] = {
+    "arrowstyle": "-",
+    "linewidth": 0.5,
+    "shrinkA": 0.5,
+    "shrinkB": 0,
+    "relpos": (0, 0.5),
+}
+DOTS: Any = (0, (1, 1.5))
+PALE: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+
 Mark = Callable[[Artist, Sequence[str]], None]  # gives an artist an id with its tags
 
 
@@ -51,10 +63,6 @@ class Line:
     shift: float = 0.0  # along x, so that several stand side by side
     end: str = ""  # written beside its last point
     above: float = 3  # what lies over what
-
-    def at(self, x: float) -> float:
-        """Its value at one of its x."""
-        return self.y[self.x.index(x)]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -153,7 +161,10 @@ def draw(chart: Chart) -> Figure:
             draw_panel(axis, panel, f"p{index}")
             lowest = index + chart.columns >= len(chart.panels)
             label_outside(axis, chart.labels, index % chart.columns == 0, lowest)
-            title(axis, panel.title, boxed=chart.labels == "all")
+            if chart.labels == "all":
+                axis.set_title(panel.title, fontsize=8, pad=4)
+            else:
+                axis.set_title(panel.title, loc="left", fontweight="bold", pad=4)
         if chart.heading:
             head(figure, chart.heading, chart.series, chart.most)
         legend(figure, [handle(key) for key in chart.keys], [key.name for key in chart.keys])
@@ -184,26 +195,21 @@ def draw_panel(axis: Axes, panel: Panel, name: str) -> None:
     if panel.zero:
         axis.axhline(0, color="#444444", linewidth=0.9, zorder=2)
     if panel.chance is not None and panel.chance < panel.y.high:
-        draw_chance(axis, panel.chance)
+        axis.axhline(panel.chance, color="#999999", linewidth=0.7, linestyle=DOTS, zorder=1)
+        where: Any = (("axes fraction", "data"), "offset points")  # the line, the word above it
+        axis.annotate("chance", (0, panel.chance), (3, 2), *where, **SMALL)
     for line in panel.lines:
         draw_line(axis, line, panel.x.per, mark)
     for points in panel.points:
         draw_points(axis, points, panel, mark)
     draw_ends(axis, panel, mark)
     if panel.note:
-        axis.set_title(panel.note, loc="right", fontsize=6.5, color="#666666", pad=4)
+        axis.set_title(panel.note, loc="right", pad=4, **SMALL)
     if panel.corner:
-        write_corner(axis, panel.corner)
+        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "top"}
+        axis.text(0.97, 0.95, panel.corner, bbox=PALE, **place, **SMALL)
     if panel.named:
-        axis.legend(
-            loc="upper right",
-            fontsize=6.5,
-            handlelength=1.6,
-            borderaxespad=0,
-            frameon=True,
-            edgecolor="none",
-            framealpha=0.9,
-        )
+        axis.legend(loc="upper right", fontsize=6.5, borderaxespad=0)
 
 
 def set_scale(axis: Axes, which: str, scale: Scale) -> None:
@@ -233,50 +239,34 @@ def label_outside(axis: Axes, labels: str, left: bool, lowest: bool) -> None:
             axis.set_xlabel("")
 
 
-def title(axis: Axes, text: str, boxed: bool) -> None:
-    if boxed:
-        axis.set_title(text, fontsize=8, pad=4)
-    else:
-        axis.set_title(text, loc="left", fontweight="bold", pad=4)
-
-
 def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
     """The line itself, and its band or its bars."""
     x, y = (np.array(line.x) + line.shift) / per, np.array(line.y)
+    colour, above = line.colour, line.above
     (drawn,) = axis.plot(
         x,
         y,
-        color=line.colour,
-        linestyle=line.stroke,
+        color=colour,
         linewidth=line.width,
+        linestyle=line.stroke,
         drawstyle="steps-pre" if line.stairs else "default",
         label=line.name,
-        zorder=line.above,
+        zorder=above,
         clip_on=not line.bars,  # a mean at 0 has its whole width
     )
     mark(drawn, line.tags)
     if not line.low:
         return
+    parts: Sequence[Artist] = []
     low, high = np.array(line.low), np.array(line.high)
     if not line.bars:
-        mark(
-            axis.fill_between(x, low, high, color=line.colour, alpha=0.13, linewidth=0),
-            (*line.tags, "spread"),
-        )
+        parts = [axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)]
     elif (known := np.isfinite(low)).any():
-        bars = axis.errorbar(
-            x[known],
-            y[known],
-            yerr=((y - low)[known], (high - y)[known]),
-            fmt="none",
-            ecolor=line.colour,
-            elinewidth=0.9,
-            capsize=2.2,
-            capthick=0.9,
-            zorder=line.above,
-        )
-        for part in bars.get_children():
-            mark(part, (*line.tags, "spread"))
+        ends = ((y - low)[known], (high - y)[known])
+        bars = axis.errorbar(x[known], y[known], ends, ecolor=colour, zorder=above, **BARS)
+        parts = bars.get_children()
+    for part in parts:
+        mark(part, (*line.tags, "spread"))
 
 
 def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
@@ -297,19 +287,6 @@ def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
     mark(drawn, (*points.tags, "run"))
 
 
-def draw_chance(axis: Axes, chance: float) -> None:
-    axis.axhline(chance, color="#999999", linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
-    axis.annotate(
-        "chance",
-        (0, chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 2),
-        textcoords="offset points",
-        fontsize=6.5,
-        color="#777777",
-    )
-
-
 def draw_ends(axis: Axes, panel: Panel, mark: Mark) -> None:
     """Names right of the ends of curves, moved apart where they would touch, each with a hair line.
 
@@ -324,20 +301,13 @@ def draw_ends(axis: Axes, panel: Panel, mark: Mark) -> None:
         note = axis.annotate(
             line.end + beyond,
             (line.x[-1] / panel.x.per, min(value, high)),
-            xytext=(1.045, place),
+            (1.045, place),
             textcoords="axes fraction",
-            verticalalignment="center",
+            va="center",
             fontsize=7,
             color=line.colour,
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": line.colour,
-                "linewidth": 0.5,
-                "shrinkA": 0.5,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=HAIR | {"color": line.colour, "relpos": (0, 0.5)},
         )
         mark(note, line.tags)
         if note.arrow_patch is not None:
@@ -361,18 +331,6 @@ def spread(wanted: Sequence[float], apart: float, top: float) -> list[float]:
     shifted = [mean for mean, members in blocks for _ in range(members)]
     most = top - (len(wanted) - 1) * apart
     return [max(0.0, min(mean, most)) + rank * apart for rank, mean in enumerate(shifted)]
-
-
-def write_corner(axis: Axes, text: str) -> None:
-    axis.text(
-        *(0.97, 0.95, text),
-        transform=axis.transAxes,
-        horizontalalignment="right",
-        verticalalignment="top",
-        fontsize=6.5,
-        color="#555555",
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-    )
 
 
 def handle(key: Key) -> Artist:

@@ -221,11 +221,14 @@ def diverged_line(run: Run, look: Look) -> Line | None:
     good = [row for row in run.rows() if math.isfinite(row.test_error)]
     if not good:
         return None
+    start = chance(run)
+    origin = [] if start is None else [(0.0, start)]
+    places = [*origin, *((float(row.step), row.test_error) for row in good)]
     return Line(
         name=f"{run.run} diverged",
         tags=(f"d{run.depth}", "test"),
-        x=[float(row.step) for row in good],
-        y=[row.test_error for row in good],
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
         colour=look.colours[run.depth],
         width=0.6,
     )

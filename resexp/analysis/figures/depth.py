@@ -50,14 +50,14 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     series = list(dict.fromkeys(run.series for run, _ in found))
     if not series:
         raise Nothing("no run here is finished yet. See resexp list.")
-    shown = [run for run, _ in found if run.series in series[:most]]
-    depths = sorted({run.depth for run in shown})
-    panels = [error_panel(finals(shown, column), depths, column) for column in MEASURES]
+    drawn = series[:most]
+    shown = [run for run, _ in found if run.series in drawn]
+    panels = [error_panel(shown, drawn, column) for column in MEASURES]
     top = min(100.0, 1.06 * max(1.0, *values(panels)))
     for panel in panels:
         panel.y.high = top
     keys = []
-    for index, one in enumerate(series[:most]):
+    for index, one in enumerate(drawn):
         colour, marker = series_style(index)
         keys.append(Key(name=spaced(one), colour=colour, tag=f"s{index}", width=1.4, marker=marker))
     keys += [mean_key([(run.series, run.depth) for run in shown])]
@@ -156,19 +156,21 @@ def paired(runs: Sequence[Run], plain: str, other: str) -> list[tuple[Run, Run]]
 # --- what is drawn
 
 
-def error_panel(found: Finals, depths: Sequence[int], column: str) -> Panel:
+def error_panel(runs: Sequence[Run], series: Sequence[str], column: str) -> Panel:
     """Means, intervals and single runs of one error.
 
     Networks stand side by side around a depth, and beside each bar its points, so that none hides
     another.
     """
     lines, points = [], []
-    series = list(dict.fromkeys(run.series for run, _ in found))
+    depths = sorted({run.depth for run in runs})
     width = dodge_width(depths) / len(series)
     for index, one in enumerate(series):
+        mine = [(run, error) for run, error in finals(runs, column) if run.series == one]
+        if not mine:
+            continue
         colour, marker = series_style(index)
         offset = width * (index - (len(series) - 1) / 2)
-        mine = [(run, error) for run, error in found if run.series == one]
         seeds = sorted({run.seed for run, _ in mine})
         slot = width if len(seeds) > 1 else 0.0  # one point lies on the line
         outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
@@ -195,7 +197,7 @@ def error_panel(found: Finals, depths: Sequence[int], column: str) -> Panel:
         lines=lines,
         points=points,
         spread="95 % ",
-        chance=chance(found[0][0]) if found else None,
+        chance=chance(runs[0]),
     )
 
 
