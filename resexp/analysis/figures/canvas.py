@@ -98,12 +98,13 @@ def blank(width: float, height: float) -> Figure:
     return figure
 
 
-def heading(runs: Sequence[Run]) -> str:
-    """Experiment, data, recipe and seeds."""
+def heading(runs: Sequence[Run], series: int = 0, most: int = 0) -> str:
+    """Experiment, data, recipe and seeds, and how many series are drawn if not all."""
     first = runs[0]
+    left_out = f" ({most} of {series} series)" if series > most else ""
     return (
         f"Experiment {first.name}: data {data_sets(runs)}, recipe {first.setting('recipe')}, "
-        f"{seeds(runs)}"
+        f"{seeds(runs)}{left_out}"
     )
 
 
@@ -125,20 +126,22 @@ def spaced(series: str) -> str:
     return series.replace(",", ", ")
 
 
-def head(figure: Figure, title: str, series: int = 0, most: int = MOST_PANELS) -> None:
+def head(figure: Figure, title: str) -> None:
     """The line above the panels, in two where the figure is narrow."""
-    left_out = f" ({most} of {series} series)" if series > most else ""
     wide = figure.get_figwidth() > COLUMN
     letters = int(figure.get_figwidth() / MM / (1.55 if wide else 1.37))
-    lines = textwrap.wrap(title + left_out, letters)
+    lines = textwrap.wrap(title, letters)
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8 if wide else 7)
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Below the panels, in as many columns as the width holds."""
+    """Below the panels, in as many columns as the width holds; the first take what is over."""
     width = figure.get_figwidth() / MM
     columns = len(labels)
-    while columns > 1 and columns * 9.5 + 1.35 * _letters(labels, columns) > width:
+    lengths = [len(label) for label in labels]
+    while columns > 1 and width < columns * 9.5 + 1.35 * sum(
+        part.max() for part in np.array_split(lengths, columns)
+    ):
         columns -= 1
     figure.legend(
         handles,
@@ -150,17 +153,6 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
         columnspacing=1.2,
         borderaxespad=0.2,
     )
-
-
-def _letters(labels: Sequence[str], columns: int) -> int:
-    """Letters across, the longest label of each column; the first columns take what is over."""
-    lines, over = divmod(len(labels), columns)
-    letters, start = 0, 0
-    for column in range(columns):
-        end = start + lines + (column < over)
-        letters += max(len(label) for label in labels[start:end])
-        start = end
-    return letters
 
 
 def save(figure: Figure, path: Path) -> None:

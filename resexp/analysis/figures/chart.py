@@ -133,16 +133,14 @@ class Key:
 class Chart:
     """Panels with one legend."""
 
-    title: str  # of its section in the report
-    caption: str  # below it there
+    title: str = ""  # of its section in the report
+    caption: str = ""  # below it there
     heading: str  # above the figure
     panels: list[Panel]
     keys: list[Key]
     columns: int
     width: float  # inches
     height: float
-    series: int = 0  # how many there are
-    most: int = 0  # and how many may be drawn
     ratios: Sequence[float] | None = None  # of the heights of the rows
     labels: str = "left"  # where axes are labelled: left, outer (numbers too) or all
     style: dict[Any, Any] = field(default_factory=lambda: STYLE)
@@ -166,7 +164,7 @@ def draw(chart: Chart) -> Figure:
             else:
                 axis.set_title(panel.title, loc="left", fontweight="bold", pad=4)
         if chart.heading:
-            head(figure, chart.heading, chart.series, chart.most)
+            head(figure, chart.heading)
         legend(figure, [handle(key) for key in chart.keys], [key.name for key in chart.keys])
     return figure
 

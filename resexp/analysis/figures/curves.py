@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ TALLEST = 235 * MM  # of a page of small panels, so that it fits A4
 
 #: What is drawn of a network: column, the tag of its lines and their name.
 ERRORS = (("test_error", "test", "test"), ("train_error", "train", "training"))
+
+BROKEN = ("collapsed", "diverged", "failed")  # statuses of runs that went wrong
+UNFINISHED = ("interrupted", "running")
 
 Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -84,14 +88,12 @@ def curves(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
         title="Error while training",
         caption="Curves start at chance. Training error is the running mean over augmented "
         "batches.",
-        heading=heading(runs),
+        heading=heading(runs, len(groups), most),
         panels=panels,
         keys=curve_keys(drawn),
         columns=columns,
         width=COLUMN if columns == 1 else PAGE,
         height=(62 * math.ceil(len(panels) / 2) + 14) * MM,
-        series=len(groups),
-        most=most,
     )
 
 
@@ -108,8 +110,6 @@ def families(runs: Sequence[Run]) -> Chart:
         panel.title, panel.chance = series.split(",")[0], None  # its name would be in the way
         panel.corner = corner(series, networks, letters=112 // columns)
     return Chart(
-        title="Error while training, by network",
-        caption="Curves start at chance.",
         heading=heading(runs),
         panels=panels,
         keys=curve_keys(groups),
@@ -168,19 +168,16 @@ def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Sca
     panels = []
     for series, group in groups.items():
         lines = [line for drawn in means[series] for line in drawn]
-        points = []
-        for run in (run for network in group for run in network.runs):
-            if run.status == "diverged" and (drawn := diverged_line(run, look)):
-                lines.append(drawn)
-                points.append(cross(drawn))
+        runs = [run for network in group for run in network.runs if run.status == "diverged"]
+        broken = [drawn for run in runs if (drawn := diverged_line(run, look))]
         panels.append(
             Panel(
                 title=spaced(series),
                 x=steps,
                 y=Scale(label="error (%)", low=0, high=top),
-                lines=lines,
-                points=points,
-                chance=chance(group[0].runs[0]),
+                lines=lines + broken,
+                points=[cross(line) for line in broken],
+                chance=chance([run for network in group for run in network.runs]),
             )
         )
     return panels
@@ -189,7 +186,7 @@ def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Sca
 def mean_lines(network: Network, look: Look) -> list[Line]:
     """Means over seeds with their range, at the steps that all seeds share, from chance on."""
     lines: list[Line] = []
-    start = chance(network.runs[0])
+    start = chance(network.runs)
     arch = network.series.split(",")[0]
     for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
         steps, errors = network.values(column) if network.whole else ([], np.empty((0, 0)))
@@ -221,7 +218,7 @@ def diverged_line(run: Run, look: Look) -> Line | None:
     good = [row for row in run.rows() if math.isfinite(row.test_error)]
     if not good:
         return None
-    start = chance(run)
+    start = chance([run])
     origin = [] if start is None else [(0.0, start)]
     places = [*origin, *((float(row.step), row.test_error) for row in good)]
     return Line(
@@ -240,10 +237,10 @@ def cross(line: Line) -> Points:
     return Points(names=[line.name], tags=line.tags, **last, colour=line.colour, marker="x")
 
 
-def chance(run: Run) -> float | None:
-    """The error of an untrained network, percent, where the record knows it."""
-    error: float | None = run.record["data"].get("chance_error")
-    return error
+def chance(runs: Sequence[Run]) -> float | None:
+    """The error of an untrained network, percent, where a record knows it."""
+    known = (run.record["data"].get("chance_error") for run in runs)
+    return next((error for error in known if error is not None), None)
 
 
 def top_error(lasts: Sequence[float]) -> float:
@@ -276,11 +273,8 @@ def failures(group: Sequence[Network]) -> str:
     """``56 layers: 1 collapsed of 3``, a line a network."""
     notes = []
     for network in group:
-        counts = [
-            (status, sum(run.status == status for run in network.runs))
-            for status in ("collapsed", "diverged", "failed", "interrupted", "running")
-        ]
-        said = [f"{count} {status}" for status, count in counts if count]
+        counts = Counter(run.status for run in network.runs)
+        said = [f"{counts[status]} {status}" for status in (*BROKEN, *UNFINISHED) if counts[status]]
         if said:
             notes.append(f"{network.depth} layers: {', '.join(said)} of {len(network.runs)}")
     return "\n".join(notes)
@@ -306,5 +300,5 @@ def corner(series: str, group: Sequence[Network], letters: int) -> str:
     said = ", ".join(setting.removeprefix("arch.") for setting in series.split(",")[1:])
     lines = textwrap.wrap(said, letters, max_lines=3, placeholder=" ...", break_long_words=False)
     runs = [run for network in group for run in network.runs]
-    failed = sum(run.status in ("collapsed", "diverged", "failed") for run in runs)
+    failed = sum(run.status in BROKEN for run in runs)
     return "\n".join([*lines, f"{failed} of {len(runs)} failed"] if failed else lines)

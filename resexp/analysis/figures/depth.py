@@ -65,14 +65,12 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     return Chart(
         title="Final error against depth",
         caption="After the last step, over all training and all test images.",
-        heading=heading(runs),
+        heading=heading(runs, len(series), most),
         panels=panels,
         keys=keys + failed_keys(panels),
         columns=2,
         width=PAGE,
         height=76 * MM,
-        series=len(series),
-        most=most,
     )
 
 
@@ -105,7 +103,7 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
     return Chart(
         title="Plain minus residual" if only else "Plain minus the others",
         caption="Paired by seed; above zero the plain network is worse.",
-        heading=heading(runs),
+        heading=heading(runs, len(pairs), most),
         panels=panels,
         keys=[
             mean_key([(other, run.depth) for other, found in drawn.items() for run, _ in found]),
@@ -116,8 +114,6 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
         columns=len(MINUS),
         width=PAGE,
         height=(58 * len(drawn) + 16) * MM,
-        series=len(pairs),
-        most=most,
     )
 
 
@@ -197,7 +193,7 @@ def error_panel(runs: Sequence[Run], series: Sequence[str], column: str) -> Pane
         lines=lines,
         points=points,
         spread="95 % ",
-        chance=chance(runs[0]),
+        chance=chance(runs),
     )
 
 

@@ -65,8 +65,6 @@ def paper(runs: Sequence[Run]) -> Chart:
         panel.chance = None
         panel.y.ticks = [0, 5, 10, 15, 20] if fits else None
     return Chart(
-        title="Error while training, as in figure 6",
-        caption="",
         heading="",
         panels=panels,
         keys=[

@@ -42,14 +42,12 @@ def seeds(runs: Sequence[Run]) -> Chart:
         for network in networks
         if network.whole
     ]
-    highest = max((value for line in speeds for value in line.y), default=1.0)
+    highest = max((value for line in speeds for value in line.y), default=0) or 1.0
     lines = rate_lines(found, len(colours), len(drawn))
     speed = Scale(label="", low=0, high=1.05 * highest, ticks=4, form="{x:,.0f}")
     single = len(found) == 1
     return Chart(
-        title="Learning rate and speed",
-        caption="",
-        heading=heading(runs),
+        heading=heading(runs, len(groups), MOST_PANELS),
         panels=[
             Panel(
                 title="learning rate", x=steps, y=rate_scale(lines), lines=lines, named=not single
@@ -64,8 +62,6 @@ def seeds(runs: Sequence[Run]) -> Chart:
         columns=1,
         width=COLUMN,
         height=(82 if single else 92) * MM,
-        series=len(groups),
-        most=MOST_PANELS,
         ratios=(2 if single else 3, 3),
         labels="outer",
     )

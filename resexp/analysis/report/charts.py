@@ -8,7 +8,6 @@ from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from resexp.analysis.figures.canvas import write
@@ -46,7 +45,7 @@ def embed(chart: Chart, key: str) -> dict[str, Any]:
     return {"id": key, "chart": chart, "panels": panels, "values": held}
 
 
-def inline(figure: Figure, panel: Panel, name: str) -> Markup:
+def inline(figure: Figure, panel: Panel, name: str) -> str:
     """A figure as an svg element of HTML: ids that are unique on the page, no namespaces, no style.
 
     Points are named by titles, for a pointer that rests on them; the whole by what it shows.
@@ -76,7 +75,7 @@ def inline(figure: Figure, panel: Panel, name: str) -> Markup:
         del root.attrib[key]
     root.set("role", "img")
     root.set("aria-label", described(panel))
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def described(panel: Panel) -> str:

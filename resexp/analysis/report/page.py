@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from resexp.analysis import table, verdict
 from resexp.analysis.figures.canvas import spaced
@@ -80,7 +79,7 @@ def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
         experiments=experiments,
         values={id: each for one in experiments for id, each in one.pop("values").items()},
         several=several,
-        script=Markup(script),
+        script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=own_version(),
         now=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC),
