@@ -594,8 +594,8 @@ def test_plot_writes_into_each_experiment(results: Path, tmp_path: Path) -> None
     assert all(path.exists() for path in written)
     assert len(find_runs(results)) == 19  # figures are in nobody's way
     out = tmp_path / "out"
-    elsewhere = plot(results / "digits", out, form="svg", filters=["arch=plain", "seed=0"])
-    assert elsewhere == [out / "curves.svg", out / "depth.svg"]
+    apart = plot(results / "digits", out, form="svg", filters=["arch=plain", "seed=0"])
+    assert apart == [out / "curves.svg", out / "depth.svg"]
     assert plot(results, out, filters=["depth=20", "arch=plain"])[0] == out / "digits/curves.png"
     run = results / "digits" / "plain-56-s0"  # a single run is plotted beside itself
     assert plot(run)[0] == run / "curves.png"

@@ -339,6 +339,8 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     assert any(EVIL in whole(each) for each in tree.iter("text"))  # of an axis
     assert any(EVIL in whole(each) for each in tree.findall(".//use/title"))  # of a point
     unique_ids(tree)
+    template = Path(report.__path__[0], "template.html").read_text()
+    assert re.findall(r"[\w.]+\|safe", template) == ["panel.svg|safe", "script|safe"]
 
 
 def test_a_page_is_plain_ascii(tmp_path: Path) -> None:

@@ -220,12 +220,12 @@ def diverged_line(run: Run, look: Look) -> Line | None:
         return None
     start = chance([run])
     origin = [] if start is None else [(0.0, start)]
-    places = [*origin, *((float(row.step), row.test_error) for row in good)]
+    path = [*origin, *((float(row.step), row.test_error) for row in good)]
     return Line(
         name=f"{run.run} diverged",
         tags=(f"d{run.depth}", "test"),
-        x=[x for x, _ in places],
-        y=[y for _, y in places],
+        x=[x for x, _ in path],
+        y=[y for _, y in path],
         colour=look.colours[run.depth],
         width=0.6,
     )

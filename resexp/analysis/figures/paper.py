@@ -88,7 +88,7 @@ def twin_panels(series: Sequence[str]) -> list[str]:
 
 
 def inks(depths: Sequence[int]) -> dict[int, str]:
-    """A print colour a depth, by rank; more depths than inks shade as elsewhere."""
+    """A print colour a depth, by rank; more depths than inks are coloured as in curves."""
     if len(depths) > len(INKS):
         return {depth: depth_colour(depth) for depth in depths}
     return dict(zip(depths, INKS, strict=False))

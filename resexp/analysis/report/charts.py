@@ -83,8 +83,8 @@ def described(panel: Panel) -> str:
     said = []
     for line in panel.lines:
         if line.name:
-            places = range(len(line.x)) if line.bars else [-1]
-            told = ((line.x[at], panel.number(line.y[at]) + panel.unit) for at in places)
+            shown = range(len(line.x)) if line.bars else [-1]
+            told = ((line.x[at], panel.number(line.y[at]) + panel.unit) for at in shown)
             said.append(
                 f"{line.name}: "
                 + ", ".join(f"{x:,.0f} layers {y}" if line.bars else y for x, y in told)

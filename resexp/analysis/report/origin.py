@@ -14,7 +14,7 @@ from resexp.analysis.results import Run
 
 def facts(runs: Sequence[Run], filters: Sequence[str]) -> dict[str, str]:
     """What was trained on which data, where, with which code, and when; what is known of it."""
-    first, places = runs[0], [run.record.get("environment") or {} for run in runs]
+    first, environments = runs[0], [run.record.get("environment") or {} for run in runs]
     statuses = Counter(run.status for run in runs)
     seeds = sorted({run.seed for run in runs})
     said = {
@@ -24,9 +24,9 @@ def facts(runs: Sequence[Run], filters: Sequence[str]) -> dict[str, str]:
         "Runs": ", ".join(f"{count} {status}" for status, count in statuses.items())
         + f"; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
         + (f"; only {' '.join(filters)}" if filters else ""),
-        "Code": "; ".join(distinct(map(code, places))),
-        "Machine": "; ".join(distinct(map(machine, places))),
-        "Software": "; ".join(distinct(map(software, places))),
+        "Code": "; ".join(distinct(map(code, environments))),
+        "Machine": "; ".join(distinct(map(machine, environments))),
+        "Software": "; ".join(distinct(map(software, environments))),
         "Trained": period(runs),
     }
     return {name: text for name, text in said.items() if text}
@@ -77,8 +77,8 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 def commands(runs: Sequence[Run], filters: Sequence[str]) -> str:
     """What to type to train, judge and draw all this again, a command a line."""
-    places = [run.record.get("environment") or {} for run in runs]
-    commits = distinct(str(place.get("git_commit") or "") for place in places)
+    environments = [run.record.get("environment") or {} for run in runs]
+    commits = distinct(str(each.get("git_commit") or "") for each in environments)
     lines = [f"git checkout {shlex.quote(commits[0])}"] if len(commits) == 1 else []
     lines += sweeps(runs)
     folder = str(Path(str(runs[0].setting("results"))) / runs[0].name)

@@ -276,14 +276,9 @@ def run_list(runs: Sequence[Run]) -> dict[str, Any]:
 
 def fold(run: Run) -> dict[str, Any]:
     record = run.record
-    errors = (
-        (name, run.endpoint(column))
-        for name, column in (
-            ("clean training error", "clean_train_error"),
-            ("test error", "test_error"),
-        )
-    )
-    said = [f"{name} {value:.2f} %" for name, value in errors if value is not None]
+    errors = {"clean_train_error": "clean training error", "test_error": "test error"}
+    numbers = {name: run.endpoint(column) for column, name in errors.items()}
+    said = [f"{name} {value:.2f} %" for name, value in numbers.items() if value is not None]
     about = [
         *("digest", "parameters", "parameters_without_norm", "flops", "seconds"),
         *("images_per_second", "peak_memory_mb", "started", "updated"),
@@ -312,11 +307,9 @@ def written(values: dict[str, Any]) -> dict[str, str]:
 
 
 def download(text: bytes | None, packed: bool) -> dict[str, Any]:
-    """A run's metrics.csv as an address."""
-    if text is None:
-        return {"csv": "", "packed": False}
-    if not packed:
-        return {"csv": as_link(text), "packed": False}
+    """A run's metrics.csv as an address; packed with gzip if the page would be too long."""
+    if text is None or not packed:
+        return {"csv": "" if text is None else as_link(text), "packed": False}
     data = base64.b64encode(gzip.compress(text, mtime=0)).decode()
     return {"csv": f"data:application/gzip;base64,{data}", "packed": True}
 
