@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,6 +133,21 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
+@contextmanager
+def stop_said() -> Iterator[None]:
+    """Turn a signal that stops the body, from its first line on, into words and an exit code."""
+    from resexp.runs.stop import Interrupted, stop_signals
+
+    try:
+        with stop_signals(at_once=True):
+            yield
+    except Interrupted as stop:
+        typer.echo("stopped and saved: run the same command again to go on", err=True)
+        raise typer.Exit(stop.exit_code) from stop
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(130) from stop
+
+
 @app.callback()
 def options(
     show_version: Annotated[
@@ -164,16 +180,10 @@ def run(
     ] = False,
 ) -> None:
     """Train one network, or with [bold]-m[/] one for every combination of the values given."""
-    from resexp.config import launch
-    from resexp.runs.stop import Interrupted
+    with stop_said():
+        from resexp.config import launch
 
-    try:
         session = launch([*(overrides or []), *context.args], dry_run)
-    except Interrupted as stop:
-        typer.echo("stopped and saved: run the same command again to go on", err=True)
-        raise typer.Exit(stop.exit_code) from stop
-    except KeyboardInterrupt as stop:
-        raise typer.Exit(130) from stop
     summary = session.summary()
     if summary:
         print(summary)
@@ -562,12 +572,13 @@ def doctor_results(folder: Path, as_json: bool) -> None:
 )
 def demo(overrides: Overrides = None) -> None:
     """Train plain and residual networks on the embedded digits, draw, tabulate and decide."""
-    from resexp.config import launch
-
     sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2", "launch=processes"]
     given = {word.partition("=")[0] for word in overrides or []}
     words = [word for word in sweep if word.partition("=")[0] not in given] + (overrides or [])
-    session = launch(["-m", *words])
+    with stop_said():
+        from resexp.config import launch
+
+        session = launch(["-m", *words])
     print(f"{session.summary().splitlines()[0]}: resexp run -m {' '.join(words)}")
     if session.exit_code:
         raise typer.Exit(session.exit_code)
@@ -586,13 +597,15 @@ def main() -> None:
         fail(str(error), 2)
     except Unwritten as error:
         fail(str(error), 1)
+    except KeyboardInterrupt:  # a second one, while the first was being answered
+        sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # of Typer's own parser
             message = error.format_message()
             if not message:  # no command: the help was printed
                 sys.exit(2)
             fail(f"{message} See resexp --help.", 2)
-        if type(error).__name__ == "Abort":
+        if isinstance(error, typer.Abort):
             sys.exit(130)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -1,7 +1,12 @@
-"""The only module that knows Hydra: composes settings, checks them, runs the task once per job."""
+"""The only module that knows Hydra: composes settings, checks them, makes jobs of them.
+
+A command goes ``launch`` -> Hydra's multirun -> the sweeper and the launcher of
+``hydra_plugins.resexp_sweeps`` -> ``Session``, be it one run or many.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shlex
@@ -9,15 +14,20 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resexp.launch.cluster import start_ray, work
 from resexp.launch.session import Session
@@ -72,7 +82,11 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
     "--hydra-help": (),
 }
 
-SETTINGS_HINT = "All of them: resexp list settings."
+#: Those that ask, and train nothing.
+QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
+
+#: Flags whose value is a folder of one's own configs.
+OWN_CONFIGS = {"--config-dir", "-cd"}
 
 #: Hydra's launchers that come with an extra of ours.
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -94,56 +108,17 @@ OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()
 #: Overrides that are no part of a run's name, or a part of their own, beside its circumstances.
 UNNAMED = {"arch", "depth", "seed", "experiment", "launch"}
 
+#: The parts of a job's ``hydra`` node that are read after composing.
+KEPT = ("overrides", "runtime", "launcher")
+
 #: The session of this command; a process that some launcher started has none.
-_session: Session | None = None
+session: Session | None = None
 
 
 def task(config: DictConfig) -> None:
-    """What Hydra calls once per job, in whatever process the launcher chose.
-
-    Nothing is raised: Hydra would print lines of its own about it.
-    """
+    """What Hydra's own launchers call once per job, in a process of theirs."""
     hydra_config = cast(DictConfig, HydraConfig.get())
-    if _session is None:
-        work(to_job(config, hydra_config), hydra_config.runtime.cwd, hydra_config.job.num)
-        return
-    try:
-        _session.perform(to_job(config, hydra_config))
-    except UsageError as error:
-        _session.refusal = error
-
-
-def plan(configs: list[DictConfig]) -> list[int]:
-    """What the sweeper calls once, before the first job."""
-    assert _session is not None
-    launcher = configs[0].hydra.launcher
-    kind = launcher._target_
-    if kind.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
-        raise UsageError(
-            "launch=slurm, but there is no sbatch here. Type it where the cluster takes jobs."
-        )
-    here = kind.startswith(("hydra._internal.", "hydra_plugins.resexp_"))
-    if not here and PLUGINS.is_dir():  # the launcher's processes unpickle our plugins
-        paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    chosen = _session.plan([to_job(config, config.hydra) for config in configs], here=here)
-    if chosen and "ray" in launcher:
-        ray = launcher.ray
-        start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
-    return chosen
-
-
-def together(overrides: Sequence[Sequence[str]]) -> None:
-    """What our own launcher calls in place of the task, once for all jobs: they are planned."""
-    assert _session is not None
-    try:
-        _session.perform_all()
-    except UsageError as error:
-        _session.refusal = error
-
-
-task.plan = plan  # type: ignore[attr-defined]
-task.together = together  # type: ignore[attr-defined]
+    work(to_job(config, hydra_config), hydra_config.runtime.cwd, hydra_config.job.num)
 
 
 def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
@@ -151,37 +126,87 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
 
     Raises UsageError, with nothing trained or written, if any job cannot be run.
     """
-    global _session
+    global session
     flags, overrides = split(arguments)
-    if not {"-m", "--multirun"} & set(flags) and (dry_run or (not flags and goes_away(overrides))):
-        flags.append("-m")
+    several = bool({"-m", "--multirun"} & set(flags))
     command = shlex.join(["resexp", "run", *flags, *overrides])
-    _session = Session(dry_run=dry_run, command=command)
+    if not several and not QUESTIONS & set(flags):  # a run is a sweep of one
+        flags.append("-m")
     run = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+    session = done = Session(dry_run=dry_run, command=command)
     try:
-        with _session.looking(), command_line([*flags, *overrides]), one_line_errors():
+        with command_line([*flags, *overrides]), one_line_errors():
+            check(flags, overrides, several)
             run(task)()
-        _session.settle(None)
-        _session.raise_refusal()
-        return _session
-    except UsageError:
-        raise
-    except Exception as error:  # of a launcher: its workers may be at work still
-        if not _session.planned:
-            raise
-        _session.settle(error)
-        return _session
+        done.raise_refusal()
+    except Exception as error:
+        if all(error is not one for _, one in done.failures) or isinstance(error, UsageError):
+            raise  # it is not that Hydra's own sweeper says of a job what the session knows
     finally:
-        _session.close()
-        _session = None
+        done.close()
+        session = None
+    return done
 
 
-def goes_away(overrides: Sequence[str]) -> bool:
-    """Whether a launcher was chosen for a job on its own: to Hydra it then is a sweep of one."""
-    away = ("launch=", "hydra/launcher=")
-    return any(
-        word.startswith(away) and not word.endswith(("=local", "=basic")) for word in overrides
-    )
+def before_launch(launcher: DictConfig) -> None:
+    """What Hydra's launchers need before they are given jobs. Raises UsageError."""
+    if launcher._target_.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
+        raise UsageError(
+            "launch=slurm, but there is no sbatch here. Type it where the cluster takes jobs."
+        )
+    if PLUGINS.is_dir():  # its processes unpickle our plugins
+        paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if "ray" in launcher:
+        ray = launcher.ray
+        start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
+
+
+def jobs(loader: ConfigLoader, whole: DictConfig, sweep: Sequence[Sequence[str]]) -> list[Job]:
+    """The jobs of a sweep, ``whole`` being the configuration that Hydra composed for all."""
+    return [to_job(config, config.hydra) for config in composed(loader, whole, sweep)]
+
+
+def composed(
+    loader: ConfigLoader, whole: DictConfig, sweep: Sequence[Sequence[str]]
+) -> Iterator[DictConfig]:
+    """Every job's configuration; of the ``hydra`` node it has the parts named in ``KEPT``.
+
+    Composing takes Hydra 100 ms, so it does that once for each choice of options, such as arch;
+    values, such as depth, are then set in copies, by the same function of Hydra's.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    known = {word: parser.parse_override(word) for words in sweep for word in words}
+
+    def chosen(parsed: list[Override]) -> tuple[str, ...]:
+        # What is added or taken away may be what another sets: then Hydra does it all.
+        new = any(one.is_add() or one.is_force_add() or one.is_delete() for one in parsed)
+        return tuple(str(one.input_line) for one in parsed if new or not sets_value(one, whole))
+
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    for words in sweep:
+        parsed = [known[word] for word in words]
+        choice = chosen(parsed)
+        if choice not in bases:
+            base = bases[choice] = loader.load_sweep_config(whole, list(choice))
+            with flag_override(base.hydra, ["struct", "readonly"], False):
+                for name in [name for name in base.hydra if name not in KEPT]:
+                    del base.hydra[name]
+        config = copy.deepcopy(bases[choice])
+        rest = [one for one in parsed if one.input_line not in choice]
+        ConfigLoaderImpl._apply_overrides_to_config(rest, config)
+        config.hydra.overrides.task = list(words)
+        yield config
+
+
+def sets_value(override: Override, whole: DictConfig) -> bool:
+    """Whether an override gives a setting that all jobs have a value, and chooses no option."""
+    key = override.key_or_group
+    if override.package is not None or override.is_hydra_override() or "/" in key:
+        return False
+    if key in whole.hydra.runtime.choices:
+        return False
+    return not isinstance(OmegaConf.select(whole, key), DictConfig)
 
 
 def compose(overrides: Sequence[str]) -> Job:
@@ -191,6 +216,7 @@ def compose(overrides: Sequence[str]) -> Job:
         raise UsageError(f"{flags[0]} goes with resexp run alone. See resexp run --help.")
     folder = str(config_folder())
     with one_line_errors(), hydra.initialize_config_dir(folder, version_base="1.3"):
+        check([], overrides, several=False)
         whole = hydra.compose("config", list(overrides), return_hydra_config=True)
         return to_job(whole, whole.hydra)
 
@@ -205,13 +231,7 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
         config.pop("hydra", None)
     if not config.data.name:
         config.data.name = root_name(config.data.root)
-    try:
-        settings = OmegaConf.to_object(config)
-    except AttributeError as error:  # a key added with +: the dataclasses have slots
-        leaf = str(error).rsplit("'", 2)[-2]
-        typed = [override.lstrip("+").partition("=")[0] for override in overrides]
-        key = next((key for key in typed if key.rpartition(".")[2] == leaf), leaf)
-        raise UsageError(unknown(key)) from None
+    settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
     if not hydra_config.runtime.choices.get("arch"):
         raise UsageError(f"a run needs an arch. Choose one of: {', '.join(options('arch'))}.")
@@ -291,6 +311,43 @@ def readable(override: str) -> str:
     return full_key(key) + override[len(key) :] if override.startswith(key) else override
 
 
+def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None:
+    """Refuse keys and options that there are not, and several values unless they are wanted."""
+    own = [Path(value) for flag, value in pairwise(flags) if flag in OWN_CONFIGS]
+    known = keys()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if override.is_sweep_override() and not several:
+            word = override.input_line
+            raise UsageError(f"{word} has several values. Add -m to run each, or give one.")
+        if override.is_hydra_override() or key.startswith("arch.options."):
+            continue
+        group = [folder / key for folder in (config_folder(), *own) if (folder / key).is_dir()]
+        if not group and key not in known:
+            raise UsageError(unknown(key))
+        for one in value.list if isinstance(value, ChoiceSweep) else [value]:
+            option = getattr(one, "text", one)
+            if not group or any((folder / f"{option}.yaml").is_file() for folder in group):
+                continue
+            if not override.is_sweep_override() or isinstance(value, ChoiceSweep):
+                there = ordered({path.stem for folder in group for path in folder.glob("*.yaml")})
+                said = override.get_value_element_as_str() if one is value else str(option)
+                raise UsageError(no_option(key, said, there))
+
+
+def no_option(group: str, option: str, there: list[str]) -> str:
+    """That a group lacks an option, and which it has."""
+    what = f"{group} has no option {option}." if group else f"there is no config {option}."
+    return f"{what}{nearest(option, there)} Choose one of: {', '.join(there)}."
+
+
+def unknown(key: str) -> str:
+    """That there is no such setting, and the nearest that there is; or whose it is."""
+    if archs := own_options().get(key):
+        return f"{key} is for arch={' or '.join(archs)}."
+    return f"unknown setting {key}.{nearest(key, keys())} All of them: resexp list settings."
+
+
 @contextmanager
 def command_line(words: list[str]) -> Iterator[None]:
     """Let Hydra see ``words`` as its command line and raise errors instead of printing them."""
@@ -319,8 +376,7 @@ def one_line_errors() -> Iterator[None]:
 def explain(error: Exception) -> str:
     """What was wrong with an override, and the nearest right one."""
     cause = error.__cause__ or error
-    text = str(error).splitlines()[0]
-    key = getattr(cause, "full_key", None) or ""
+    key = getattr(cause, "full_key", None)
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the override {error.override!r}. Write key=value, and quote brackets for "
@@ -331,27 +387,11 @@ def explain(error: Exception) -> str:
         if group == "hydra/launcher" and option in EXTRAS:
             extra = EXTRAS[option]
             return f"launch={extra} needs more packages: pip install 'resexp[{extra}]'"
-        known = ordered(error.options or options(group))
-        what = f"{group} has no option {option}." if group else f"there is no config {option}."
-        return f"{what}{nearest(option, known)} Choose one of: {', '.join(known)}."
-    if several := re.match(r"Ambiguous value for argument '(.+?)'", text):
-        return f"{several[1]} has several values. Add -m to run each, or give one."
-    if sweep := re.search(r"[Ss]weep parameters '(.+?)'", text):
-        return f"{sweep[1]} has several values. Add -m to run each, or give one."
-    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") and key:
+        return no_option(group, option, ordered(error.options or options(group)))
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
         return unknown(key)
-    if refused := re.match(r"Could not override '(.+?)'", text):
-        return unknown(refused[1].partition("@")[0])
-    if key:
-        return f"{key}: {str(cause).splitlines()[0].rstrip('.')}. See resexp list settings."
-    return text
-
-
-def unknown(key: str) -> str:
-    """That there is no such setting, and the nearest that there is; or whose it is."""
-    if archs := own_options().get(key):
-        return f"{key} is for arch={' or '.join(archs)}."
-    return f"unknown setting {key}.{nearest(key, keys())} {SETTINGS_HINT}"
+    said = str(cause if key else error).splitlines()[0]
+    return f"{key}: {said.rstrip('.')}. See resexp list settings." if key else said
 
 
 __all__ = ["Job", "compose", "groups", "launch"]

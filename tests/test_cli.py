@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -856,3 +857,23 @@ def test_names_are_read_by_people() -> None:
     assert run_name("residual", 110, 4, {"lr": 0.01, "arch.shortcut": "B", "flip": True}) == (
         "residual-110-s4,arch.shortcut=B,flip=true,lr=0.01"
     )
+
+
+# --- the way of a job
+
+
+@pytest.mark.parametrize("words", [["seed=0"], ["-m", "seed=0,1"]])
+def test_no_more_than_seven_functions_lie_between_the_command_and_a_row(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    root = str(Path(resexp.__file__).parent)
+    ways = []
+
+    def append_row(*_: object) -> None:
+        frames = [one for one in inspect.stack()[1:] if one.filename.startswith(root)]
+        ways.append([one.function for one in reversed(frames)])
+
+    monkeypatch.setattr("resexp.runs.records.append_row", append_row)
+    assert run(*words).code == 0
+    way = ["main", "run", "launch", "sweep", "launch", "run_all", "train"]  # then append_row
+    assert ways == [way] * 2 * len(words)

@@ -6,15 +6,15 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import EXTRAS, call, record, run, without_time
+from test_cli import EXTRAS, call, record, run
 
 from resexp.launch import processes as pool
-from resexp.launch.processes import hire
+from resexp.launch.processes import Worker
 from resexp.train.fit import fit
 
 
@@ -115,13 +115,9 @@ def test_with_overwrite_only_what_failed_is_retried(
 
 @pytest.mark.parametrize("launch", ["local", "processes", "lockstep"])
 def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, launch: str) -> None:
-    if launch != "processes":
-        monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
-        words = [f"launch={launch}", "launch.jobs=1"]
-    else:  # a worker knows nothing of a patch
-        words = ["launch=processes", "launch.jobs=1"]
-        monkeypatch.setattr("resexp.launch.processes.hire", failing_hire)
-    answer = run("-m", "seed=0,1,2", "fail_fast=true", *words)
+    monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
+    monkeypatch.setattr(pool, "start", dying(pool.start))  # a worker knows nothing of a patch
+    answer = run("-m", "seed=0,1,2", "fail_fast=true", f"launch={launch}", "launch.jobs=1")
     assert answer.code == 1
     assert answer.out.startswith("1 failed, 2 not done (fail_fast=true)\n")
     assert "retry: resexp run" in answer.out
@@ -129,21 +125,18 @@ def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, l
     assert not folder(2).exists()
 
 
-def failing_hire(at_a_time: int) -> Any:
-    """A worker that dies before it is told anything."""
-    worker = hire(at_a_time)
-    assert worker.process.pid is not None
-    os.kill(worker.process.pid, signal.SIGKILL)
-    worker.process.join()
-    assert pool.wait([worker.pipe], 10)
-    return worker
+def dying(start: Callable[[int], Worker]) -> Callable[[int], Worker]:
+    """Workers that die before they are sent anything."""
 
+    def dead(at_a_time: int) -> Worker:
+        worker = start(at_a_time)
+        assert worker.process.pid is not None
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+        assert pool.wait([worker.pipe], 10)
+        return worker
 
-def test_without_fail_fast_the_rest_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
-    answer = run("-m", "seed=0,1,2")
-    assert answer.out.startswith("2 done, 1 failed\n")
-    assert len(without_time(folder(2) / "metrics.csv")) == 3
+    return dead
 
 
 def test_a_disk_that_takes_not_even_the_traceback_hides_no_error(

@@ -12,9 +12,10 @@ import torch
 
 from resexp import data, models
 from resexp.config import compose
-from resexp.launch.lockstep import run_all
+from resexp.launch.local import run_all
+from resexp.runs.messages import Over, Step
 from resexp.runs.records import COLUMNS, METRICS, TIME_COLUMNS, Row, spell
-from resexp.runs.run import perform, unwatched
+from resexp.runs.run import perform
 from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
 from resexp.train.device import prepare
 from resexp.train.engine import choose
@@ -180,8 +181,8 @@ def test_runs_in_lockstep_are_the_runs_alone(tmp_path: Path) -> None:
             for job in jobs:
                 perform(job)
         else:
-            ends = list(run_all(jobs, 2, unwatched))
-            assert [kind for _, (kind, _) in ends] == ["over", "over"]
+            ends = [end for _, end in run_all(jobs, 2) if not isinstance(end, Step)]
+            assert [type(end) for end in ends] == [Over, Over]
         columns = slice(None, -2)  # but those of time
         return [
             [line.split(",")[columns] for line in (job.directory / METRICS).read_text().split()]

@@ -28,13 +28,14 @@ ONLY_IN = {
     "pandas": ["analysis/"],
     "triton": ["train/engine/kernels.py"],
     "resexp.cli": ["__main__.py"],
-    "resexp.config": ["cli.py", "__init__.py"],
+    "resexp.config": ["cli.py", "__init__.py", "_plugins/"],
 }
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = [
     *("__init__.py", "__main__.py", "cli.py", "config.py", "settings/", "commands/listing.py"),
-    *("runs/records.py", "runs/stop.py", "launch/progress.py", "launch/session.py"),
+    *("runs/records.py", "runs/messages.py", "runs/stop.py"),
+    *("launch/cluster.py", "launch/processes.py", "launch/progress.py", "launch/session.py"),
     *("analysis/", "_plugins/", "data/__init__.py"),
 ]
 

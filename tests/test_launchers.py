@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +23,12 @@ from omegaconf import OmegaConf
 from test_pool import jobs_in, numbers
 
 import resexp
-from resexp.config import explain, goes_away, launch
-from resexp.launch import cluster as elsewhere
-from resexp.launch.processes import WorkerDied
+from resexp.config import explain, launch
+from resexp.launch import cluster
 from resexp.launch.session import Session
+from resexp.runs.messages import Failed, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, Claim, claim, read_record, write_record
-from resexp.runs.run import perform
+from resexp.runs.run import perform, record_failure
 from resexp.runs.stop import Interrupted, Stop, stop_signals, submitit_listens
 from resexp.settings import Job, Launch, Settings, UsageError
 from resexp.settings.choices import config_folder
@@ -117,13 +119,6 @@ def test_a_missing_extra_is_one_line(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_launcher_makes_a_sweep_of_one() -> None:
-    assert goes_away(["depth=8", "launch=slurm"])
-    assert goes_away(["hydra/launcher=joblib"])
-    assert not goes_away(["depth=8", "launch=local"])
-    assert not goes_away(["depth=8", "launch.jobs=2"])
-
-
 @pytest.mark.parametrize(
     ("chosen", "hint"),
     [
@@ -138,53 +133,85 @@ def test_what_no_launcher_can_give_is_refused(chosen: Launch, hint: str) -> None
         Settings(launch=chosen)
 
 
-def left_to_others(folder: Path, count: int, steps: int = 6) -> tuple[Session, list[Job]]:
-    """A session that planned jobs for processes that are not its own."""
-    jobs = jobs_in(folder, range(count), steps=steps)
+@pytest.fixture(autouse=True)
+def looks_at_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_EVERY", 1e6)
+
+
+def followed(jobs: list[Job], launch: Callable[[], None]) -> Session:
+    """A session whose jobs ``launch`` carried out cluster."""
     session = Session()
     session.plan(jobs, here=False)
-    return session, jobs
+    session.follow(jobs, launch)
+    session.close()
+    return session
+
+
+def write_status(job: Job, **changed: Any) -> None:
+    write_record(job.directory, read_record(job.directory) | changed)
 
 
 def test_what_others_did_is_read_from_the_run_directories(tmp_path: Path) -> None:
     perform(jobs_in(tmp_path, range(1))[0])
-    session, (before, done, failed, broken, saved, other, lost) = left_to_others(tmp_path, 7)
-    perform(done)
-    perform(failed)
-    write_record(
-        failed.directory, read_record(failed.directory) | {"status": "failed", "error": "E"}
-    )
-    broken.directory.mkdir()
-    (broken.directory / ERROR).write_text("Traceback\nresexp.settings.UsageError: no such data\n")
-    perform(saved)
-    write_record(saved.directory, read_record(saved.directory) | {"status": "interrupted"})
-    with claim(other):
-        session.look()
-        assert [one.job for one in session.outcomes] == [before, done]
-        assert [job for job, _ in session.failures] == [failed]
-        session.settle(RuntimeError("some report\n\x1b[36mray.Error: node lost\x1b[39m"))
-    session.close()
-    assert session.tally()[:5] == [
-        "1 done, 1 skipped (finished before), 1 left to another process, 4 failed",
+    jobs = jobs_in(tmp_path, range(7))
+    _, done, failed, broken, saved, other, lost = jobs
+
+    def launch() -> None:
+        perform(done)
+        perform(failed)
+        write_status(failed, status="failed", error="E")
+        broken.directory.mkdir()
+        (broken.directory / ERROR).write_text("Traceback\nresexp.settings.UsageError: no data\n")
+        perform(saved)
+        write_status(saved, status="interrupted")
+        stack.enter_context(claim(other))
+        raise RuntimeError("some report\n\x1b[36mray.Error: node lost\x1b[39m")
+
+    with ExitStack() as stack:
+        session = followed(jobs, launch)
+    assert session.tally()[:4] == [
+        "1 done, 1 skipped (finished before), 1 left to another process, 3 failed, "
+        "1 stopped and saved",
         f"  plain-8-s2   E   ({failed.directory / ERROR})",
-        f"  plain-8-s3   no such data   ({broken.directory / ERROR})",
-        f"  plain-8-s4   stopped and saved: run it again to go on   ({saved.directory / ERROR})",
+        f"  plain-8-s3   no data   ({broken.directory / ERROR})",
         "  plain-8-s6   the launcher ended it without a word: run it again (node lost)"
         f"   ({lost.directory / ERROR})",
     ]
+    assert session.stopped == [saved]
     assert session.exit_code == 1
 
 
-def test_an_old_record_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
-    (job,) = jobs_in(tmp_path, range(1))
-    perform(job)
-    write_record(job.directory, read_record(job.directory) | {"status": "failed", "error": "old"})
-    session = Session()
-    session.plan([job], here=False)
-    session.look()
-    assert not session.failures
-    assert session.under_way()
-    session.close()
+def test_a_stopped_run_is_no_failure(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, range(2))
+
+    def launch() -> None:
+        for job in jobs:
+            perform(job)
+        write_status(jobs[1], status="interrupted")
+
+    session = followed(jobs, launch)
+    assert session.tally()[0] == "1 done, 1 stopped and saved"
+    assert session.exit_code == 75
+
+
+def test_messages_come_while_the_launcher_waits_and_of_new_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "LOOK_EVERY", 0.05)
+    old, new = jobs_in(tmp_path, range(2))
+    perform(old)
+    write_status(old, status="failed", error="old")
+    planned = [cluster.plan(job) for job in (old, new)]
+    messages = cluster.run_all(planned, over := Future())
+    perform(new)
+    write_status(new, status="running")
+    first = next(messages)
+    assert first[0] is new
+    assert isinstance(first[1], Step)
+    assert first[1].step == 0  # announced as what begins
+    assert next(messages)[1].step == 6  # type: ignore[union-attr]
+    over.set_exception(KeyboardInterrupt())
+    assert list(messages) == []
 
 
 def test_a_worker_records_what_keeps_its_run_from_starting(
@@ -194,9 +221,9 @@ def test_a_worker_records_what_keeps_its_run_from_starting(
     (job,) = jobs_in(Path("out"), range(1))
     refused = replace(job, settings=replace(job.settings, device="cuda:7"))
     os.mkdir("submitted-from")
-    elsewhere.work(refused, str(tmp_path / "submitted-from"), 0)
+    cluster.work(refused, str(tmp_path / "submitted-from"), 0)
     text = (tmp_path / "submitted-from" / refused.directory / ERROR).read_text()
-    assert elsewhere.last_line(text).startswith("device=cuda:7, but")
+    assert cluster.last_line(text).startswith("device=cuda:7, but")
 
 
 @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -264,15 +291,15 @@ def test_under_submitit_a_run_goes_on_after_sigterm_and_leaves_by_its_signal(
     sent = iter([signal.SIGTERM, signal.SIGUSR2])
 
     def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
-        yield jobs[0], ("stopped",)
+        yield jobs[0], Stopped()
         raise Interrupted(next(sent))
 
-    monkeypatch.setattr(elsewhere, "run_all", run_all)
+    monkeypatch.setattr(cluster, "run_in_processes", run_all)
     before = [signal.signal(signal.SIGTERM, bypass), signal.signal(signal.SIGUSR2, requeue)]
     try:
         assert submitit_listens()
         with pytest.raises(Requeued):
-            elsewhere.work(job, str(tmp_path), 0)
+            cluster.work(job, str(tmp_path), 0)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR2, before[1])
@@ -287,16 +314,16 @@ def test_a_killed_child_costs_its_run_alone(
     died = WorkerDied("the process of this run was killed by signal 9: run it again to go on")
 
     def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
-        yield jobs[0], ("failed", died)
+        record_failure(jobs[0], died)
+        yield jobs[0], Failed(died)
 
-    session = Session()
-    session.plan([first, second], here=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(elsewhere, "run_all", run_all)
-        elsewhere.work(first, str(tmp_path), 0)
-    perform(second)
-    session.settle(None)
-    session.close()
+    def launch() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "run_in_processes", run_all)
+            cluster.work(first, str(tmp_path), 0)
+        perform(second)
+
+    session = followed([first, second], launch)
     assert [one.job for one in session.outcomes] == [second]
     assert [str(error) for _, error in session.failures] == [str(died)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
-from torch import Tensor
 
 from resexp import data
-from resexp.data import Images, batches
-from resexp.launch.lockstep import run_all
+from resexp.data import Images
+from resexp.launch import local
+from resexp.launch.local import run_all
 from resexp.launch.session import Session
 from resexp.runs import run as task
-from resexp.runs.records import METRICS, Claim, Row, claim, read_record
-from resexp.runs.run import perform, unwatched
+from resexp.runs.messages import Failed, Message, Over, Step
+from resexp.runs.records import METRICS, Claim, claim, read_record
+from resexp.runs.run import perform
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
+from resexp.train.fit import State, fit
 
 STEPS = 6
 
@@ -71,30 +73,53 @@ def numbers(job: Job) -> list[list[str]]:
     return [line.split(",")[:-2] for line in lines]
 
 
-def together(jobs: list[Job], watch: task.Watch = unwatched, at_a_time: int = 8) -> dict[str, str]:
-    """How each run ended."""
-    return {job.run: end[0] for job, end in run_all(jobs, at_a_time, watch)}
+def together(
+    jobs: list[Job], see: Callable[[Job, Step], object] | None = None, at_a_time: int = 8
+) -> dict[str, Message]:
+    """How each run ended; ``see`` is called with every step of each."""
+    ends = {}
+    for job, message in run_all(jobs, at_a_time):
+        if not isinstance(message, Step):
+            ends[job.run] = message
+        elif see is not None:
+            see(job, message)
+    return ends
 
 
-def at(run: str, step: int, what: Callable[[], None]) -> task.Watch:
-    """A watcher that does something after one step of one run."""
-
-    def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
-        if (record["run"], done) == (run, step):
-            what()
-
-    return watch
+def all_over(jobs: list[Job]) -> bool:
+    return all(isinstance(end, Over) for end in together(jobs).values())
 
 
-def fail() -> None:
-    raise RuntimeError("out of memory")
+def failing(victim: Job, step: int) -> Callable[..., Iterator[Any]]:
+    """``fit``, but that one run raises after one step."""
+
+    def fails(state: State, settings: Settings, *words: Any) -> Iterator[Any]:
+        for row in fit(state, settings, *words):
+            yield row
+            if state.step == step and settings == victim.settings:
+                raise RuntimeError("out of memory")
+
+    return fails
 
 
-def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(tmp_path: Path) -> None:
+def signal_at(victim: Job, step: int, one: signal.Signals) -> Callable[[Job, Step], None]:
+    def see(job: Job, message: Step) -> None:
+        if job is victim and message.step == step:
+            os.kill(os.getpid(), one)
+
+    return see
+
+
+def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs, alone = eight(tmp_path / "together"), eight(tmp_path / "alone")
     victim = jobs[2]
-    ends = together(jobs, at(victim.run, 4, fail))
-    assert ends == {job.run: "failed" if job is victim else "over" for job in jobs}
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "fit", failing(victim, 4))
+        ends = together(jobs)
+    assert {run for run, end in ends.items() if isinstance(end, Failed)} == {victim.run}
+    assert len(ends) == 8
     for job in alone:
         perform(job)
     same = [numbers(job) == numbers(one) for job, one in zip(jobs, alone, strict=True)]
@@ -103,33 +128,18 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(tmp_path
     assert "out of memory" in (victim.directory / "error.txt").read_text()
     assert sum((job.directory / "error.txt").exists() for job in jobs) == 1
 
-    assert together(jobs) == dict.fromkeys(ends, "over")
+    assert all_over(jobs)
     assert numbers(victim) == numbers(alone[2])
 
 
-def test_steps_are_taken_in_turn(tmp_path: Path) -> None:
-    seen: list[tuple[str, int]] = []
-    jobs = jobs_in(tmp_path, range(2), steps=2, eval_every=1)
-    together(jobs, lambda record, step, row: seen.append((record["run"], step)))
-    first, second = (job.run for job in jobs)
-    assert seen == [(run, step) for step in range(3) for run in (first, second)]
-
-
-def test_no_more_at_a_time_than_asked_and_the_next_begins_when_one_ends(tmp_path: Path) -> None:
-    jobs = jobs_in(tmp_path, range(5))
-    at_work: set[str] = set()
-    most = 0
-
-    def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
-        nonlocal most
-        at_work.add(record["run"])
-        most = max(most, len(at_work))
-
-    for job, _ in run_all(jobs, 2, watch):
-        at_work.remove(job.run)
-        assert len(at_work) <= 1
-    assert most == 2
-    assert not at_work
+def test_steps_are_taken_in_turn_and_the_next_begins_when_one_ends(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, range(3), steps=2, eval_every=1)
+    seen = [
+        (jobs.index(job), message.step if isinstance(message, Step) else "end")
+        for job, message in run_all(jobs, 2)
+    ]
+    both = [(run, step) for step in (0, 1, 2, "end") for run in (0, 1)]
+    assert seen == [*both, *((2, step) for step in (0, 1, 2, "end"))]
 
 
 def test_images_are_loaded_once_for_all_and_once_for_each_set(
@@ -146,7 +156,7 @@ def test_images_are_loaded_once_for_all_and_once_for_each_set(
     other = Data(name="others")
     jobs = [*jobs_in(tmp_path / "a", range(2)), *jobs_in(tmp_path / "b", range(2), data=other)]
     mixed = [jobs[0], jobs[2], jobs[1], jobs[3]]
-    assert [end[0] for _, end in run_all(mixed, 4, unwatched)] == ["over"] * 4
+    assert all_over(mixed)
     assert loads == ["digits", "others"]
     gc.collect()
     assert [key[0] for key in task._loaded] == [
@@ -159,8 +169,8 @@ def test_what_is_done_or_held_by_another_process_is_skipped(tmp_path: Path) -> N
     perform(jobs[0])
     with claim(jobs[1]) as mine:
         assert mine is Claim.new
-        ends = {job.run: end[1] for job, end in run_all(jobs, 3, unwatched)}
-    claims = [ends[job.run].claim for job in jobs]
+        ends = together(jobs).values()
+    claims = [end.outcome.claim for end in ends if isinstance(end, Over)]
     assert claims == [Claim.done, Claim.busy, Claim.new]
     assert not (jobs[1].directory / METRICS).exists()
 
@@ -171,26 +181,31 @@ def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(
 ) -> None:
     jobs, alone = jobs_in(tmp_path / "stopped", range(4)), jobs_in(tmp_path / "alone", range(4))
     with pytest.raises(Interrupted) as stop:
-        together(jobs, at(jobs[1].run, 4, lambda: os.kill(os.getpid(), one)), at_a_time=3)
+        together(jobs, signal_at(jobs[1], 4, one), at_a_time=3)
     assert stop.value.exit_code == code
     begun = jobs[:3]
     assert {read_record(job.directory)["status"] for job in begun} == {"interrupted"}
     assert not jobs[3].directory.exists()
     steps: list[int] = []
-    together(jobs, lambda record, step, row: steps.append(step))
+    together(jobs, lambda job, message: steps.append(message.step))
     assert steps[:4] == [4, 4, 3, 0]  # each from where it stood
     for job, twin in zip(jobs, alone, strict=True):
         perform(twin)
         assert numbers(job) == numbers(twin)
 
 
-def test_runs_are_saved_when_no_more_is_wanted_of_them(tmp_path: Path) -> None:
-    jobs = [*jobs_in(tmp_path / "short", range(1), steps=2), *jobs_in(tmp_path / "long", range(2))]
-    ends = run_all(jobs, 3, unwatched)
-    assert next(ends)[0] is jobs[0]
-    ends.close()
-    statuses = [read_record(job.directory)["status"] for job in jobs]
-    assert statuses == ["collapsed", "interrupted", "interrupted"]
+def test_after_a_failure_with_fail_fast_runs_are_saved_and_no_more_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_in(tmp_path, range(4), fail_fast=True)
+    monkeypatch.setattr(task, "fit", failing(jobs[0], 2))
+    ends = together(jobs, at_a_time=3)
+    kinds = [type(ends[job.run]).__name__ for job in jobs[:3]]
+    assert kinds == ["Failed", "Stopped", "Stopped"]
+    assert len(ends) == 3
+    statuses = [read_record(job.directory)["status"] for job in jobs[:3]]
+    assert statuses == ["failed", "interrupted", "interrupted"]
+    assert not jobs[3].directory.exists()
 
 
 def test_a_run_that_cannot_be_saved_keeps_no_other_from_it(
@@ -206,44 +221,44 @@ def test_a_run_that_cannot_be_saved_keeps_no_other_from_it(
 
     monkeypatch.setattr(task, "save", save)
     with pytest.raises(Interrupted):
-        together(jobs, at(jobs[2].run, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        together(jobs, signal_at(jobs[2], 2, signal.SIGTERM))
     statuses = [read_record(job.directory)["status"] for job in jobs]
     assert statuses == ["failed", "interrupted", "interrupted"]
 
 
 def test_threads_are_each_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: dict[int, set[int]] = {}
-    at_work = -1
-    real = batches.batch
+    used: set[tuple[int, int]] = set()
 
-    def batch(images: Tensor, *rest: Any) -> Tensor:
-        used.setdefault(at_work, set()).add(torch.get_num_threads())
-        return real(images, *rest)
+    def watched(state: State, settings: Settings, *words: Any) -> Iterator[Any]:
+        for row in fit(state, settings, *words):
+            used.add((settings.threads, torch.get_num_threads()))
+            yield row
 
-    monkeypatch.setattr(batches, "batch", batch)
+    monkeypatch.setattr(task, "fit", watched)
     jobs = [
         *jobs_in(tmp_path, range(1), threads=1),
-        *jobs_in(tmp_path, range(1, 2), threads=2),
+        *jobs_in(tmp_path, range(1, 2), threads=2, steps=2),
     ]
-    turns = [task.steps(job, unwatched) for job in jobs]
-    for one in turns:
-        next(one)
-    for _ in range(3):
-        for place, one in enumerate(turns):
-            at_work = place
-            next(one)
-    for one in turns:
-        one.close()
-    assert used == {0: {1}, 1: {2}}
+    assert all_over(jobs)
+    assert used == {(1, 1), (2, 2)}
 
 
-def test_the_command_counts_the_failure_and_forgets_its_network(tmp_path: Path) -> None:
+def test_a_run_alone_sets_its_threads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    for module in (task, local):
+        monkeypatch.setattr(module, "prepare", lambda threads, *_: calls.append(threads))
+    list(run_all(jobs_in(tmp_path, range(2))))
+    assert calls == [1, 1]
+
+
+def test_the_command_counts_the_failure_and_forgets_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs = jobs_in(tmp_path, range(3))
+    monkeypatch.setattr(task, "fit", failing(jobs[1], 3))
     session = Session()
     session.plan(jobs)
-    assert session.screen is not None
-    session.screen.watch = at(jobs[1].run, 3, fail)  # type: ignore[method-assign]
-    session.perform_together()
+    session.note_all(session.carry_out(session.jobs))
     session.close()
     assert [outcome.job for outcome in session.outcomes] == [jobs[0], jobs[2]]
     ((failed, error),) = session.failures

@@ -65,7 +65,7 @@ def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
         "resexp/data/digits.npz",
         "resexp/data/DIGITS_LICENSE.txt",
         "resexp/analysis/published.csv",
-        "hydra_plugins/resexp_sweeper/checked_sweeper.py",
+        "hydra_plugins/resexp_sweeps/__init__.py",
     } <= files
     here = {f"resexp/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(here) > 10
@@ -141,7 +141,7 @@ WHERE = """
 import json, sys
 from resexp import config
 from resexp.settings import choices
-import resexp, hydra_plugins.resexp_sweeper.checked_sweeper as sweeper
+import resexp, hydra_plugins.resexp_sweeps as sweeper
 print(json.dumps([resexp.__file__, sweeper.__file__, str(choices.config_folder())]))
 """
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
-from resexp.launch.processes import WorkerDied, placed, run_all
+from resexp.launch.processes import placed, run_all
 from resexp.launch.session import Session
+from resexp.runs.messages import Failed, Over, Step, Stopped, WorkerDied
 from resexp.runs.records import METRICS, Claim, read_record
-from resexp.runs.run import perform, record_failure
+from resexp.runs.run import perform
 from resexp.runs.stop import Interrupted
 from resexp.settings import Job, Launch, Settings
 
@@ -46,7 +48,7 @@ def test_runs_at_a_time_have_the_numbers_of_runs_one_by_one(tmp_path: Path) -> N
     together, alone = jobs_in(tmp_path / "both", range(3)), jobs_in(tmp_path / "one", range(3))
     session = Session()
     assert session.plan(together) == [0, 1, 2]
-    session.perform_together()
+    session.note_all(session.carry_out(session.jobs))
     session.close()
     assert sorted(outcome.job.settings.seed for outcome in session.outcomes) == [0, 1, 2]
     assert {outcome.claim for outcome in session.outcomes} == {Claim.new}
@@ -57,17 +59,19 @@ def test_runs_at_a_time_have_the_numbers_of_runs_one_by_one(tmp_path: Path) -> N
 
 def test_a_killed_worker_costs_its_own_run_alone(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path / "killed", range(3), steps=60)
-    victim, ends = jobs[0], {}
+    victim, ends, killed = jobs[0], {}, False
     for job, message in run_all(jobs, at_a_time=2):
-        if message[0] != "step":
-            ends[job.run] = message
-        elif job == victim and message[2] >= 3 and victim.run not in ends:
-            ends[victim.run] = ("killing",)
-            os.kill(int(message[1]["environment"]["process"]), signal.SIGKILL)
-    assert isinstance(ends[victim.run][1], WorkerDied)
-    assert "signal 9" in str(ends[victim.run][1])
-    assert [ends[job.run][0] for job in jobs[1:]] == ["over", "over"]
-    record_failure(victim, ends[victim.run][1])
+        match message:
+            case Step(record, step) if job == victim and step >= 3 and not killed:
+                killed = True
+                os.kill(int(record["environment"]["process"]), signal.SIGKILL)
+            case Over() | Failed() | Stopped():
+                ends[job.run] = message
+    end = ends[victim.run]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, WorkerDied)
+    assert "signal 9" in str(end.error)
+    assert all(isinstance(ends[job.run], Over) for job in jobs[1:])
     assert read_record(victim.directory)["status"] == "failed"
     assert "signal 9" in (victim.directory / "error.txt").read_text()
 
@@ -77,20 +81,27 @@ def test_a_killed_worker_costs_its_own_run_alone(tmp_path: Path) -> None:
     assert numbers(victim) == numbers(whole)
 
 
-@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_command_saves_every_run_at_work(tmp_path: Path, one: signal.Signals) -> None:
+    """Also one whose worker has not begun: stopped is not failed."""
     jobs = jobs_in(tmp_path, range(3), steps=2000)
-    asked = False
+    asked, ends = False, []
     with pytest.raises(Interrupted) as stop:
         for _, message in run_all(jobs, at_a_time=2):
-            if message[0] == "step" and message[2] >= 3 and not asked:
+            if not isinstance(message, Step):
+                ends.append(message)
+            elif message.step >= 3 and not asked:
                 asked = True
+                for child in active_children():  # as a terminal does
+                    if one == signal.SIGINT and child.pid is not None:
+                        os.kill(child.pid, one)
                 os.kill(os.getpid(), one)
-    assert stop.value.exit_code == {signal.SIGTERM: 75, signal.SIGINT: 130}[one]
+    assert stop.value.exit_code == (130 if one == signal.SIGINT else 75)
+    assert len(ends) == 2
+    assert all(isinstance(end, Stopped) for end in ends)
     begun = [job for job in jobs if (job.directory / "run.json").exists()]
-    assert begun
-    assert len(begun) <= 2
     assert "interrupted" in {read_record(job.directory)["status"] for job in begun}
+    assert not jobs[2].directory.exists()
 
 
 def test_threads_and_gpus_are_dealt_out(tmp_path: Path) -> None:

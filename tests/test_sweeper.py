@@ -1,19 +1,28 @@
-"""The configurations of a sweep: Hydra composes once for each choice, values are set in copies."""
+"""Hydra's multirun: jobs are composed as Hydra does, and its rules for launchers obeyed."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import HydraContext, RunMode
-from hydra_plugins.resexp_sweeper.checked_sweeper import CheckedSweeper
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.test_utils.launcher_common_tests import (
+    BatchedSweeperTestSuite,
+    IntegrationTestSuite,
+    LauncherTestSuite,
+)
+from hydra.types import RunMode
+from hydra_plugins.resexp_sweeps import TogetherLauncher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from test_cli import call, run
 
+from resexp.config import PLUGINS, composed
 from resexp.settings.choices import config_folder
 
 #: Words of a sweep, among them options, values, lists, nested keys, additions and no values.
@@ -38,22 +47,14 @@ jobs = st.lists(st.sampled_from(sorted(WORDS)), unique=True, max_size=6).flatmap
 )
 
 
-def sweeper_of(context: HydraContext) -> CheckedSweeper:
-    sweeper = CheckedSweeper()
-    sweeper.hydra_context = context
-    sweeper.config = context.config_loader.load_configuration("config", [], RunMode.MULTIRUN)
-    return sweeper
-
-
 @settings(deadline=None, max_examples=6)
 @given(st.lists(jobs, min_size=1, max_size=2))
 def test_every_job_is_composed_as_hydra_composes_it(sweep: list[list[str]]) -> None:
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        sweeper = sweeper_of(HydraContext(config_loader=loader, callbacks=None))  # type: ignore
-        configs = sweeper.composed(sweep, OverridesParser.create(config_loader=loader))
-        for job, ours in zip(sweep, configs, strict=True):
-            theirs = loader.load_sweep_config(sweeper.config, job)
+        whole = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        for job, ours in zip(sweep, composed(loader, whole, sweep), strict=True):
+            theirs = loader.load_sweep_config(whole, job)
             for key in ("overrides.task", "runtime.choices", "runtime.config_sources", "launcher"):
                 assert part(ours.hydra, key) == part(theirs.hydra, key)
             for config in (ours, theirs):
@@ -71,10 +72,58 @@ def part(node: Any, key: str) -> Any:
 def test_what_hydra_refuses_is_refused_alike(word: str) -> None:
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        sweeper = sweeper_of(HydraContext(config_loader=loader, callbacks=None))  # type: ignore
+        whole = loader.load_configuration("config", [], RunMode.MULTIRUN)
         with pytest.raises(Exception) as ours:
-            sweeper.composed([["seed=1", word]], OverridesParser.create(config_loader=loader))
+            list(composed(loader, whole, [["seed=1", word]]))
         with pytest.raises(Exception) as theirs:
-            loader.load_sweep_config(sweeper.config, ["seed=1", word])
+            loader.load_sweep_config(whole, ["seed=1", word])
         assert type(ours.value) is type(theirs.value)
         assert str(ours.value) == str(theirs.value)
+
+
+def test_hydras_own_sweeper_and_launcher_carry_the_jobs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("-m", "seed=0,1", "hydra/sweeper=basic").out.startswith("2 done")
+    assert run("-m", "seed=0,2", "hydra/launcher=basic").out.startswith("1 done, 1 skipped")
+    monkeypatch.setattr("resexp.runs.run.fit", None)
+    failed = run("-m", "seed=5", "hydra/sweeper=basic")  # it raises what a job returns
+    assert (failed.code, failed.out.splitlines()[0]) == (1, "1 failed")
+    assert call("run", "depth=9", "hydra/sweeper=basic").code == 2
+
+
+def test_hydra_finds_the_launcher() -> None:
+    names = [one.__name__ for one in Plugins.instance().discover(Launcher)]
+    assert TogetherLauncher.__name__ in names
+
+
+#: Hydra's own suites for launchers, in an application that is not resexp.
+FLAGS = ["-m", "hydra/job_logging=disabled", "hydra/launcher=together"]
+chdir = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working")
+
+
+@chdir
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("together", [])])
+class TestHydrasRules(LauncherTestSuite):
+    pass
+
+
+@chdir
+@pytest.mark.parametrize(
+    ("launcher_name", "overrides"), [("together", ["hydra.sweeper.max_batch_size=2"])]
+)
+class TestHydrasRulesInBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.fixture
+def plugins_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process that does not import resexp find the launcher."""
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
+
+
+@pytest.mark.usefixtures("plugins_on_the_path")
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, FLAGS)])
+class TestHydrasRulesInAProcess(IntegrationTestSuite):
+    pass

@@ -1,7 +1,7 @@
 """Runs carried out by processes that another launcher starts: Ray's, Slurm's, joblib's.
 
 Such a process does its job in a child, so that one that is killed costs its run and nothing else;
-the command that submitted the jobs learns from their run directories how they ended, whatever the
+the command that submitted the jobs learns from their run directories how they go, whatever the
 launcher says.
 """
 
@@ -12,21 +12,19 @@ import os
 import re
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from resexp.launch.processes import WorkerDied, placed, run_all
-from resexp.launch.progress import Screen, talk
+from resexp.launch.processes import placed
+from resexp.launch.processes import run_all as run_in_processes
+from resexp.launch.progress import Display, console
 from resexp.runs import records
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, FINISHED, RECORD, Claim
 from resexp.runs.stop import Interrupted, submitit_listens
 from resexp.settings import Job, UsageError
-
-if TYPE_CHECKING:
-    from resexp.runs.run import Outcome
 
 LOOK_EVERY = 2.0  # seconds between two looks at the run directories
 
@@ -42,34 +40,32 @@ def work(job: Job, folder: str, number: int) -> None:
         from resexp.train.device import gpus
 
         job = placed([job] * (number + 1), gpus())[number]
-    screen = Screen([job]) if submitit_listens() else None
-    while not carried_out(job, screen):
+    display = Display([job]) if submitit_listens() else None
+    while not carried_out(job, display):
         pass
-    if screen is not None:
-        screen.close()
+    if display is not None:
+        display.close()
 
 
-def carried_out(job: Job, screen: Screen | None) -> bool:
+def carried_out(job: Job, display: Display | None) -> bool:
     """Do ``job`` in a child of this process, to its end or until a signal.
 
     Once all is saved, the signal goes to whoever listened before: by default the process ends;
     submitit has it queued again on the one signal, and on SIGTERM lets it go on (False).
     """
-    end: tuple[Any, ...] = ("stopped",)
+    end: Message = Stopped()
     try:
-        for _, message in run_all([job], at_a_time=1):
-            if message[0] != "step":
-                end = message
-            elif screen is not None:
-                screen.watch(*message[1:])
+        for _, end in run_in_processes([job], at_a_time=1):
+            if isinstance(end, Step) and display is not None:
+                display.step(end)
     except Interrupted as stop:
         signal.raise_signal(stop.signum)
         return False
-    if end[0] == "failed" and isinstance(end[1], UsageError | WorkerDied):
+    if isinstance(end, Failed) and isinstance(end.error, UsageError):
         from resexp.runs.run import record_failure
 
-        record_failure(job, end[1])
-    return bool(end[0] != "stopped")
+        record_failure(job, end.error)  # nobody else sees it
+    return not isinstance(end, Stopped)
 
 
 def start_ray(init: Any, remote: Any) -> None:
@@ -100,21 +96,78 @@ def start_ray(init: Any, remote: Any) -> None:
         lack = f"launch.{key}={wanted}, but no machine of the Ray cluster has more than {most:g}"
         if not address:
             raise UsageError(f"{lack}. Use launch.{key}={most:g}.")
-        talk.print(f"warning: {lack}: runs wait until one joins")
+        console.print(f"warning: {lack}: runs wait until one joins")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Planned:
-    """A job before it was handed over: what its directory said, and the record it held."""
+    """A job before it was handed over: whether it was done then, and the record it had."""
 
     job: Job
-    claim: Claim
+    done: bool
     before: dict[str, Any] | None
+    announced: bool = False
 
 
-def plan(job: Job, claim: Claim) -> Planned:
+def plan(job: Job) -> Planned:
     """Note how things stand."""
-    return Planned(job, claim, record_of(job))
+    return Planned(job, records.look(job) is Claim.done, record_of(job))
+
+
+def run_all(planned: list[Planned], launcher: Future[None]) -> Messages:
+    """The messages of jobs elsewhere, until their launcher is through or interrupted."""
+    under_way = list(planned)
+    while under_way:
+        through = bool(wait([launcher], LOOK_EVERY).done)
+        error = launcher.exception() if through else None
+        if isinstance(error, KeyboardInterrupt):
+            return
+        for one in list(under_way):
+            message = last_message(one, error) if through else look(one)
+            if message is None:
+                continue
+            if not isinstance(message, Step):
+                under_way.remove(one)
+            yield one.job, message
+
+
+def look(one: Planned) -> Message | None:
+    """Where a job is, if it was begun or gone on with since it was planned, or how it ended."""
+    record = one.before if one.done else record_of(one.job)
+    if record is None or (record == one.before and not one.done):
+        return None
+    if record["status"] in FINISHED:
+        claim = Claim.done if one.done else Claim.resume if one.before else Claim.new
+        return Over(Outcome(one.job, claim, record, []))
+    if record["status"] == "failed":
+        return Failed(RuntimeError(record["error"]))
+    step = record["last"].get("step", 0) if one.announced else 0
+    one.announced = True
+    return Step(record, step)
+
+
+def last_message(one: Planned, error: BaseException | None) -> Message:
+    """How a job ended, now that the launcher is through, or why that cannot be known.
+
+    ``error`` is what the launcher raised.
+    """
+    job = one.job
+    found = look(one)
+    if isinstance(found, Over | Failed):
+        return found
+    try:
+        with records.claim(replace(job, settings=replace(job.settings, overwrite=False))) as state:
+            if state is Claim.busy:
+                return Over(Outcome(job, Claim.busy, {}, []))
+    except UsageError as refusal:
+        return Failed(refusal)
+    record = record_of(job)
+    if record is not None and record["status"] == "interrupted" and record != one.before:
+        return Stopped()
+    if (job.directory / ERROR).exists() and (record is None or record["status"] == "failed"):
+        return Failed(RuntimeError(last_line((job.directory / ERROR).read_text())))
+    why = f" ({last_line(str(error))})" if error else ""
+    return Failed(WorkerDied(f"the launcher ended it without a word: run it again{why}"))
 
 
 def record_of(job: Job) -> dict[str, Any] | None:
@@ -125,69 +178,7 @@ def record_of(job: Job) -> dict[str, Any] | None:
     return None
 
 
-def begun(planned: Planned) -> dict[str, Any] | None:
-    """The record of a job that was begun or gone on with since it was planned."""
-    record = record_of(planned.job)
-    return None if record == planned.before else record
-
-
-def ending(planned: Planned) -> Outcome | Exception | None:
-    """How a job ended, if its directory says that it did."""
-    from resexp.runs.run import Outcome
-
-    record = planned.before if planned.claim is Claim.done else begun(planned)
-    if record is None:
-        return None
-    if record["status"] in FINISHED:
-        return Outcome(planned.job, planned.claim, record, [])
-    return RuntimeError(record["error"]) if record["status"] == "failed" else None
-
-
-def last_word(planned: Planned, error: Exception | None) -> Outcome | Exception:
-    """How a job ended, now that the launcher is through, or why that cannot be known.
-
-    ``error`` is what the launcher raised.
-    """
-    from resexp.runs.run import Outcome
-
-    job = planned.job
-    found = ending(planned)
-    if found is not None:
-        return found
-    try:
-        with records.claim(replace(job, settings=replace(job.settings, overwrite=False))) as state:
-            if state is Claim.busy:
-                return Outcome(job, Claim.busy, {}, [])
-    except UsageError as refusal:
-        return refusal
-    record = record_of(job)
-    if record is not None and record["status"] == "interrupted" and record != planned.before:
-        return RuntimeError("stopped and saved: run it again to go on")
-    if (job.directory / ERROR).exists() and (record is None or record["status"] == "failed"):
-        return RuntimeError(last_line((job.directory / ERROR).read_text()))
-    why = f" ({last_line(str(error))})" if error else ""
-    return WorkerDied(f"the launcher ended it without a word: run it again{why}")
-
-
 def last_line(text: str) -> str:
     """What went wrong, of a traceback or a launcher's report: its last line, without colours."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", text).strip().splitlines() or ["no reason given"]
     return re.sub(r"^[\w.]+: ", "", plain[-1].strip())
-
-
-@contextmanager
-def looking(look: Callable[[], None]) -> Iterator[None]:
-    """Call ``look`` every now and then, in a thread, for as long as the body waits."""
-    over = threading.Event()
-
-    def keep_looking() -> None:
-        while not over.wait(LOOK_EVERY):
-            look()
-
-    thread = threading.Thread(target=keep_looking, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

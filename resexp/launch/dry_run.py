@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from rich.console import Console
+from rich.table import Table
+
 from resexp import models
 from resexp.data import Images
+from resexp.launch.progress import clock
 from resexp.runs.records import Claim
 from resexp.runs.run import load
 from resexp.settings import Job
@@ -18,7 +22,7 @@ TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch 
 
 
 @dataclass(slots=True)
-class Forecast:
+class Estimate:
     """One job before it runs."""
 
     job: Job
@@ -27,7 +31,34 @@ class Forecast:
     seconds: float  # 0 for a run that is done; a resumed one counts whole
 
 
-def forecast(jobs: list[Job], claims: list[Claim]) -> list[Forecast]:
+def show(jobs: list[Job], claims: list[Claim]) -> None:
+    """The table of ``--dry-run``, on stdout."""
+    found = estimates(jobs, claims)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("run", "state", "parameters", "MFLOPs", "about", "directory"):
+        right = title in ("parameters", "MFLOPs", "about")
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    for one in found:
+        table.add_row(
+            one.job.run,
+            one.claim.value,
+            f"{one.size.parameters:,}",
+            f"{one.size.flops / 1e6:,.1f}",
+            clock(one.seconds) if one.seconds else "-",
+            str(one.job.directory),
+        )
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 300
+    with out.capture() as capture:
+        out.print(table)
+    print("\n".join(row.rstrip() for row in capture.get().splitlines()))
+    due = sum(one.claim is not Claim.done for one in found)
+    total = sum(one.seconds for one in found)
+    out.print(f"{due} of {len(found)} to train, about {clock(total)} one after another")
+
+
+def estimates(jobs: list[Job], claims: list[Claim]) -> list[Estimate]:
     """Parameters, FLOPs and time of each job.
 
     A few steps of the cheapest network are timed on the device at hand; the others are taken to
@@ -40,7 +71,7 @@ def forecast(jobs: list[Job], claims: list[Claim]) -> list[Forecast]:
         cheapest = min(due, key=lambda index: sizes[index].flops)
         pace = seconds_per_flop(jobs[cheapest], sizes[cheapest])
     return [
-        Forecast(job, claim, size, 0.0 if claim is Claim.done else pace * work(job, size))
+        Estimate(job, claim, size, 0.0 if claim is Claim.done else pace * work(job, size))
         for job, claim, size in zip(jobs, claims, sizes, strict=True)
     ]
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
-from resexp.runs.records import Claim, Row
+from resexp.runs.messages import Step
+from resexp.runs.records import Row
 from resexp.settings import Job
 
-if TYPE_CHECKING:
-    from resexp.launch.dry_run import Forecast
-
-#: Talk goes to stderr; results go to stdout.
-talk = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+#: What happens is told on stderr; results go to stdout.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+talk = console  # its name before, in the modules that have not changed yet
 
 
 def clock(seconds: float) -> str:
@@ -65,10 +63,10 @@ def headline(record: dict[str, Any]) -> str:
     )
 
 
-class Screen:
+class Display:
     """The progress of some jobs, one row for each run at work.
 
-    ``talk`` decides how: a terminal gets rows that move, anything else one line per row of
+    ``console`` decides how: a terminal gets rows that move, anything else one line per row of
     metrics.csv (one run) or per finished run (a sweep).
     """
 
@@ -86,9 +84,9 @@ class Screen:
             TextColumn("{task.fields[state]}"),
             BarColumn(bar_width=16),
             TextColumn("{task.fields[pace]}"),
-            console=talk,
+            console=console,
             transient=True,
-            disable=not talk.is_terminal,
+            disable=not console.is_terminal,
         )
         title = jobs[0].settings.name if jobs else ""
         self.whole = self.progress.add_task(
@@ -96,13 +94,14 @@ class Screen:
         )
         self.progress.start()
 
-    def watch(self, record: dict[str, Any], step: int, row: Row | None) -> None:
+    def step(self, message: Step) -> None:
         """Show a run after a step (or before the first, to announce it)."""
+        record, step, row = message.record, message.step, message.row
         run, steps = key(record["name"], record["run"]), record["settings"]["steps"]
         if run not in self.rows:
             self.begin(run, record, step)
         self.shares[run] = step / steps
-        if talk.is_terminal:
+        if console.is_terminal:
             since, first = self.begun[run]
             spent = time.monotonic() - since
             left = clock(spent / (step - first) * (steps - step)) if step > first else ""
@@ -115,14 +114,14 @@ class Screen:
             )
             self.show_whole()
         elif row is not None and not self.several:
-            talk.print(line(row, steps))
+            console.print(line(row, steps))
 
     def begin(self, run: str, record: dict[str, Any], step: int) -> None:
         """A run starts or goes on."""
         if not self.several:
-            talk.print(headline(record))
+            console.print(headline(record))
         if step:
-            talk.print(f"{record['run']} goes on from step {step:,}")
+            console.print(f"{record['run']} goes on from step {step:,}")
         steps = record["settings"]["steps"]
         self.rows[run] = self.progress.add_task(record["run"], total=steps, state="", pace="")
         self.begun[run] = time.monotonic(), step
@@ -150,7 +149,7 @@ class Screen:
         self.skipped += 0.0 if trained else self.weights.get(run, 0.0)
         if self.several:
             count = len(self.weights)
-            talk.print(f"{self.over:>3}/{count}  {job.run:<20} {message}")
+            console.print(f"{self.over:>3}/{count}  {job.run:<20} {message}")
         self.show_whole()
 
     def close(self) -> None:
@@ -175,29 +174,3 @@ def line(row: Row, steps: int) -> str:
         f"step {row.step:,}/{steps:,}  {errors(measured)}  "
         f"{row.images_per_second:,.0f} images/s  {clock(row.seconds)}"
     )
-
-
-def show_plan(forecasts: list[Forecast]) -> None:
-    """The table of ``--dry-run``, on stdout."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("run", "state", "parameters", "MFLOPs", "about", "directory"):
-        right = title in ("parameters", "MFLOPs", "about")
-        table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for one in forecasts:
-        table.add_row(
-            one.job.run,
-            one.claim.value,
-            f"{one.size.parameters:,}",
-            f"{one.size.flops / 1e6:,.1f}",
-            clock(one.seconds) if one.seconds else "-",
-            str(one.job.directory),
-        )
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out.width = 300
-    with out.capture() as capture:
-        out.print(table)
-    print("\n".join(row.rstrip() for row in capture.get().splitlines()))
-    due = sum(one.claim is not Claim.done for one in forecasts)
-    total = sum(one.seconds for one in forecasts)
-    out.print(f"{due} of {len(forecasts)} to train, about {clock(total)} one after another")

@@ -1,7 +1,7 @@
 """One network on several processes of this machine: torch's elastic launch from inside a job.
 
-The job's own process holds the run directory, shows what happens and hears signals. Rank 0 trains
-and writes as a run alone does; the others take the same steps and write nothing.
+The job's own process holds the run directory, passes rank 0's messages on and hears signals. Rank 0
+trains and writes as a run alone does; the others take the same steps and write nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import time
 import traceback
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -27,14 +25,17 @@ import torch
 import torch.distributed as dist
 
 from resexp.data import Images
-from resexp.launch.processes import LOOK_EVERY, SHOW_EVERY, Message
-from resexp.runs.records import Claim, Row
-from resexp.runs.run import Watch, build, finished, load, train
+from resexp.runs.messages import Failed, Message, Outcome, Step, Stopped, sendable, sender
+from resexp.runs.records import Claim
+from resexp.runs.run import Turns, build, claimed, load, untrained
+from resexp.runs.run import train as train_alone
 from resexp.runs.stop import Interrupted, Stop, stop_signals
-from resexp.settings import Job, UsageError
+from resexp.settings import Job
 from resexp.train.device import choose_device, prepare, share_cores, threads_for
-from resexp.train.fit import begin, fit, is_last
+from resexp.train.fit import begin, fit
 from resexp.train.ranks import Ranks
+
+LOOK_EVERY = 0.1  # seconds between two looks at whether a signal came
 
 #: How long a rank waits for another: rank 0 may have to write to a slow disk. One that died is
 #: noticed at once.
@@ -45,32 +46,37 @@ class RankFailed(Exception):
     """A rank ended in the middle of a job."""
 
 
-def launch(job: Job, claim: Claim, watch: Watch) -> tuple[dict[str, Any], list[str]]:
-    """Train a claimed job on ``launch.ranks`` processes; returns its record and warnings.
+def train(job: Job) -> Turns:
+    """``resexp.runs.run.train`` on ``launch.ranks`` processes; it hears signals itself.
 
-    Raises Interrupted, once the run is saved, if this process or a rank is asked to stop, and
-    RankFailed with the first failure's words if a rank fails.
+    Raises Interrupted, once the run is saved, if this process or a rank is asked to stop, the
+    first error that a rank sends, and RankFailed if a rank dies.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    pipes = [get_context("spawn").Pipe(duplex=False) for _ in range(job.settings.launch.ranks)]
-    failures: list[Exception] = []
-    with stop_signals() as stop, ThreadPoolExecutor(1) as thread:
-        theirs = tuple(sending for _, sending in pipes)
-        under_way = thread.submit(start, job, claim, theirs)
-        try:
-            listen([receiving for receiving, _ in pipes], under_way, stop, watch, failures)
-            returned = under_way.result()[0]
-        except ChildFailedError as error:
-            if failures:
-                raise failures[0] from None
-            if stop.signum is not None:  # Ctrl-C before the ranks listened, or twice
-                raise KeyboardInterrupt from None
-            raise RankFailed(died(error)) from None
-    if isinstance(returned, int):
-        raise Interrupted(stop.signum or returned)
-    record, warnings = returned
-    return record, warnings
+    with claimed(job) as claim:
+        if claim in (Claim.done, Claim.busy):
+            return untrained(job, claim)
+        pipes = [get_context("spawn").Pipe(duplex=False) for _ in range(job.settings.launch.ranks)]
+        with stop_signals() as stop, ThreadPoolExecutor(1) as thread:
+            under_way = thread.submit(start, job, claim, tuple(theirs for _, theirs in pipes))
+            failed = None
+            for message in heard([ours for ours, _ in pipes], under_way, stop):
+                if isinstance(message, Step):
+                    yield message
+                elif isinstance(message, Failed):
+                    failed = failed or message.error
+            try:
+                end = under_way.result()[0]
+            except ChildFailedError as error:
+                if failed is not None:
+                    raise failed from None
+                if stop.signum is not None:  # Ctrl-C before the ranks listened, or twice
+                    raise KeyboardInterrupt from None
+                raise RankFailed(died(error)) from None
+        if isinstance(end, Stopped):
+            raise Interrupted(stop.signum or end.signum)
+        return replace(cast(Outcome, end), job=job)
 
 
 def start(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> dict[int, Any]:
@@ -99,28 +105,18 @@ def start(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> dict[int, An
     return returned
 
 
-def listen(
-    pipes: list[Connection],
-    under_way: Future[dict[int, Any]],
-    stop: Stop,
-    watch: Watch,
-    failures: list[Exception],
-) -> None:
-    """Show what the ranks say until they are over, and let rank 0 know of a signal.
-
-    ``failures`` gets those that ranks report, in the order in which they happened.
-    """
-    pid = 0
+def heard(
+    pipes: list[Connection], under_way: Future[dict[int, Any]], stop: Stop
+) -> Iterator[Message]:
+    """What the ranks send until they are over; lets rank 0 know of a signal meanwhile."""
+    pid = 0  # of rank 0, known from its first step on
     try:
         while not under_way.done() or any(pipe.poll() for pipe in pipes):
-            for pipe in cast("list[Connection]", wait(pipes, LOOK_EVERY / 5)):
-                kind, *said = pipe.recv()
-                if kind == "began":
-                    pid = said[0]
-                elif kind == "step":
-                    watch(*said)
-                else:
-                    failures.append(said[0])
+            for pipe in cast("list[Connection]", wait(pipes, LOOK_EVERY)):
+                message: Message = pipe.recv()
+                if isinstance(message, Step):
+                    pid = message.record["environment"]["process"]
+                yield message
             if stop.signum is not None:
                 tell_to_stop(pid)
     finally:
@@ -146,8 +142,8 @@ def died(error: Any) -> str:
     return f"{who}: run it again to go on"
 
 
-def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Any:
-    """A rank's life. Rank 0 returns record and warnings; all return a signal that stopped them."""
+def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Outcome | Stopped | None:
+    """What a rank does. Rank 0 returns the outcome; all return what stopped them."""
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     pipe, parent = pipes[ranks.rank], os.getppid()
     try:
@@ -155,14 +151,14 @@ def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Any:
     except Interrupted as stop:
         if os.getppid() != parent:  # nobody is left to return it to
             raise SystemExit(stop.exit_code) from stop
-        return stop.signum
+        return Stopped(stop.signum)
     except Exception as error:
         if not wants_another(error):
-            pipe.send(("failed", sendable(error, ranks.rank)))
+            pipe.send(Failed(sendable(error, f"rank {ranks.rank}")))
         raise
 
 
-def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Any:
+def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Outcome | None:
     """Train in one process of several."""
     device = torch.device(job.settings.device)
     if device.type == "cuda":
@@ -174,24 +170,33 @@ def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Any:
     data = load(job.settings.data, device)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # but between steps: a late one must not kill
     if ranks.rank == 0:
-        pipe.send(("began", os.getpid()))
-        returned: Any = finished(train(job, claim, data, speaker(pipe), ranks), ranks)
+        outcome: Outcome | None = finished(train_alone(job, ranks, claim), ranks, sender(pipe))
     else:
-        returned = finished(follow(job, data, ranks), ranks)
+        outcome = finished(follow(job, data, ranks), ranks, lambda message: None)
     dist.destroy_process_group()
-    return returned
+    return outcome
+
+
+def finished(turns: Generator[Any, None, Any], ranks: Ranks, send: Callable[[Any], None]) -> Any:
+    """Take all turns of a rank's part and send what they yield, unless a rank is asked to stop."""
+    send(next(turns))
+    try:
+        with stop_signals() as stop:
+            while not (signum := ranks.highest(stop.signum or 0)):
+                send(next(turns))
+            turns.throw(Interrupted(signum))
+    except StopIteration as end:
+        return end.value
 
 
 def follow(job: Job, data: Images, ranks: Ranks) -> Generator[None, None, None]:
-    """The steps and pauses of ``train`` on another rank than the first, which writes nothing."""
+    """The steps and pauses of ``train_alone`` on another rank than the first: writes nothing."""
     settings, device = job.settings, data.train_images.device
     prepare(threads_for(settings, data.size), settings.deterministic, device)
     state = begin(build(settings, data, ranks).to(device), settings)
     over = ranks.spread(state, False)
     yield
-    for row in () if over else fit(state, settings, data, ranks):
-        if is_last(row, settings):
-            return
+    for _ in () if over else fit(state, settings, data, ranks):
         yield
 
 
@@ -203,34 +208,7 @@ def placed(job: Job, ranks: Ranks) -> Job:
     return replace(job, settings=replace(job.settings, device=device))
 
 
-def speaker(pipe: Connection) -> Watch:
-    """A watcher that tells the job's process, not more often than a person can see."""
-    said = 0.0
-
-    def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
-        nonlocal said
-        if row is None and step and time.monotonic() - said < SHOW_EVERY:
-            return
-        said = time.monotonic()
-        message: Message = ("step", record, step, row)
-        try:
-            pipe.send(message)
-        except OSError:  # the command was killed: save and stop. On Linux torch tells the ranks so.
-            if sys.platform != "linux":
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return watch
-
-
 def wants_another(error: Exception) -> bool:
     """Whether a rank failed in the middle of a word with the others: one of them has ended."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(place).is_relative_to(Path(dist.__file__).parent)
-
-
-def sendable(error: Exception, rank: int) -> Exception:
-    """An error that survives the way to another process, its traceback as a note."""
-    kind = UsageError if isinstance(error, UsageError) else RankFailed
-    copy = kind(f"{error}" or type(error).__name__)
-    copy.add_note(f"in rank {rank}:\n" + "".join(traceback.format_exception(error)))
-    return copy

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from threading import Thread
+from typing import Any
 
-from resexp.launch import cluster as elsewhere
-from resexp.launch.progress import Screen, clock, key, percent, show_plan, talk
-from resexp.runs.records import ERROR, FINISHED, RECORD, Claim, first_line, read_record
+from resexp.launch import cluster
+from resexp.launch.progress import Display, clock, console, percent
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
+from resexp.runs.records import ERROR, FINISHED, Claim, first_line
 from resexp.settings import Job, Merge, Twin, UsageError
-
-if TYPE_CHECKING:
-    from resexp.runs.run import Outcome
 
 
 class Session:
@@ -23,12 +24,21 @@ class Session:
     def __init__(self, *, dry_run: bool = False, command: str = "") -> None:
         self.dry_run = dry_run
         self.command = command  # as it was typed
-        self.outcomes: list[Outcome] = []
-        self.failures: list[tuple[Job, BaseException]] = []
-        self.refusal: UsageError | None = None  # why the only job could not start
-        self.screen: Screen | None = None
-        self.jobs: list[Job] = []  # of a sweep, checked
-        self.planned: list[elsewhere.Planned] = []  # of them, those left to other processes
+        self.jobs: list[Job] = []  # checked
+        self.ends: dict[Path, tuple[Job, Message]] = {}  # by run directory: how jobs ended
+        self.display: Display | None = None
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [end.outcome for _, end in self.ends.values() if isinstance(end, Over)]
+
+    @property
+    def failures(self) -> list[tuple[Job, BaseException]]:
+        return [(job, end.error) for job, end in self.ends.values() if isinstance(end, Failed)]
+
+    @property
+    def stopped(self) -> list[Job]:
+        return [job for job, end in self.ends.values() if isinstance(end, Stopped)]
 
     def plan(self, jobs: list[Job], *, here: bool = True) -> list[int]:
         """Check every job; the indices of those to run, each run directory once.
@@ -40,147 +50,94 @@ class Session:
 
         claims = [check(job, here=here) for job in jobs]
         if self.dry_run:
-            from resexp.launch.dry_run import forecast
+            from resexp.launch.dry_run import show
 
-            show_plan(forecast(jobs, claims))
+            show(jobs, claims)
             return []
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         chosen = sorted(first.values())
-        self.jobs = [jobs[index] for index in chosen]
-        if not here:
-            self.planned = [elsewhere.plan(jobs[index], claims[index]) for index in chosen]
-        self.screen = Screen(self.jobs)
+        self.close()
+        self.display = Display([jobs[index] for index in chosen])
+        self.jobs += [jobs[index] for index in chosen]
         return chosen
 
-    def looking(self) -> AbstractContextManager[None]:
-        """Show, while the body runs, what other processes do."""
-        return elsewhere.looking(self.look)
+    def carry_out(self, jobs: list[Job]) -> Messages:
+        """Train planned jobs on this machine, as their settings say: yields their messages."""
+        launch = jobs[0].settings.launch
+        if launch.name == "processes":
+            from resexp.launch import processes
+            from resexp.train.device import cores, gpus
 
-    def look(self) -> None:
-        """Account for the jobs elsewhere that are over, and show where the others are."""
-        for one in self.under_way():
-            end, record = elsewhere.ending(one), elsewhere.begun(one)
-            if end is not None:
-                self.account(one.job, end)
-            elif record is not None and self.screen is not None:
-                known = key(record["name"], record["run"]) in self.screen.rows
-                self.screen.watch(record, record["last"].get("step", 0) if known else 0, None)
+            at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(jobs))
+            return processes.run_all(processes.placed(jobs, gpus()), at_a_time)
+        from resexp.launch import local
 
-    def settle(self, error: Exception | None) -> None:
-        """Account for every job elsewhere: the launcher is through, perhaps with an ``error``."""
-        for one in self.under_way():
-            self.account(one.job, elsewhere.last_word(one, error))
+        at_a_time = (launch.jobs or local.AT_MOST) if launch.name == "lockstep" else 1
+        return local.run_all(jobs, at_a_time)
 
-    def under_way(self) -> list[elsewhere.Planned]:
-        """The jobs elsewhere that are not accounted for."""
-        over = {one.job.directory for one in self.outcomes}
-        over |= {job.directory for job, _ in self.failures}
-        return [one for one in self.planned if one.job.directory not in over]
-
-    def account(self, job: Job, end: Outcome | Exception) -> None:
-        """Remember and show how a job ended."""
-        if isinstance(end, Exception):
-            self.failed(job, end)
-        else:
-            self.ended(end)
-
-    def perform(self, job: Job) -> None:
-        """Carry out one job and remember how it went, be it a failure.
-
-        Raises UsageError if a job on its own cannot start.
-        """
-        from resexp.runs.run import perform
-
-        if self.failures and job.settings.fail_fast:
-            return
-        if self.screen is None:
-            self.screen = Screen([job])
+    def follow(self, jobs: list[Job], launch: Callable[[], object]) -> None:
+        """Show what planned jobs do while ``launch`` has others carry them out."""
+        over: Future[None] = Future()
+        planned = [cluster.plan(job) for job in jobs]
+        thread = Thread(target=self.note_all, args=(cluster.run_all(planned, over),), daemon=True)
+        thread.start()
         try:
-            outcome = perform(job, self.screen.watch)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, UsageError) and not self.screen.several:
-                raise
-            self.failed(job, error)
-        else:
-            self.ended(outcome)
+            launch()
+            over.set_result(None)
+        except Exception as error:  # its workers may be at work still
+            over.set_exception(error)
+        except BaseException as error:
+            over.set_exception(error)
+            raise
+        finally:
+            thread.join()
 
-    def perform_all(self) -> None:
-        """Carry out the planned jobs: one after another, or several at a time."""
-        if self.jobs[0].settings.launch.name in ("processes", "lockstep"):
-            self.perform_together()
-            return
-        for job in self.jobs:
-            self.perform(job)
+    def note_all(self, messages: Messages) -> None:
+        """Remember and show messages until they end."""
+        with closing(messages):
+            for job, message in messages:
+                self.note(job, message)
 
-    def perform_together(self) -> None:
-        """Carry out the planned jobs, several at a time: taking turns, or each in a process."""
-        from resexp.launch import lockstep
-        from resexp.launch import processes as pool
-        from resexp.train.device import cores, gpus
-
-        assert self.screen is not None
-        launch = self.jobs[0].settings.launch
-        if launch.name == "lockstep":
-            at_a_time = launch.jobs or lockstep.AT_MOST
-            said = lockstep.run_all(self.jobs, at_a_time, self.screen.watch)
-        else:
-            at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(self.jobs))
-            said = pool.run_all(pool.placed(self.jobs, gpus()), at_a_time)
-        with contextlib.closing(said):
-            for job, (kind, *told) in said:
-                if kind == "step":
-                    self.screen.watch(*told)
-                elif kind == "over":
-                    self.ended(told[0])
-                elif kind == "failed":
-                    self.failed(job, told[0])
-                    if job.settings.fail_fast:
-                        return  # runs at work save and stop
-
-    def ended(self, outcome: Outcome) -> None:
-        """Remember and show a job that is over."""
-        assert self.screen is not None
-        self.outcomes.append(outcome)
-        for warning in outcome.warnings:
-            talk.print(f"warning: {warning}")
-        trained = outcome.claim in (Claim.new, Claim.resume)
-        self.screen.end(outcome.job, brief(outcome), trained=trained)
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Remember and show a job that failed."""
-        from resexp.launch.processes import WorkerDied
-        from resexp.runs.run import record_failure
-
-        assert self.screen is not None
-        if isinstance(error, WorkerDied):
-            record_failure(job, error)
-        # The frames of the traceback hold the network: the next run may need its memory.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        self.failures.append((job, error))
-        self.screen.end(job, f"failed  {first_line(error)}", trained=False)
+    def note(self, job: Job, message: Message) -> None:
+        """Show a message, and remember one that is a job's last."""
+        assert self.display is not None
+        match message:
+            case Step():
+                self.display.step(message)
+                return
+            case Over(outcome):
+                for warning in outcome.warnings:
+                    console.print(f"warning: {warning}")
+                trained = outcome.claim in (Claim.new, Claim.resume)
+                self.display.end(job, brief(outcome), trained=trained)
+            case Failed(error):
+                # The traceback's frames hold the network: the next run may need its memory.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                self.display.end(job, f"failed  {first_line(error)}", trained=False)
+            case Stopped():
+                self.display.end(job, "stopped and saved", trained=False)
+        self.ends[job.directory] = job, message
 
     def close(self) -> None:
         """Give the terminal back."""
-        if self.screen is not None:
-            self.screen.close()
+        if self.display is not None:
+            self.display.close()
 
     def raise_refusal(self) -> None:
         """Raise what kept a job alone from starting; in a sweep it is one failure of several."""
-        if self.refusal is not None:
-            raise self.refusal
+        if len(self.jobs) == 1 and self.failures and isinstance(self.failures[0][1], UsageError):
+            raise self.failures[0][1]
 
     @property
     def exit_code(self) -> int:
-        """1 if a run failed, else 0."""
-        return 1 if self.failures else 0
+        """1 if a run failed, else 75 if one was stopped, else 0."""
+        return 1 if self.failures else 75 if self.stopped else 0
 
     def summary(self) -> str:
         """How it ended and what to type next; nothing of a dry run."""
-        if not self.outcomes and not self.failures:
-            return ""
-        if len(self.outcomes) == 1 and not self.failures:
-            return closing(self.outcomes[0])
-        return "\n".join([*self.tally(), *self.retry()])
+        if len(self.outcomes) == len(self.ends) == 1:
+            return conclusion(self.outcomes[0])
+        return "\n".join([*self.tally(), *self.retry()]) if self.ends else ""
 
     def tally(self) -> list[str]:
         """22 done, 1 skipped (finished before), 1 failed."""
@@ -190,29 +147,28 @@ class Session:
             "skipped (finished before)": sum(one.claim is Claim.done for one in self.outcomes),
             "left to another process": sum(one.claim is Claim.busy for one in self.outcomes),
             "failed": len(self.failures),
-            "not done (fail_fast=true)": max(
-                0, len(self.jobs) - len(self.outcomes) - len(self.failures)
-            ),
+            "stopped and saved": len(self.stopped),
+            "not done (fail_fast=true)": len(self.jobs) - len(self.ends),
         }
-        odd = {"collapsed", "diverged"}
-        notes = [one for one in trained if one.record["status"] in odd]
+        odd = {one.record["status"] for one in trained} & {"collapsed", "diverged"}
         lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
         for job, error in self.failures:
             lines.append(f"  {job.run}   {first_line(error)}   ({job.directory / ERROR})")
-        if notes:
+        if odd:
+            count = sum(one.record["status"] in odd for one in trained)
             lines.append(
-                f"{len(notes)} of them collapsed or diverged: see resexp list status="
-                + ",".join(sorted({one.record["status"] for one in notes}))
+                f"{count} of them collapsed or diverged: see resexp list status="
+                + ",".join(sorted(odd))
             )
         return lines
 
     def retry(self) -> list[str]:
         """The next command: one that repeats what failed and nothing else."""
-        failed = [job for job, _ in self.failures]
-        if len(failed) > 1 and self.command and not failed[0].settings.overwrite:
+        left = [job for job, _ in self.failures] + self.stopped
+        if len(left) > 1 and self.command and not left[0].settings.overwrite:
             return [f"retry: {self.command}   (the same command: what is finished is skipped)"]
-        if failed:
-            return [f"retry: {job.command}" for job in failed]
+        if left:
+            return [f"retry: {job.command}" for job in left]
         return ["next: resexp plot, resexp table, resexp verdict"]
 
 
@@ -229,28 +185,25 @@ def brief(outcome: Outcome) -> str:
     )
 
 
-def closing(outcome: Outcome) -> str:
+def conclusion(outcome: Outcome) -> str:
     """The end of a run on its own: status, place, number beside its twin's, next command."""
     job, record = outcome.job, outcome.record
     if outcome.claim is Claim.busy:
         return f"busy      {job.directory}   another process trains it"
-    error = percent((record.get("last") or {}).get("clean_train_error"))
     place = f"{record['status']:<9} {job.directory}"
     if outcome.claim is Claim.done:
         place = f"done      {job.directory} (before: nothing to do)"
-    twin = twin_of(job)
-    if twin is None:
-        return f"{place}   clean training error {error}\n          next: resexp plot"
-    its = finished_record(twin)
-    if its is None:
-        words = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
-        return f"{place}   clean training error {error}\n          next: {words}, then resexp plot"
-    other = percent(its["last"].get("clean_train_error"))
-    name = "plain" if "twin" in twin.extras else twin.arch
-    return (
-        f"{place}   clean training error {error} ({name} twin: {other})\n"
-        "          next: resexp plot"
-    )
+    error = percent((record.get("last") or {}).get("clean_train_error"))
+    twin, beside, command = twin_of(job), "", "resexp plot"
+    if twin is not None:
+        its = finished_record(twin)
+        if its is None:
+            command = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
+            command += ", then resexp plot"
+        else:
+            name = "plain" if "twin" in twin.extras else twin.arch
+            beside = f" ({name} twin: {percent(its['last'].get('clean_train_error'))})"
+    return f"{place}   clean training error {error}{beside}\n          next: {command}"
 
 
 def twin_of(job: Job) -> Job | None:
@@ -274,9 +227,5 @@ def twin_of(job: Job) -> Job | None:
 
 def finished_record(job: Job) -> dict[str, Any] | None:
     """The record of ``job``'s directory, if it holds a finished run."""
-    directory = job.directory
-    try:
-        record = read_record(directory) if (directory / RECORD).exists() else None
-    except UsageError:
-        return None
+    record = cluster.record_of(job)
     return record if record is not None and record["status"] in FINISHED else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,9 +19,10 @@ from resexp import models
 from resexp.data import batches
 from resexp.runs import checkpoint, records
 from resexp.runs.loggers import check_loggers, open_loggers
+from resexp.runs.messages import Failed, Outcome, Over, Step
 from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import Claim, Row
-from resexp.runs.stop import Interrupted, stop_signals
+from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
 from resexp.train.device import (
     check_gpus,
@@ -41,22 +42,31 @@ AT_CHANCE = 2.0  # points: an error this close to always answering the commonest
 AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class may be most of all
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How a job went: what its directory said to it, and its record (run.json) afterwards."""
-
-    job: Job
-    claim: Claim
-    record: dict[str, Any]
-    warnings: list[str]
-
+#: A job under way, a step a turn.
+Turns = Generator[Step, None, Outcome]
 
 #: Called after every step with the record so far, the step, and the row if there is a new one.
 Watch = Callable[[dict[str, Any], int, Row | None], None]
 
 
-def unwatched(record: dict[str, Any], step: int, row: Row | None) -> None:
-    """Show nothing."""
+def perform(job: Job, watch: Watch | None = None) -> Outcome:
+    """Train ``job`` to its end, from its checkpoint if there is one, for callers in Python.
+
+    A failure is recorded in the run directory and raised; an interruption saves and raises
+    Interrupted.
+    """
+    from resexp.launch.local import run_all
+
+    with closing(run_all([job])) as messages:
+        for _, message in messages:
+            match message:
+                case Step(record, step, row) if watch is not None:
+                    watch(record, step, row)
+                case Failed(error):
+                    raise error
+                case Over(outcome):
+                    return outcome
+    raise AssertionError("a job ends with its outcome or an error")
 
 
 def check(job: Job, *, here: bool = True) -> Claim:
@@ -102,59 +112,22 @@ def check_task(job: Job) -> None:
     )
 
 
-#: A job under way: every turn is an optimizer step, but the first, which makes all ready for them.
-Turns = Generator[None, None, Outcome]
+@contextmanager
+def claimed(job: Job) -> Iterator[Claim]:
+    """Hold a job's directory while it is trained; a failure is recorded there and raised.
 
-Returned = TypeVar("Returned")
-
-
-def perform(job: Job, watch: Watch = unwatched) -> Outcome:
-    """Train ``job`` to its end, from its checkpoint if there is one, unless that is done already.
-
-    A failure is recorded in the run directory and raised; an interruption saves and raises
-    Interrupted.
+    What the job's settings, images or directory forbid is refused before anything is written.
     """
-    return finished(steps(job, watch))
-
-
-def finished(turns: Generator[None, None, Returned], ranks: Ranks = ALONE) -> Returned:
-    """Take all the turns of a job, or of a rank's part in one, unless a rank is asked to stop."""
     try:
-        next(turns)
-        with stop_signals() as stop:
-            while not (signum := ranks.highest(stop.signum or 0)):
-                next(turns)
-            turns.throw(Interrupted(signum))
-    except StopIteration as end:
-        returned: Returned = end.value
-        return returned
-    raise AssertionError("an interrupted run goes no further")
-
-
-def steps(job: Job, watch: Watch) -> Turns:
-    """``perform``, a step at a time, so that several jobs can take turns in one process.
-
-    Between two turns other code may run, and stop the job by throwing Interrupted in: it saves.
-    """
-    if check(job) is Claim.done:
-        return Outcome(job, Claim.done, records.read_record(job.directory), [])
-    several = job.settings.launch.ranks > 1  # then each rank loads the images
-    try:
-        data = None if several else load(job.settings.data, choose_device(job.settings.device))
-        if data is not None:
-            models.check(job.settings, data.size)
+        claim = check(job)
+        if claim is Claim.done:
+            yield claim
+            return
+        if job.settings.launch.ranks == 1:  # else each rank loads the images
+            device = choose_device(job.settings.device)
+            models.check(job.settings, load(job.settings.data, device).size)
         with records.claim(job) as claim:
-            if claim is Claim.busy:
-                return Outcome(job, claim, {}, [])
-            if claim is Claim.done:
-                return Outcome(job, claim, records.read_record(job.directory), [])
-            if data is None:
-                from resexp.launch.ranks import launch
-
-                record, warnings = launch(job, claim, watch)
-            else:
-                record, warnings = yield from train(job, claim, data, watch)
-            return Outcome(job, claim, record, warnings)
+            yield claim
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
@@ -250,32 +223,33 @@ def build(settings: Settings, data: images.Images, ranks: Ranks) -> nn.Module:
     return network
 
 
-def train(
-    job: Job, claim: Claim, data: images.Images, watch: Watch, ranks: Ranks = ALONE
-) -> Generator[None, None, tuple[dict[str, Any], list[str]]]:
-    """Train to the end, keeping the run directory up to date; returns its record and warnings.
+def train(job: Job, ranks: Ranks = ALONE, held: Claim | None = None) -> Turns:
+    """Train to the end, from a checkpoint if there is one, keeping the run directory up to date.
 
-    Pauses before the first step and after every other but the last.
+    Pauses before the first step and after each. Meanwhile other code may run, and stop the job by
+    throwing Interrupted in: it saves. ``held`` is the claim where another process holds it.
     """
     settings, directory = job.settings, job.directory
-    device = data.train_images.device
-    network = build(settings, data, ranks)
-    record = opened(job, claim, data, network, device)
-    threads, engine = record["environment"]["threads"], Engine(record["environment"]["engine"])
-    state, rows, warnings = restored(job, record, data, network.to(device), ranks)
-    for known in rows:
-        update(record, known, device)
-    watch(record, state.step, None)
-    timer = checkpoint.Timer(settings.checkpoint_every)
-    over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
-    over = ranks.spread(state, over)
-    with ExitStack() as stack:
-        loggers = open_loggers(settings.loggers, directory, record, warnings.append)
-        for logger in loggers:
-            stack.callback(logger.close)  # after a stop or a failure too
-        try:
-            yield
-            prepare(threads, settings.deterministic, device)  # another run may have had a turn
+    with claimed(job) if held is None else nullcontext(held) as claim:
+        if claim in (Claim.done, Claim.busy):
+            return untrained(job, claim)
+        device = choose_device(settings.device)
+        data = load(settings.data, device)
+        network = build(settings, data, ranks)
+        record = opened(job, claim, data, network, device)
+        state, rows, warnings = restored(job, record, data, network.to(device), ranks)
+        for known in rows:
+            update(record, known, device)
+        over = bool(rows) and is_last(rows[-1], settings)  # killed between its last row and its end
+        over = ranks.spread(state, over)
+        engine = Engine(record["environment"]["engine"])
+        timer = checkpoint.Timer(settings.checkpoint_every)
+        with ExitStack() as stack:
+            loggers = open_loggers(settings.loggers, directory, record, warnings.append)
+            for logger in loggers:
+                stack.callback(logger.close)  # after a stop or a failure too
+            stack.enter_context(saved_if_stopped(job, state, record, rows))
+            yield Step(record, state.step)
             for row in () if over else fit(state, settings, data, ranks, engine):
                 if row is not None:
                     records.append_row(directory, row)
@@ -283,21 +257,36 @@ def train(
                     update(record, row, device)
                     for logger in loggers:
                         logger.log(row.step, records.as_written(row))
-                watch(record, state.step, row)
+                yield Step(record, state.step, row)
                 if is_last(row, settings):
                     break
-                yield
-                prepare(threads, settings.deterministic, device)
                 evaluates = next_row(settings, state.step) == state.step + 1
                 if timer.due(after_row=row is not None, before_row=evaluates):
                     save(job, state, record)
                     timer.restart()
-        except Interrupted:
-            record["status"] = "interrupted"
-            save(job, state, record)
-            raise
-    finish(job, state, record, rows)
-    return record, warnings
+        finish(job, state, record, rows)
+        return Outcome(job, claim, record, warnings)
+
+
+def untrained(job: Job, claim: Claim) -> Outcome:
+    """The outcome of a job that was done before, or that another process is at."""
+    record = records.read_record(job.directory) if claim is Claim.done else {}
+    return Outcome(job, claim, record, [])
+
+
+@contextmanager
+def saved_if_stopped(
+    job: Job, state: State, record: dict[str, Any], rows: list[Row]
+) -> Iterator[None]:
+    """Save a run that Interrupted ends; one that has its last row already is over instead."""
+    try:
+        yield
+    except Interrupted:
+        if rows and is_last(rows[-1], job.settings):
+            return
+        record["status"] = "interrupted"
+        save(job, state, record)
+        raise
 
 
 def restored(

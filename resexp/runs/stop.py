@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Ctrl-C, a polite end, and what Slurm sends before a time limit or a preemption, by custom one of
-#: two (sbatch --signal; submitit asks for USR2).
+#: Ctrl-C, a polite end, a closed terminal, and what Slurm sends before a time limit or a
+#: preemption, by custom one of two (sbatch --signal; submitit asks for USR2).
 STOPPING = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
 
@@ -33,14 +33,17 @@ class Interrupted(KeyboardInterrupt):
 class Stop:
     """Whether a signal asked this process to stop, and which."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = False) -> None:
         self.signum: int | None = None
+        self.at_once = at_once  # there is nothing to save: the first signal raises Interrupted
         self.later: list[int] = []  # what came after it
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; a second Ctrl-C quits at once."""
         if self.signum is None:
             self.signum = signum
+            if self.at_once:
+                raise Interrupted(signum)
         elif signum == signal.SIGINT:
             raise KeyboardInterrupt
         else:
@@ -48,7 +51,7 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(at_once: bool = False) -> Iterator[Stop]:
     """Listen inside; the handlers before are put back on leaving.
 
     One that somebody wrote is then given the signals that came after the first: Slurm announces a
@@ -56,18 +59,22 @@ def stop_signals() -> Iterator[Stop]:
 
     Only a process's main thread may listen: elsewhere nothing changes and no stop is ever asked.
     """
-    stop = Stop()
+    stop = Stop(at_once)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {one: signal.signal(one, stop.note) for one in STOPPING}
+    before = {one: signal.getsignal(one) for one in STOPPING}
+    if before.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
+    for one in before:
+        signal.signal(one, stop.note)
     try:
         yield stop
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
         for one in stop.later:
-            if callable(before[one]):
+            if callable(before.get(one)):
                 signal.raise_signal(one)
 
 

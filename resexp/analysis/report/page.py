@@ -28,7 +28,7 @@ from resexp.analysis.figures.canvas import spaced
 from resexp.analysis.report.charts import charts, embed
 from resexp.analysis.report.origin import commands, facts
 from resexp.analysis.results import Run, require_runs, spell
-from resexp.runs.records import METRICS, write_atomically
+from resexp.runs.records import write_atomically
 from resexp.settings import UsageError, flatten
 
 FILE = "report.html"

@@ -1,0 +1,104 @@
+"""How Hydra's multirun hands its jobs to resexp: its sweeper and its launcher.
+
+Hydra loads plugins in a way in which dataclasses cannot have postponed annotations: none here.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+
+@dataclass
+class CheckedSweeperConf:
+    _target_: str = "hydra_plugins.resexp_sweeps.CheckedSweeper"
+
+
+@dataclass
+class TogetherLauncherConf:
+    _target_: str = "hydra_plugins.resexp_sweeps.TogetherLauncher"
+
+
+store = ConfigStore.instance().store
+store(group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="resexp")
+store(group="hydra/launcher", name="together", node=TogetherLauncherConf, provider="resexp")
+
+
+class TogetherLauncher(BasicLauncher):
+    """Checks all jobs before the first is begun, and lets the command's session carry them out.
+
+    In another application than resexp it does what Hydra's own launcher does.
+    """
+
+    others: Launcher | None = None  # takes the jobs to processes of its own
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from resexp import config
+
+        session = config.session
+        if session is None:
+            return super().launch(job_overrides, initial_job_idx)
+        assert self.hydra_context is not None and self.config is not None
+        jobs = config.jobs(self.hydra_context.config_loader, self.config, job_overrides)
+        chosen = session.plan(jobs, here=self.others is None)
+        planned = [jobs[index] for index in chosen]
+        if planned and self.others is None:
+            with closing(session.carry_out(planned)) as messages:
+                for job, message in messages:
+                    session.note(job, message)
+        elif planned and self.others is not None:
+            config.before_launch(self.config.hydra.launcher)
+            words = [job_overrides[index] for index in chosen]
+            session.follow(planned, partial(self.others.launch, words, initial_job_idx))
+        errors = {job.directory: error for job, error in session.failures}
+        records = {one.job.directory: one.record for one in session.outcomes}
+        return [
+            JobReturn(
+                overrides=list(words),
+                status=JobStatus.FAILED if job.directory in errors else JobStatus.COMPLETED,
+                _return_value=errors.get(job.directory, records.get(job.directory)),
+            )
+            for job, words in zip(jobs, job_overrides, strict=True)
+        ]
+
+
+class CheckedSweeper(Sweeper):
+    """The grid of all values, as Hydra's own sweeper makes it; it writes nothing."""
+
+    def setup(
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: Callable[[DictConfig], Any],
+        config: DictConfig,
+    ) -> None:
+        self.hydra_context = hydra_context
+        context: dict[str, Any] = {
+            "hydra_context": hydra_context,
+            "task_function": task_function,
+            "config": config,
+        }
+        chosen = Plugins.instance().instantiate_launcher(**context)
+        launcher = self.launcher = TogetherLauncher()
+        launcher.setup(**context)
+        launcher.others = None if isinstance(chosen, BasicLauncher) else chosen
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.hydra_context is not None and self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        return [self.launcher.launch(jobs, initial_job_idx=0)]
