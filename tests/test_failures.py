@@ -125,11 +125,11 @@ def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, l
     assert not folder(2).exists()
 
 
-def dying(start: Callable[[int], Worker]) -> Callable[[int], Worker]:
+def dying(start: Callable[..., Worker]) -> Callable[..., Worker]:
     """Workers that die before they are sent anything."""
 
-    def dead(at_a_time: int) -> Worker:
-        worker = start(at_a_time)
+    def dead(*words: Any) -> Worker:
+        worker = start(*words)
         assert worker.process.pid is not None
         os.kill(worker.process.pid, signal.SIGKILL)
         worker.process.join()

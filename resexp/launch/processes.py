@@ -7,14 +7,15 @@ its workers save and stop.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any
 
 from resexp.runs.messages import (
     Failed,
@@ -81,20 +82,18 @@ def assign(workers: list[Worker], job: Job, at_a_time: int) -> None:
     """Give ``job`` to a worker without one, or to a new one of ``at_a_time``."""
     worker = next((one for one in workers if one.job is None), None)
     if worker is None:
-        worker = start(at_a_time)
+        worker = start(work, at_a_time)
         workers.append(worker)
     worker.job = job
     with suppress(OSError):  # it died while idle: receive will find out
         worker.pipe.send(job)
 
 
-def start(at_a_time: int) -> Worker:
-    """A new process with nothing to do yet, one of ``at_a_time`` that share the cores."""
+def start(target: Callable[..., None], *words: Any) -> Worker:
+    """A new process that calls ``target`` with a pipe and ``words``, and gets SIGTERM alone."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(
-        target=work, args=(theirs, at_a_time)
-    )  # no daemon: it may have children
+    process = context.Process(target=target, args=(theirs, *words))  # no daemon: may have children
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # until it ignores them
     try:
         process.start()
@@ -102,6 +101,13 @@ def start(at_a_time: int) -> Worker:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return Worker(process, ours)
+
+
+def ignore_signals() -> None:
+    """What a process that ``start`` made does first."""
+    for one in IGNORED:
+        signal.signal(one, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
 
 
 def heard(workers: list[Worker]) -> list[Worker]:
@@ -133,8 +139,8 @@ def receive(worker: Worker, stopping: bool) -> Message:
 def tell_to_stop(workers: list[Worker]) -> None:
     """Ask for a save and a stop; a worker that had the Ctrl-C too was asked already: no harm."""
     for worker in workers:
-        if worker.process.is_alive() and worker.process.pid:
-            os.kill(worker.process.pid, signal.SIGTERM)
+        if worker.process.is_alive():
+            worker.process.terminate()
 
 
 def end(worker: Worker) -> None:
@@ -148,9 +154,7 @@ def end(worker: Worker) -> None:
 
 def work(pipe: Connection, at_a_time: int) -> None:
     """What a worker does: the jobs that come through the pipe, until it is closed."""
-    for one in IGNORED:
-        signal.signal(one, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    ignore_signals()
     from resexp.launch.local import run_all
     from resexp.train.device import share_cores
 

@@ -1,4 +1,4 @@
-"""One network on several processes of this machine: torch's elastic launch from inside a job.
+"""One network on several processes, or ranks, of this machine.
 
 The job's own process holds the run directory, passes rank 0's messages on and hears signals. Rank 0
 trains and writes as a run alone does; the others take the same steps and write nothing.
@@ -6,26 +6,25 @@ trains and writes as a run alone does; the others take the same steps and write 
 
 from __future__ import annotations
 
-import logging
-import os
+import math
 import signal
+import time
 import traceback
-import uuid
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 from resexp.data import Images
-from resexp.runs.messages import Failed, Message, Outcome, Step, Stopped, sendable, sender
+from resexp.launch.processes import Worker, ignore_signals, start
+from resexp.runs.messages import Failed, Message, Outcome, Over, Step, Stopped, sendable, sender
 from resexp.runs.records import Claim
 from resexp.runs.run import Turns, build, claimed, load, untrained
 from resexp.runs.run import train as train_alone
@@ -36,9 +35,9 @@ from resexp.train.fit import begin, fit
 from resexp.train.ranks import Ranks
 
 LOOK_EVERY = 0.1  # seconds between two looks at whether a signal came
+GRACE = 10.0  # seconds in which the others must notice that a rank died
 
-#: How long a rank waits for another: rank 0 may have to write to a slow disk. One that died is
-#: noticed at once.
+#: How long a rank waits for another: rank 0 may have to write to a slow disk.
 PATIENCE = timedelta(days=1)
 
 
@@ -52,121 +51,95 @@ def train(job: Job) -> Turns:
     Raises Interrupted, once the run is saved, if this process or a rank is asked to stop, the
     first error that a rank sends, and RankFailed if a rank dies.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     with claimed(job) as claim:
         if claim in (Claim.done, Claim.busy):
             return untrained(job, claim)
-        pipes = [get_context("spawn").Pipe(duplex=False) for _ in range(job.settings.launch.ranks)]
-        with stop_signals() as stop, ThreadPoolExecutor(1) as thread:
-            under_way = thread.submit(start, job, claim, tuple(theirs for _, theirs in pipes))
-            failed = None
-            for message in heard([ours for ours, _ in pipes], under_way, stop):
-                if isinstance(message, Step):
-                    yield message
-                elif isinstance(message, Failed):
-                    failed = failed or message.error
+        with TemporaryDirectory() as folder, stop_signals() as stop:
+            words = job, claim, f"file://{folder}/ranks"  # where they find each other
+            ranks = [start(work, rank, *words) for rank in range(job.settings.launch.ranks)]
             try:
-                end = under_way.result()[0]
-            except ChildFailedError as error:
-                if failed is not None:
-                    raise failed from None
-                if stop.signum is not None:  # Ctrl-C before the ranks listened, or twice
-                    raise KeyboardInterrupt from None
-                raise RankFailed(died(error)) from None
-        if isinstance(end, Stopped):
-            raise Interrupted(stop.signum or end.signum)
-        return replace(cast(Outcome, end), job=job)
+                end = yield from heard(ranks, stop)
+            finally:
+                for one in ranks:
+                    one.process.kill()
+                    one.process.join()
+                    one.pipe.close()
+        match end:
+            case Over(outcome):
+                return replace(outcome, job=job)
+            case Stopped(signum):
+                raise Interrupted(stop.signum or signum)
+            case Failed(error):
+                raise error
+    raise AssertionError("a rank's last message is no step")
 
 
-def start(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> dict[int, Any]:
-    """Start the ranks and wait for them; returns what each returned.
+def heard(ranks: list[Worker], stop: Stop) -> Generator[Step, None, Message]:
+    """Yields rank 0's steps; returns the last message, a failure's if there is one.
 
-    In a thread that is not the main one, so that torch leaves the signals to us.
+    Rank 0 is told of a signal again and again, and tells the others; before its first step there
+    is nothing to save.
     """
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in ("distributed.elastic", "distributed.launcher", "multiprocessing"):
-        logger = logging.getLogger(f"torch.{name}")
-        logger.addHandler(logging.NullHandler())  # what they have to say, we say
-        logger.propagate = False
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=len(pipes),
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        start_method="spawn",
-    )
-    returned: dict[int, Any] = elastic_launch(config, work)(job, claim, pipes)
-    return returned
-
-
-def heard(
-    pipes: list[Connection], under_way: Future[dict[int, Any]], stop: Stop
-) -> Iterator[Message]:
-    """What the ranks send until they are over; lets rank 0 know of a signal meanwhile."""
-    pid = 0  # of rank 0, known from its first step on
-    try:
-        while not under_way.done() or any(pipe.poll() for pipe in pipes):
-            for pipe in cast("list[Connection]", wait(pipes, LOOK_EVERY)):
+    left = {rank.pipe: rank for rank in ranks}
+    end: Message | None = None
+    begun, deadline = False, math.inf
+    while left and time.monotonic() < deadline:
+        for pipe in cast("list[Connection]", wait(list(left), LOOK_EVERY)):
+            try:
                 message: Message = pipe.recv()
-                if isinstance(message, Step):
-                    pid = message.record["environment"]["process"]
+            except (EOFError, OSError):
+                process = left.pop(pipe).process
+                process.join()
+                if process.exitcode:  # the others fail soon, for want of it, or wait for ever
+                    deadline = min(deadline, time.monotonic() + GRACE)
+                continue
+            if isinstance(message, Step):
+                begun = True
                 yield message
-            if stop.signum is not None:
-                tell_to_stop(pid)
-    finally:
-        if not under_way.done():  # leaving in a hurry
-            tell_to_stop(pid)
+            elif end is None or isinstance(message, Failed):
+                end = end if isinstance(end, Failed) else message
+        if stop.signum is not None:
+            if not begun:
+                return Stopped(stop.signum)
+            ranks[0].process.terminate()
+    return end or Failed(died(ranks))
 
 
-def tell_to_stop(pid: int) -> None:
-    """Ask rank 0, once it is known, to save and stop; again and again, for it may not listen yet.
-
-    It tells the others, and may have been told by the terminal.
-    """
-    with suppress(ProcessLookupError):
-        if pid:
-            os.kill(pid, signal.SIGTERM)
-
-
-def died(error: Any) -> str:
+def died(ranks: list[Worker]) -> RankFailed:
     """What is known of a rank that ended without a word; the others then fail for want of it."""
-    rank, failure = error.get_first_failure()
-    killed = f"rank {rank} of this run was killed by signal {-failure.exitcode}"
-    who = killed if failure.exitcode < 0 else "a rank of this run ended without a word"
-    return f"{who}: run it again to go on"
+    codes = [one.process.exitcode or 0 for one in ranks]
+    killed = [index for index, code in enumerate(codes) if code < 0]
+    who = "a rank of this run ended without a word"
+    if killed:
+        who = f"rank {killed[0]} of this run was killed by signal {-codes[killed[0]]}"
+    return RankFailed(f"{who}: run it again to go on")
 
 
-def work(job: Job, claim: Claim, pipes: tuple[Connection, ...]) -> Outcome | Stopped | None:
-    """What a rank does. Rank 0 returns the outcome; all return what stopped them."""
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    pipe, parent = pipes[ranks.rank], os.getppid()
+def work(pipe: Connection, rank: int, job: Job, claim: Claim, store: str) -> None:
+    """What a rank does. Rank 0 sends its steps and outcome, every one what stopped it."""
+    ignore_signals()
+    ranks = Ranks(rank, job.settings.launch.ranks)
     try:
-        return work_as(ranks, placed(job, ranks), claim, pipe)
+        outcome = work_as(ranks, placed(job, ranks), claim, store, pipe)
+        if outcome is not None:
+            pipe.send(Over(outcome))
     except Interrupted as stop:
-        if os.getppid() != parent:  # nobody is left to return it to
-            raise SystemExit(stop.exit_code) from stop
-        return Stopped(stop.signum)
+        with suppress(OSError):  # nobody is left to hear it
+            pipe.send(Stopped(stop.signum))
     except Exception as error:
         if not wants_another(error):
-            pipe.send(Failed(sendable(error, f"rank {ranks.rank}")))
-        raise
+            pipe.send(Failed(sendable(error, f"rank {rank}")))
+        raise SystemExit(1) from error
 
 
-def work_as(ranks: Ranks, job: Job, claim: Claim, pipe: Connection) -> Outcome | None:
+def work_as(ranks: Ranks, job: Job, claim: Claim, store: str, pipe: Connection) -> Outcome | None:
     """Train in one process of several."""
     device = torch.device(job.settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Messages about when to stop go by gloo on a GPU too: they must not wait for it.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
-    )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store, PATIENCE, ranks.size, ranks.rank)
     data = load(job.settings.data, device)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # but between steps: a late one must not kill
     if ranks.rank == 0:
