@@ -342,27 +342,11 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
     assert contents(copied) == before
 
 
-@pytest.mark.slow
-def test_several_processes_train_what_one_trains(here: Path, trained: Path) -> None:
-    words = [*TINY, "-m", "arch=plain,residual", "launch=processes", "launch.jobs=2"]
-    result = subprocess.run(
-        [sys.executable, "-m", "resexp", "run", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("2 done\n")
-    for arch in ("plain", "residual"):
-        rows = Path("results/digits") / f"{arch}-8-s0,{EXTRAS}" / "metrics.csv"
-        assert without_time(rows) == without_time(trained / rows)
-
-
-def failing_at(seed: int, real: Callable[..., Any]) -> Callable[..., Any]:
-    """``real`` training, but at this seed it fails after the first row."""
+def failing_at(seed: int) -> Callable[..., Any]:
+    """``fit``, but at this seed it fails after the first row."""
 
     def failing(state: Any, settings: Settings, *others: Any) -> Iterator[Any]:
-        for row in real(state, settings, *others):
+        for row in fit(state, settings, *others):
             yield row
             if settings.seed == seed and row is not None:
                 raise RuntimeError("out of memory on cuda:0\nasked 2.1 GiB")
@@ -374,7 +358,7 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("resexp.runs.run.fit", failing_at(1, fit))
+        patch.setattr("resexp.runs.run.fit", failing_at(1))
         answer = run("-m", "seed=0,1,2")
     assert answer.code == 1
     assert answer.out.startswith("2 done, 1 failed\n")
@@ -416,7 +400,7 @@ def test_a_failure_before_the_first_step_leaves_its_traceback_too(
 
 
 def test_one_failing_run_exits_with_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.runs.run.fit", failing_at(0, fit))
+    monkeypatch.setattr("resexp.runs.run.fit", failing_at(0))
     answer = run()
     assert answer.code == 1
     assert "out of memory on cuda:0" in answer.out + answer.err

@@ -65,12 +65,6 @@ def test_however_a_job_fails_the_next_is_done(
     assert record(folder(1))["status"] in ("ok", "collapsed")
 
 
-def test_ctrl_c_in_a_job_ends_the_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.runs.run.fit", raising(0, KeyboardInterrupt()))
-    assert run("-m", "seed=0,1").code == 130
-    assert not folder(1).exists()
-
-
 def test_a_failed_run_does_not_keep_its_network(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,14 +20,14 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
-from test_pool import jobs_in, numbers
+from test_pool import jobs_in
 
 import resexp
 from resexp.config import explain, launch
 from resexp.launch import cluster
 from resexp.launch.session import Session
 from resexp.runs.messages import Failed, Step, Stopped, WorkerDied
-from resexp.runs.records import ERROR, Claim, claim, read_record, write_record
+from resexp.runs.records import ERROR, claim, read_record, write_record
 from resexp.runs.run import perform, record_failure
 from resexp.runs.stop import Interrupted, Stop, stop_signals, submitit_listens
 from resexp.settings import Job, Launch, Settings, UsageError
@@ -224,23 +224,6 @@ def test_a_worker_records_what_keeps_its_run_from_starting(
     cluster.work(refused, str(tmp_path / "submitted-from"), 0)
     text = (tmp_path / "submitted-from" / refused.directory / ERROR).read_text()
     assert cluster.last_line(text).startswith("device=cuda:7, but")
-
-
-@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_saves_within_a_step_and_means_75(one: signal.Signals, tmp_path: Path) -> None:
-    job, twin = jobs_in(tmp_path / "a", range(1))[0], jobs_in(tmp_path / "b", range(1))[0]
-
-    def watch(record: dict[str, Any], step: int, row: Any) -> None:
-        if step == 4:
-            os.kill(os.getpid(), one)
-
-    with pytest.raises(Interrupted) as stop:
-        perform(job, watch)
-    assert stop.value.exit_code == 75
-    assert read_record(job.directory)["status"] == "interrupted"
-    assert perform(job).claim is Claim.resume
-    perform(twin)
-    assert numbers(job) == numbers(twin)
 
 
 def test_who_listened_before_hears_of_the_signals_behind_the_first() -> None:

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
+from test_pool import jobs_in, numbers
 
 from resexp import data
 from resexp.data import Images
@@ -27,8 +28,6 @@ from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
 from resexp.train.fit import State, fit
 
-STEPS = 6
-
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: Images) -> None:
@@ -39,38 +38,9 @@ def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: Images) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
-def jobs_in(folder: Path, seeds: range, arch: Merge = Merge.plain, **settings: Any) -> list[Job]:
-    """Tiny runs told apart by their seeds."""
-    usual: dict[str, Any] = {
-        "arch": Arch(merge=arch),
-        "depth": 8,
-        "width": 4,
-        "steps": STEPS,
-        "batch_size": 8,
-        "eval_every": 3,
-        "threads": 1,
-        "results": str(folder),
-        "launch": Launch(name="lockstep"),
-    }
-    common = Settings(**usual | settings)
-    return [
-        Job(
-            settings=replace(common, seed=seed), arch=arch.value, extras={}, overrides=[], config=""
-        )
-        for seed in seeds
-    ]
-
-
 def eight(folder: Path) -> list[Job]:
-    return [
-        job for arch in (Merge.plain, Merge.residual) for job in jobs_in(folder, range(4), arch)
-    ]
-
-
-def numbers(job: Job) -> list[list[str]]:
-    """metrics.csv without its two columns of time."""
-    lines = (job.directory / METRICS).read_text().splitlines()
-    return [line.split(",")[:-2] for line in lines]
+    archs = [Arch(merge=merge) for merge in (Merge.plain, Merge.residual)]
+    return [job for arch in archs for job in jobs_in(folder, range(4), arch=arch)]
 
 
 def together(
@@ -254,7 +224,7 @@ def test_a_run_alone_sets_its_threads_once(tmp_path: Path, monkeypatch: pytest.M
 def test_the_command_counts_the_failure_and_forgets_its_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = jobs_in(tmp_path, range(3))
+    jobs = jobs_in(tmp_path, range(3), launch=Launch(name="lockstep"))
     monkeypatch.setattr(task, "fit", failing(jobs[1], 3))
     session = Session()
     session.plan(jobs)

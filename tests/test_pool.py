@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,23 +20,22 @@ from resexp.runs.stop import Interrupted
 from resexp.settings import Job, Launch, Settings
 
 
-def jobs_in(folder: Path, seeds: range, steps: int = 6) -> list[Job]:
+def jobs_in(folder: Path, seeds: range, **settings: Any) -> list[Job]:
     """Tiny runs of one thread, told apart by their seeds."""
-    common = Settings(
-        depth=8,
-        width=4,
-        steps=steps,
-        batch_size=8,
-        eval_every=3,
-        threads=1,
-        checkpoint_every=0,
-        results=str(folder),
-        launch=Launch(name="processes", jobs=2),
-    )
-    return [
-        Job(settings=replace(common, seed=seed), arch="plain", extras={}, overrides=[], config="")
-        for seed in seeds
-    ]
+    usual: dict[str, Any] = {
+        "depth": 8,
+        "width": 4,
+        "steps": 6,
+        "batch_size": 8,
+        "eval_every": 3,
+        "threads": 1,
+        "checkpoint_every": 0,
+        "results": str(folder),
+        "launch": Launch(name="processes", jobs=2),
+    }
+    common = Settings(**usual | settings)
+    names: dict[str, Any] = {"arch": common.arch.merge.value, "extras": {}, "overrides": []}
+    return [Job(settings=replace(common, seed=seed), config="", **names) for seed in seeds]
 
 
 def numbers(job: Job) -> list[list[str]]:

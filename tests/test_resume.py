@@ -19,7 +19,7 @@ from resexp import data
 from resexp.runs import records
 from resexp.runs import run as task
 from resexp.runs.records import Claim, Row
-from resexp.runs.stop import Interrupted
+from resexp.runs.stop import STOPPING, Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train.fit import State, fit
 
@@ -349,18 +349,17 @@ def signal_at(step: int, *signals: signal.Signals) -> task.Watch:
     return watch
 
 
-@pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [0, 1, 4, 5])
-def test_a_signal_saves_and_stops(
-    tmp_path: Path, one: signal.Signals, code: int, step: int
-) -> None:
+@pytest.mark.parametrize(
+    ("step", "one"), [*enumerate(STOPPING), (0, signal.SIGINT), (5, signal.SIGTERM)]
+)
+def test_a_signal_saves_and_stops(tmp_path: Path, step: int, one: signal.Signals) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
     parts.settings.checkpoint_every = 1e6
     task.perform(whole)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as stop:
         task.perform(parts, signal_at(step, one))
-    assert stop.value.exit_code == code
+    assert stop.value.exit_code == (130 if one == signal.SIGINT else 75)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     record = records.read_record(parts.directory)
     assert record["status"] == "interrupted"
@@ -422,7 +421,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    """``python -m resexp run`` of sixty steps in ``folder``, output discarded."""
+    """``python -m resexp run`` of sixty steps, or as WORDS say, in ``folder``, output discarded."""
     return subprocess.Popen(
         [sys.executable, "-m", "resexp", "run", *PROCESS, *words],
         cwd=folder,
@@ -510,17 +509,7 @@ def test_a_signal_before_there_is_anything_to_save_ends_in_words(
     assert said == ["stopped and saved: run the same command again to go on\n"]
 
 
-SWEEP = [*PROCESS[:1], *PROCESS[2:], "steps=300", "seed=0,1", "launch=processes", "launch.jobs=2"]
-
-
-def start_sweep(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "resexp", "run", "-m", *SWEEP],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+SWEEP = ["-m", "steps=300", "seed=0,1", "launch=processes", "launch.jobs=2"]
 
 
 def wait_for_rows(folder: Path, process: subprocess.Popen[bytes]) -> list[Path]:
@@ -545,21 +534,21 @@ def test_a_sweep_in_processes_saves_every_run_when_it_is_stopped(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    process = start_sweep(parts)
+    process = start(parts, *SWEEP)
     directories = wait_for_rows(parts, process)
     process.send_signal(one)
     assert process.wait(MOMENTS) == code
     assert statuses(directories) == ["interrupted"] * 2
-    assert start_sweep(parts).wait(MOMENTS) == 0
+    assert start(parts, *SWEEP).wait(MOMENTS) == 0
     assert statuses(directories) == ["ok"] * 2
-    assert start_sweep(whole).wait(MOMENTS) == 0
+    assert start(whole, *SWEEP).wait(MOMENTS) == 0
     for directory in directories:
         assert cells(directory) == cells(whole / directory.relative_to(parts))
 
 
 @pytest.mark.slow
 def test_workers_save_when_the_command_itself_is_killed(tmp_path: Path) -> None:
-    process = start_sweep(tmp_path)
+    process = start(tmp_path, *SWEEP)
     directories = wait_for_rows(tmp_path, process)
     process.kill()
     process.wait()
@@ -568,5 +557,5 @@ def test_workers_save_when_the_command_itself_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() < limit
         time.sleep(0.1)
     assert statuses(directories) == ["interrupted"] * 2
-    assert start_sweep(tmp_path).wait(MOMENTS) == 0
+    assert start(tmp_path, *SWEEP).wait(MOMENTS) == 0
     assert statuses(directories) == ["ok"] * 2
