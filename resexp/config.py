@@ -183,16 +183,19 @@ def composed(
         new = any(one.is_add() or one.is_force_add() or one.is_delete() for one in parsed)
         return tuple(str(one.input_line) for one in parsed if new or not sets_value(one, whole))
 
-    bases: dict[tuple[str, ...], DictConfig] = {}
+    # What was typed for all jobs, options among it, is composed already.
+    typed = chosen([parser.parse_override(word) for word in whole.hydra.overrides.task])
+    bases = {typed: copy.deepcopy(whole)}
     for words in sweep:
         parsed = [known[word] for word in words]
         choice = chosen(parsed)
         if choice not in bases:
-            base = bases[choice] = loader.load_sweep_config(whole, list(choice))
-            with flag_override(base.hydra, ["struct", "readonly"], False):
-                for name in [name for name in base.hydra if name not in KEPT]:
-                    del base.hydra[name]
-        config = copy.deepcopy(bases[choice])
+            bases[choice] = loader.load_sweep_config(whole, list(choice))
+        base = bases[choice]
+        with flag_override(base.hydra, ["struct", "readonly"], False):
+            for name in [name for name in base.hydra if name not in KEPT]:
+                del base.hydra[name]
+        config = copy.deepcopy(base)
         rest = [one for one in parsed if one.input_line not in choice]
         ConfigLoaderImpl._apply_overrides_to_config(rest, config)
         config.hydra.overrides.task = list(words)

@@ -48,11 +48,15 @@ jobs = st.lists(st.sampled_from(sorted(WORDS)), unique=True, max_size=6).flatmap
 
 
 @settings(deadline=None, max_examples=6)
-@given(st.lists(jobs, min_size=1, max_size=2))
-def test_every_job_is_composed_as_hydra_composes_it(sweep: list[list[str]]) -> None:
+@given(st.lists(jobs, min_size=1, max_size=2), st.booleans())
+def test_every_job_is_composed_as_hydra_composes_it(sweep: list[list[str]], typed: bool) -> None:
+    """With all words swept over, or all typed but the seed: these jobs are not composed anew."""
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        whole = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        if typed:
+            sweep = [[*sweep[0], f"seed={seed}"] for seed in (1, 2)]
+        words = [*sweep[0][:-1], "seed=1,2"] if typed else []
+        whole = loader.load_configuration("config", words, RunMode.MULTIRUN)
         for job, ours in zip(sweep, composed(loader, whole, sweep), strict=True):
             theirs = loader.load_sweep_config(whole, job)
             for key in ("overrides.task", "runtime.choices", "runtime.config_sources", "launcher"):
@@ -62,6 +66,16 @@ def test_every_job_is_composed_as_hydra_composes_it(sweep: list[list[str]]) -> N
                 del config["hydra"]
             assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
             assert OmegaConf.to_object(ours) == OmegaConf.to_object(theirs)
+
+
+def test_options_that_all_jobs_share_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        words = ["arch=residual", "data=cifar10", "depth=8,20"]
+        whole = loader.load_configuration("config", words, RunMode.MULTIRUN)
+        monkeypatch.setattr(loader, "load_sweep_config", None)
+        sweep = [[*words[:2], f"depth={depth}"] for depth in (8, 20)]
+        assert [one.depth for one in composed(loader, whole, sweep)] == [8, 20]
 
 
 def part(node: Any, key: str) -> Any:
