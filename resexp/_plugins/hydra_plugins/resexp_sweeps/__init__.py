@@ -3,22 +3,27 @@
 Hydra loads plugins in a way in which dataclasses cannot have postponed annotations: none here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 from omegaconf import DictConfig
+
+from resexp.settings import UsageError
 
 
 @dataclass
@@ -34,6 +39,19 @@ class TogetherLauncherConf:
 store = ConfigStore.instance().store
 store(group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="resexp")
 store(group="hydra/launcher", name="together", node=TogetherLauncherConf, provider="resexp")
+
+
+#: Runs of one sweep: composing more would take minutes before the first could start.
+MOST_JOBS = 10_000
+
+
+def check_count(overrides: Sequence[Override]) -> None:
+    """Raise UsageError for more combinations of values than one sweep may have."""
+    grids = [one for one in overrides if one.is_choice_sweep() or one.is_range_sweep()]
+    counts = [sum(1 for _ in islice(one.sweep_iterator(), MOST_JOBS + 1)) for one in grids]
+    if math.prod(counts) > MOST_JOBS:
+        words = " ".join(str(one.input_line) for one in grids)
+        raise UsageError(f"{words} are more than {MOST_JOBS:,} runs. Give fewer values at a time.")
 
 
 class TogetherLauncher(BasicLauncher):
@@ -100,5 +118,7 @@ class CheckedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        overrides = parser.parse_overrides(arguments)
+        check_count(overrides)
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
         return [self.launcher.launch(jobs, initial_job_idx=0)]
