@@ -126,7 +126,7 @@ def test_the_verdict_comes_first_with_its_numbers(results: Path, tree: Element) 
     assert [whole(each) for each in sentence] == ["inconclusive (preliminary)"]
     headings = [whole(each) for each in tree.iter() if each.tag in ("h1", "h2")]
     assert headings[:2] == ["Experiment digits", "Verdict"]
-    assert f"{decided.arms[0].change.loss.mean:+.2f}" in whole(tree.findall(".//table")[0])
+    assert f"{decided.arms[0].change.train_error.mean:+.1f}" in whole(tree.findall(".//table")[0])
     rows = [whole(each) for each in tree.findall(".//th[@scope='row']")]
     assert rows[:3] == ["plain", "residual", "plain minus residual"]
 

@@ -375,6 +375,7 @@ def test_other_data_have_empty_columns_and_one_footnote(tmp_path: Path) -> None:
         ("residual", 110, {"arch.unit": "bottleneck"}, None),
         ("preact", 110, {"arch.order": "full_preactivation"}, 6.37),
         ("residual", 110, {"arch.order": "bn_after_addition"}, 8.17),
+        ("residual", 110, {"arch.order": "bn_after_addition", "arch.shortcut": "C"}, 8.17),
         ("residual", 1202, {}, 7.93),
     ],
 )

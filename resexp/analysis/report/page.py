@@ -147,8 +147,8 @@ def verdict_table(found: dict[str, Any]) -> dict[str, Any]:
         f"paired {'seed' if seeds == 1 else 'seeds'} (95\u00a0% interval); errors in percent "
         "points. Effect d is the mean over the standard deviation of the differences.",
         "headings": [
-            *("Network", "log10 clean loss", "Effect d", "p"),
-            *("Clean training error", "Test error", "Reading"),
+            *("Network", "Clean training error", "Effect d", "p"),
+            *("log10 clean loss", "Test error", "Reading"),
         ],
         "rows": rows,
         "words": [0, 6],
@@ -158,10 +158,10 @@ def verdict_table(found: dict[str, Any]) -> dict[str, Any]:
 def changes(change: dict[str, Any]) -> list[str]:
     d, p = change["train_error"]["d"], change["p"]
     return [
-        interval(change["loss"], 2),
+        interval(change["train_error"], 1),
         "" if d is None else signed(d, 1),
         "" if p is None else f"{p:.3g}",
-        interval(change["train_error"], 1),
+        interval(change["loss"], 2),
         interval(change["test_error"], 1),
     ]
 
