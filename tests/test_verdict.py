@@ -172,6 +172,16 @@ def test_a_failure_of_the_cure_counts_against_it(tmp_path: Path) -> None:
     assert "Cure inconclusive: residual." in text(verdict)
 
 
+def test_networks_that_all_fail_show_nothing(tmp_path: Path) -> None:
+    """At chance at either depth there is no rise: that is no sign of health."""
+    for depth in (20, 56):
+        for seed in range(5):
+            write_run(tmp_path, "plain", depth, seed, status="failed", rows=0)
+    verdict = judged(tmp_path)
+    assert (verdict.outcome, verdict.exit_code) == ("inconclusive", 4)
+    assert verdict.arms[0].change.train_error.mean == 0 and "plain-20 failed" in verdict.notes[0]
+
+
 def test_a_finite_explosion_is_capped_at_chance(tmp_path: Path) -> None:
     write_arm(tmp_path, "plain", {20: 1.0, 56: 89.0}, clean_loss=0.01)
     crash(tmp_path, "plain", range(3), "collapsed", clean_loss=6.8e7, clean_error=90.4)

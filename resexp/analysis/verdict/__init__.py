@@ -38,7 +38,8 @@ def decide(
         steps: {series: select.endpoints(group) for series, group in select.by_arm(found).items()}
         for steps, found in longer.items()
     }
-    judged, interactions = rule.judge(numbers, shallow, deep)
+    untrained = select.untrained(arms, shallow)
+    judged, interactions = rule.judge(numbers, shallow, deep, untrained)
     outcome, exit_code = rule.outcome(judged)
     baseline, run = judged[0].series, usual[0]
     statuses = Counter(run.status for run in runs)
@@ -66,6 +67,7 @@ def decide(
         notes=[
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
+            *(f"Most of {one}-{shallow} failed: no rise is seen from chance." for one in untrained),
             *select.advice(runs, arms, shallow, deep, len(judged[0].change.seeds)),
         ],
     )

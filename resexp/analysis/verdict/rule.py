@@ -14,7 +14,7 @@ are adjusted by Holm over them, and p of pairs of depths by Holm over the pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -189,11 +189,12 @@ def summary(values: Mapping[int, Endpoint]) -> Change:
 
 
 def judge(
-    numbers: Mapping[str, Endpoints], shallow: int, deep: int
+    numbers: Mapping[str, Endpoints], shallow: int, deep: int, untrained: Collection[str] = ()
 ) -> tuple[list[Arm], dict[str, Change]]:
     """Read all arms by the rule, the first as the baseline, from their final numbers alone.
 
-    Also returns, by series, the baseline's change minus each other arm's.
+    Of series ``untrained`` even the shallow networks failed: that they do not rise from chance says
+    nothing. Also returns, by series, the baseline's change minus each other arm's.
     """
     rises = {series: changes(one, shallow, deep) for series, one in numbers.items()}
     first, *others = rises
@@ -205,6 +206,9 @@ def judge(
         read(series, change, count_rising(numbers[series], change.seeds, shallow, deep), p)
         for (series, change), p in zip(summaries.items(), p_values, strict=True)
     ]
+    for arm in arms:
+        if arm.series in untrained and arm.reading == DOES_NOT_DEGRADE:
+            arm.reading, arm.label = INCONCLUSIVE, NEITHER
     if arms[0].reading == DEGRADES:
         cures = holm([cure_p(arm.change, minus[arm.series]) for arm in arms[1:]])
         for arm, p in zip(arms[1:], cures, strict=True):
@@ -246,7 +250,7 @@ def cure(arm: Arm, minus: Change, p: float, better: bool) -> str:
         return PRELIMINARY
     if arm.reading == DEGRADES or not better:
         return NOT_CURED
-    non_inferior = arm.change.train_error.upper < LEAST_RISE
+    non_inferior = arm.reading == DOES_NOT_DEGRADE
     shown = non_inferior and minus.train_error.lower > 0 and p <= LEVEL
     return CURED if shown else INCONCLUSIVE
 

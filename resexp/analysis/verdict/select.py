@@ -238,6 +238,15 @@ def endpoints(runs: Iterable[Run]) -> dict[tuple[int, int], Endpoint]:
     return {key: numbers for key, numbers in found.items() if numbers is not None}
 
 
+def untrained(arms: Arms, shallow: int) -> list[str]:
+    """Series of which most shallow networks failed."""
+    failed = {
+        series: [run.status in FAILURES for run in runs if run.depth == shallow]
+        for series, runs in arms.items()
+    }
+    return [series for series, found in failed.items() if sum(found) > len(found) / 2]
+
+
 def missing(arms: Arms, shallow: int, deep: int) -> list[str]:
     """Runs at the two depths that some other run has a counterpart of, and that do not count."""
     depths = (shallow, deep)
