@@ -24,8 +24,8 @@ ONLY_IN = {
     "click": [],  # Typer carries its own
     "hydra": ["config.py", "_plugins/"],
     "omegaconf": ["config.py", "_plugins/"],
-    "matplotlib": ["analysis/"],
-    "pandas": ["analysis/"],
+    "matplotlib": ["analysis/", "probes/"],
+    "pandas": ["analysis/", "probes/"],
     "triton": ["train/engine/kernels.py"],
     "resexp.cli": ["__main__.py"],
     "resexp.config": ["cli.py", "__init__.py", "_plugins/"],
@@ -93,6 +93,19 @@ def test_the_front_and_the_readers_load_without_torch() -> None:
         if allowed(module, WITHOUT_TORCH)
         for name in imported(parse(module), when_loaded=True)
         if any(within(name, package) for package in slow)
+    ]
+    assert users == []
+
+
+def test_a_probe_loads_without_what_draws_it() -> None:
+    """``resexp probe`` loads them all, to list their claims."""
+    drawing = ("matplotlib", "resexp.analysis.figures", "resexp.probes.drawing")
+    users = [
+        (module, name)
+        for module in MODULES
+        if module.startswith("probes/") and module != "probes/drawing.py"
+        for name in imported(parse(module), when_loaded=True)
+        if any(within(name, package) for package in drawing)
     ]
     assert users == []
 

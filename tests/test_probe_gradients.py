@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, gradients, load, some_images
-from resexp.probes.gradients import arm, layers, log_rho, slope, tidy
+from resexp.probes import Account, Case, Verdict, gradients
+from resexp.probes.gradients import arm, layers, slopes, tidy, tilt
+from resexp.probes.networks import load, some_images
 from resexp.settings import Arch, Merge, Normalisation, Settings, Twin, UsageError
 
 SEEDS = (0, 1, 2)
 
 
-def at_start(name: str, depth: int, seed: int) -> list[dict[str, str | int | float | None]]:
+def at_start(name: str, depth: int, seed: int) -> pd.DataFrame:
     settings = arm(Settings(depth=depth, seed=seed), name)
     data = load(settings)
     network = models.build(settings, 1, 10, data.size)
-    return tidy(name, depth, seed, "0", layers(network, *some_images(settings, data, 32)))
+    found = layers(network, *some_images(settings, data, 32))
+    return pd.DataFrame(tidy(name, depth, seed, "0", found))
 
 
 def test_plain_gradients_explode_at_the_start_with_normalisation() -> None:
-    plain = [log_rho(at_start("plain", 56, seed)) for seed in SEEDS]
-    residual = [log_rho(at_start("residual", 56, seed)) for seed in SEEDS]
+    plain = [tilt(at_start("plain", 56, seed)["g"]) for seed in SEEDS]
+    residual = [tilt(at_start("residual", 56, seed)["g"]) for seed in SEEDS]
     assert min(plain) > 0
     assert (sum(map(abs, plain)) - sum(map(abs, residual))) / 3 >= 1.5
     assert gradients.judge(plain) is Verdict.not_supported
@@ -36,8 +40,8 @@ def test_plain_gradients_explode_at_the_start_with_normalisation() -> None:
 def test_without_normalisation_xaviers_weights_let_them_vanish() -> None:
     for seed in SEEDS:
         shallow, deep = (at_start("plain no norm xavier", depth, seed) for depth in (20, 56))
-        assert float(shallow[0]["g"] or 0) / float(deep[0]["g"] or 0) >= 1e3
-        assert slope(deep) > 0.1  # an image's gradient grows from layer to layer towards the loss
+        assert shallow["g"][0] / deep["g"][0] >= 1e3
+        assert slopes(deep)[0] > 0.1  # an image's gradient grows from layer to layer to the loss
 
 
 def test_the_verdict_and_its_words_go_by_sign() -> None:
@@ -86,20 +90,58 @@ def test_a_is_the_mean_over_images_of_each_ones_own_gradient(few_digits: Images)
 
 
 def test_slope_and_rho_of_an_exponential() -> None:
-    rows = [
-        {"layer": layer, "g": 10.0**-layer, "a": 10.0 ** (0.5 * layer)} for layer in range(1, 8)
-    ]
-    assert slope(rows) == pytest.approx(0.5)  # type: ignore[arg-type]
-    assert log_rho(rows) == pytest.approx(4)  # type: ignore[arg-type]
+    rows = pd.DataFrame({"seed": 0, "layer": range(1, 8)}, dtype=float)
+    rows["g"], rows["a"] = 10 ** -rows["layer"], 10 ** (0.5 * rows["layer"])
+    assert slopes(rows) == [pytest.approx(0.5)]
+    assert tilt(rows["g"]) == pytest.approx(4)
 
 
 def test_every_arm_is_followed_while_it_trains() -> None:
     settings = Settings(depth=8, width=4, steps=12, batch_size=8)
-    finding = gradients.measure([Case("plain", settings)], lambda done, of, what: None)
-    places = {(row["arm"], row["step"]) for row in finding.rows}
+    rows = gradients.measure([Case("plain", settings)], lambda done, of, what: None)
+    places = {(row["arm"], row["step"]) for row in rows}
     assert places == {(name, step) for name in gradients.ARMS for step in ("0", "10")}
-    assert len(finding.rows) == len(places) * 7
+    assert len(rows) == len(places) * 7
+    finding = gradients.conclude(pd.DataFrame(rows))
     assert not any(math.isnan(value) for value in finding.numbers.values())
+    assert finding.account is None  # nothing was trained to its end
+
+
+#: g of the first layers of seed 0, ten times that in seed 1; of all other layers 1.
+FIRST = {("plain", 8): 9.0, ("residual", 8): 9.0, ("plain no norm xavier", 8): 1e-2}
+FIRST |= {("plain", 56): 100.0, ("residual", 56): 1.0, ("plain no norm xavier", 56): 1e-8}
+
+
+def told(scale: float = 1.0) -> gradients.Finding:
+    rows = [
+        {"arm": arm, "depth": depth, "seed": seed, "step": step, "layer": layer, "a": None}
+        | {"g": 7.0 if step == "end" else g * scale * 10**seed if layer <= 3 else 1.0}
+        | {"r": 7.0 if step == "0" else 0.1 if layer <= 3 else 1.0}
+        for ((arm, depth), g), step, seed, layer in product(
+            FIRST.items(), ("0", "end"), (0, 1), range(7, 0, -1)
+        )
+    ]
+    return gradients.conclude(pd.DataFrame(rows))
+
+
+def test_headlines_compare_first_and_last_layers_of_the_deepest_networks() -> None:
+    found = {one.what: list(one.values) for one in told().headlines}
+    assert found == {
+        "plain-56 at the start, first over last layers": pytest.approx([2, 3]),
+        "residual-56": pytest.approx([0, 1]),
+        "plain-56 trained, in units of the weights": pytest.approx([-1, -1]),
+        "control, no normalisation, Xavier's weights, depth 56 over 8": pytest.approx([-6, -6]),
+    }
+
+
+def test_the_textbook_is_contradicted_where_they_explode_and_right_where_they_vanish() -> None:
+    assert (exploding := told().account) is not None
+    assert exploding[0] is Account.contradicted
+    assert "explode towards the input at the start, by +2.5 decades" in exploding[1]
+    assert "they vanish, by -1.0" in exploding[1]
+    assert "vanish with depth, by -6.0 decades" in exploding[1]
+    assert (vanishing := told(1e-6).account) is not None
+    assert vanishing[0] is Account.right
 
 
 def test_an_arm_has_its_skips_whatever_it_was_made_from() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, identity, some_images
+from resexp.probes import Case, Verdict, identity
 from resexp.probes.identity import become_identity, constructed, loss, noise, regression
+from resexp.probes.networks import some_images
 from resexp.settings import Arch, Merge, Settings, UsageError
 
 
@@ -69,14 +72,38 @@ def test_the_verdict_needs_every_part() -> None:
     assert identity.judge({k: v[:2] for k, v in losses.items()}, errors) is Verdict.inconclusive
 
 
+def test_headlines_pair_the_losses_by_seed() -> None:
+    losses = {("shallow", 8): 0.5, ("constructed", 20): 0.5, ("warm", 20): 0.4}
+    losses |= {("scratch", 20): 0.75}
+    errors = {"plain": 0.5, "residual": 0.001, "rezero": 0.0}
+    rows = [
+        identity.row(part, "plain", depth, seed, nats + 0.25 * seed, None)
+        for ((part, depth), nats), seed in product(losses.items(), (1, 2, 0))
+    ] + [
+        identity.row("regression", arch, 20, seed, None, error)
+        for (arch, error), seed in product(errors.items(), (0, 1, 2))
+    ]
+    finding = identity.conclude(pd.DataFrame(rows))
+    assert [(one.what, list(one.values)) for one in finding.headlines] == [
+        ("loss of plain-20, trained less constructed", [0.25] * 3),
+        ("constructed and shallow apart", [0] * 3),
+        ("y = x, 20 layers, error: plain", [0.5] * 3),
+        ("residual", [0.001] * 3),
+        ("residual, branches that start at 0", [0] * 3),
+    ]
+    assert finding.numbers["nats, scratch"] == 1
+    assert finding.verdict is Verdict.supported
+
+
 def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "REGRESSION_STEPS", 2)
     monkeypatch.setattr(identity, "WARM_STEPS", 2)
     base = Settings(width=4, steps=4, batch_size=8)
     cases = [Case("plain", replace(base, depth=depth)) for depth in (8, 14)]
-    finding = identity.measure(cases, lambda done, of, what: None)
-    parts = [row["part"] for row in finding.rows]
+    rows = identity.measure(cases, lambda done, of, what: None)
+    parts = [row["part"] for row in rows]
     assert parts == ["shallow", "constructed", "warm", "scratch", *["regression"] * 3]
+    finding = identity.conclude(pd.DataFrame(rows))
     assert finding.numbers["nats, constructed and shallow apart at most"] < 1e-6
     assert finding.verdict is Verdict.inconclusive
     with pytest.raises(UsageError, match="depth=8,20"):

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, landscape, load, snapshots, some_images
+from resexp.probes import Case, Verdict, landscape
 from resexp.probes.landscape import (
     at,
     curvature,
     direction,
     extremes,
-    filters,
     minima,
     plane,
     roughness,
     slices,
     width,
 )
-from resexp.settings import Arch, Merge, Settings
+from resexp.probes.networks import load, snapshots, some_images
+from resexp.settings import Arch, Merge, Settings, UsageError
 
 
 def test_a_direction_has_each_filters_length_and_is_its_seeds() -> None:
     network = models.build(Settings(depth=8, width=4), 1, 10, (8, 8))
-    weights = filters(network)
+    weights = {name: one for name, one in network.named_parameters() if one.dim() > 1}
+    first, again, other = (direction(network, number) for number in (1, 1, 2))
+    assert first.keys() == weights.keys()
     assert len(weights) == 8
-    for d, weight in zip(direction(weights, 1), weights, strict=True):
-        torch.testing.assert_close(d.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
-    assert torch.equal(direction(weights, 1)[3], direction(weights, 1)[3])
-    assert not torch.equal(direction(weights, 1)[3], direction(weights, 2)[3])
+    for name, weight in weights.items():
+        lengths = first[name].flatten(1).norm(dim=1)
+        torch.testing.assert_close(lengths, weight.flatten(1).norm(dim=1))
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
 
 
 def test_a_slice_leaves_the_weights_and_its_slope_is_the_gradients(few_digits: Images) -> None:
     settings = Settings(depth=8, width=4)
     network = models.build(settings, 1, 10, (8, 8)).double().train()
     images, labels = some_images(settings, few_digits, 16)
-    images, weights = images.double(), filters(network)
-    before = [weight.clone() for weight in weights]
-    d = direction(weights, 0)
-    ahead, behind = (at(network, weights, [(a, d)], images, labels) for a in (1e-5, -1e-5))
+    images, d = images.double(), direction(network, 0)
+    before = [weight.clone() for weight in network.parameters()]
+    ahead, behind = (at(network, images, labels, (a, d)) for a in (1e-5, -1e-5))
+    weights = [network.get_parameter(name) for name in d]
     gradients = torch.autograd.grad(cross_entropy(network(images), labels), weights)
-    expected = sum((g * part).sum().item() for g, part in zip(gradients, d, strict=True))
+    expected = sum((g * part).sum().item() for g, part in zip(gradients, d.values(), strict=True))
     assert (ahead - behind) / 2e-5 == pytest.approx(expected, rel=1e-5)
-    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
     rows = slices(network, images, labels)
     assert len(rows) == landscape.DIRECTIONS * landscape.POINTS
     middle = [row["loss"] for row in rows if row["a"] == 0]
     assert middle == pytest.approx([cross_entropy(network(images), labels).item()] * 3)
     assert len(plane(network, images, labels)) == landscape.GRID**2
+    after = network.parameters()
+    assert all(torch.equal(weight, old) for weight, old in zip(after, before, strict=True))
 
 
 def test_the_extreme_eigenvalues_are_those_of_the_explicit_hessian(few_digits: Images) -> None:
@@ -111,7 +119,7 @@ def test_at_equal_loss_the_better_network_is_sliced_on_its_way() -> None:
     data, case = load(settings), Case("residual", settings)
     images, labels = some_images(settings, data, landscape.IMAGES)
     losses = {
-        step: at(network.train(), [], [], images, labels)
+        step: at(network.train(), images, labels)
         for step, network in snapshots(settings, data, range(0, 41, landscape.EVERY))
     }
     wanted = losses[20] + 1e-4
@@ -122,15 +130,47 @@ def test_at_equal_loss_the_better_network_is_sliced_on_its_way() -> None:
     assert list(losses.values()) == sorted(losses.values(), reverse=True)
 
 
-def test_the_verdict_is_by_seed_and_needs_alike_shallow_ones() -> None:
-    rough = {
-        ("plain", 8): [2.0] * 3,
-        ("residual", 8): [2.1] * 3,
-        ("plain", 44): [5.0] * 3,
-        ("residual", 44): [3.0] * 3,
+def told(plain: float, residual: float) -> landscape.Finding:
+    """log10(1 + loss) is so much of |a| in networks of depth 56, else a line; range 1 to 2."""
+    bends = {("plain", 56): plain, ("residual", 56): residual}
+    rows = []
+    for arch, depth, seed in product(("plain", "residual"), (8, 56), (2, 0, 1)):
+        place = {"arch": arch, "depth": depth, "seed": seed}
+        for number, a in product((0, 1, 2), (1.0, -1.0, 0.0)):
+            bend = bends.get((arch, depth), 0.0)
+            loss = 10 ** (1 + bend * abs(a) + (1 - bend) * (a + 1) / 2) - 1
+            rows.append(place | landscape.cell("slice", direction=number, a=a, loss=loss))
+        rows.append(place | landscape.cell("curvature", lambda_min=-1.0, lambda_max=seed))
+    return landscape.conclude(pd.DataFrame(rows))
+
+
+def test_headlines_are_differences_by_seed_of_kinks() -> None:
+    finding = told(1, 0)
+    assert {one.what: list(one.values) for one in finding.headlines} == {
+        "roughness, plain-56 less residual-56": pytest.approx([2, 2, 2]),
+        "roughness, plain-8 less residual-8": pytest.approx([0, 0, 0], abs=1e-12),
     }
-    assert landscape.judge(rough, 8, 44) is Verdict.supported
-    assert landscape.judge(rough | {("plain", 8): [4.0] * 3}, 8, 44) is Verdict.inconclusive
-    assert landscape.judge(rough | {("plain", 44): [5.0, 5, 2]}, 8, 44) is Verdict.inconclusive
-    assert landscape.judge(rough | {("plain", 44): [1.0] * 3}, 8, 44) is Verdict.not_supported
-    assert landscape.judge(rough, 44, 44) is Verdict.inconclusive
+    assert finding.numbers["loss, plain 56"] == pytest.approx(9)  # at a = 0
+    assert finding.numbers["lambda_max, plain 56"] == 1
+    assert finding.verdict is Verdict.supported
+    assert told(0, 1).verdict is Verdict.not_supported
+    assert told(math.nan, 0).verdict is Verdict.inconclusive
+
+
+def test_networks_of_no_depth_in_common_are_refused() -> None:
+    cases = [
+        Case(arch, Settings(depth=depth, arch=Arch(merge=Merge(arch))))
+        for arch, depth in (("plain", 8), ("residual", 14))
+    ]
+    with pytest.raises(UsageError, match="one depth"):
+        landscape.measure(cases, lambda done, of, what: None)
+
+
+def test_the_verdict_is_by_seed_and_needs_alike_shallow_ones() -> None:
+    assert landscape.judge({8: [-0.1] * 3, 44: [2.0] * 3}) is Verdict.supported
+    assert landscape.judge({8: [1.9] * 3, 44: [2.0] * 3}) is Verdict.inconclusive
+    assert landscape.judge({8: [-0.1] * 3, 44: [2.0, 2, -1]}) is Verdict.inconclusive
+    assert landscape.judge({8: [-0.1] * 3, 44: [-2.0] * 3}) is Verdict.not_supported
+    assert landscape.judge({8: [-0.1] * 3, 44: [-2.0, -2.0, math.nan]}) is Verdict.inconclusive
+    assert landscape.judge({8: [-0.1] * 2, 44: [2.0] * 2}) is Verdict.inconclusive
+    assert landscape.judge({44: [2.0] * 3}) is Verdict.inconclusive

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
+import pandas as pd
 import pytest
 import torch
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Verdict, lesion, some_images
+from resexp.probes import Account, Verdict, lesion
 from resexp.probes.lesion import (
     arranged,
+    error,
     examined,
-    excesses,
+    excess,
     orders,
     recalibrated,
     sets,
@@ -20,6 +25,7 @@ from resexp.probes.lesion import (
     tau,
     without,
 )
+from resexp.probes.networks import some_images
 from resexp.settings import Arch, Merge, Settings
 
 RESIDUAL = Arch(merge=Merge.residual)
@@ -40,25 +46,30 @@ def test_blocks_that_change_shapes_stay(few_digits: Images) -> None:
 def test_a_deleted_residual_block_is_one_whose_branch_gives_nothing(few_digits: Images) -> None:
     """Oracle: with the last normalisation's scale and shift at 0 a block outputs its input."""
     one = small(RESIDUAL, 14, few_digits)
-    with torch.no_grad(), arranged(one, without(one, [1])) as damaged:
-        expected = damaged(one.images)
-        whole = one.network.get_submodule("blocks")
-    assert len(list(whole.children())) == 5
-    assert len(one.network.get_submodule("blocks")) == 6  # type: ignore[arg-type]
-    norm = one.network.get_submodule("blocks.1.branch.norm2")
-    for parameter in norm.parameters():
+    damaged = arranged(one, without(one, [1]))
+    assert len(list(damaged.get_submodule("blocks").children())) == 5
+    assert len(list(one.network.get_submodule("blocks").children())) == 6
+    for parameter in one.network.get_submodule("blocks.1.branch.norm2").parameters():
         parameter.data.zero_()
     with torch.no_grad():
-        assert torch.equal(one.network(one.images), expected)
+        assert torch.equal(one.network(one.images), damaged(one.images))
 
 
-def test_recalibration_leaves_the_network_as_it_was(few_digits: Images) -> None:
+def test_recalibration_has_the_statistics_of_the_damaged_network(few_digits: Images) -> None:
+    """Oracle: the mean and the unbiased variance of what enters a normalisation."""
     one = small(RESIDUAL, 14, few_digits)
     before = {name: value.clone() for name, value in one.network.state_dict().items()}
-    recalibrated(one, without(one, [1]))
+    assert error(one, without(one, [1]), recalibrate=True) <= 100
     for name, value in one.network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not one.network.training
+    damaged = arranged(one, without(one, [1]))
+    entered: list[torch.Tensor] = []
+    norm = damaged.get_submodule("blocks.2.branch.norm1")
+    norm.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    recalibrated(damaged, one.training)
+    torch.testing.assert_close(norm.running_mean, entered[0].mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, entered[0].var((0, 2, 3)))
 
 
 def test_orders_swap_within_a_stage_and_tau_counts_them(few_digits: Images) -> None:
@@ -82,18 +93,54 @@ def test_every_kind_has_its_rows(few_digits: Images) -> None:
     assert len(list(orders(one))) == len(lesion.SWAPS) * lesion.ORDERS
 
 
-EXCESS = [
-    *[(0, "whole", 10.0), (0, "delete", 70.0), (1, "whole", 20.0)],
-    *[(1, "delete", 50.0), (1, "delete", 20.0), (1, "delete k", 99.0)],
-]
+def damaged() -> pd.DataFrame:
+    """Undamaged 10 and 20 percent; single deletions cost 1, 9 and 2, some networks' 60 or 40 more.
+
+    Blocks 2 and 4 change shapes.
+    """
+    rows = []
+    for arch, (depth, blocks), seed in product(("plain", "residual"), ((8, 3), (56, 27)), (0, 1)):
+        place = {"arch": arch, "depth": depth, "seed": seed, "blocks": blocks, "k": 1}
+        more = 60 if arch == "plain" else 40 if depth == 8 else 0
+        errors = [("whole", None, 0), *[("delete", at, more + cost) for at, cost in COSTS.items()]]
+        for kind, block, points in errors:
+            error = 10.0 * (1 + seed) + points
+            row = {"kind": kind, "block": block, "error_percent": error, "tau": None}
+            rows.append(place | row | {"error_recalibrated_percent": error + 5})
+        rows += [place | {"kind": "delete k", "k": 2, "error_percent": 90.0}] * 2
+    return pd.DataFrame(rows)
+
+
+COSTS = {1: 1, 3: 2, 5: 9}
 
 
 def test_excess_is_over_the_undamaged_network_of_the_same_seed() -> None:
-    rows = [
-        {"arch": "plain", "depth": 8, "seed": seed, "kind": kind, "error_percent": error}
-        for seed, kind, error in EXCESS
+    rows = damaged()
+    finding = lesion.conclude(rows)
+    assert {one.what: list(one.values) for one in finding.headlines} == {
+        "plain-56, one of 27 blocks (undamaged 15 %)": [62, 62],
+        "residual-56": [2, 2],
+        "its worst block": [9, 9],
+    }
+    assert finding.numbers["points, median of single deletions, plain-8, recalibrated"] == 62
+    assert finding.numbers["percent, median error, delete k, k=2"] == 90
+    lost = (rows["seed"] == 1) & (rows["block"] == 5) & (rows["arch"] == "plain")
+    rows.loc[lost, "error_percent"] = None  # not an error of 0
+    assert excess(rows, "plain", 56, pd.Series.min).tolist() == [
+        61,
+        pytest.approx(math.nan, nan_ok=True),
     ]
-    assert excesses(rows, "plain", 8) == {0: [60.0], 1: [30.0, 0.0]}  # type: ignore[arg-type]
+
+
+def test_the_textbook_overgeneralises_where_few_blocks_are_fragile() -> None:
+    rows = damaged()
+    assert (account := lesion.conclude(rows).account) is not None
+    assert account[0] is Account.overgeneralised
+    costs = "by blocks: +42.0 with 3, +2.0 with 27. Plain ones: +62.0 with 3, +62.0 with 27;"
+    assert costs in account[1]
+    assert (deep := lesion.conclude(rows[rows["depth"] == 56]).account) is not None
+    assert deep[0] is Account.right
+    assert lesion.fixed(rows[rows["depth"] == 8]) == "blocks 2 of depth 8"
 
 
 def test_the_verdict_needs_nine_blocks_three_seeds_and_a_falling_residual() -> None:

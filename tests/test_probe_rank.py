@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import product
+from statistics import mean
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from resexp.probes import Verdict, at_start, load, rank, some_images
+from resexp.probes import Verdict, rank
+from resexp.probes.networks import at_start, load, some_images
 from resexp.probes.rank import ARMS, apart, attention, last_gradient, own_ranks, ranks
 from resexp.settings import Arch, Merge, Settings, Twin
 
 SEEDS = (0, 1, 2)
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def test_tokens_become_one_without_skips_and_stay_apart_with_them() -> None:
@@ -71,6 +71,27 @@ def test_the_verdict_has_two_sides() -> None:
     assert rank.judge([1e-9, 1e-9], 1e-5) is Verdict.not_supported
     assert rank.judge([0.6, 0.9], 0.9) is Verdict.not_supported
     assert rank.judge([1e-2, 1e-9], 0.9) is Verdict.inconclusive
+
+
+def test_numbers_are_means_and_headlines_by_seed() -> None:
+    rows = [
+        {"measured": measured, "arm": arm, "seed": seed, "layers": layers}
+        | {"value": 0.5 if ARMS[arm].skip else 1e-9 * (1 + seed)}
+        for measured, arm, layers, seed in product(("rank", "digits"), ARMS, range(13), (0, 1))
+    ] + [
+        {"measured": "gradient", "arm": arm, "seed": seed, "layers": layers}
+        | {"value": 4**seed * (4 if (arm, layers) == ("skip post-LN", 32) else 1)}
+        for arm, layers, seed in product(("skip pre-LN", "skip post-LN"), (2, 32), (0, 1))
+    ]
+    finding = rank.conclude(pd.DataFrame(rows))
+    assert finding.verdict is Verdict.supported
+    assert finding.numbers["last gradient, skip post-LN, 32 layers"] == 10
+    assert finding.numbers["post-LN over pre-LN, 32 layers"] == 4
+    assert {one.what: list(one.values) for one in finding.headlines} == {
+        "tokens apart, 4 layers, no skips": pytest.approx([1e-9, 2e-9]),
+        "12 layers, skips, pre-LN": [0.5, 0.5],
+        "gradient, 32 layers, post-LN over pre-LN": pytest.approx([math.log10(4)] * 2),
+    }
 
 
 def test_attention_is_torchs_own() -> None:

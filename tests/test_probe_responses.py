@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Verdict, responses, some_images
+from resexp.probes import Verdict, responses
+from resexp.probes.networks import some_images
 from resexp.probes.responses import by_seed
 from resexp.settings import Arch, Merge, Settings
 
@@ -58,12 +63,33 @@ def test_branch_over_input_is_of_the_blocks_own_tensors(few_digits: Images) -> N
 
 
 def test_means_are_of_second_convolutions_by_seed() -> None:
-    place = {"arch": "plain", "depth": 8, "decay": "all"}
+    stds = [(0, 1, 9.0), (0, 2, 1.0), (0, 2, 3.0), (1, 2, 5.0), (2, 2, math.nan), (2, 2, 1.0)]
+    rows = pd.DataFrame(stds, columns=["seed", "of_block", "std"])
+    found = by_seed(rows.assign(arch="plain", depth=8, decay="all"), "plain", 8, "all")
+    assert list(found) == pytest.approx([2, 5, math.nan], nan_ok=True)
+
+
+def test_the_deepest_are_compared_under_the_usual_decay() -> None:
+    """Second convolutions: plain 1.2, residual 1.0 deep and 1.1 shallow, 0.1 more each seed."""
+    std = {("plain", 8): 1.1, ("plain", 56): 1.2, ("residual", 8): 1.1, ("residual", 56): 1.0}
     rows = [
-        place | {"seed": seed, "of_block": of, "std": std}
-        for seed, of, std in [(0, 1, 9.0), (0, 2, 1.0), (0, 2, 3.0), (1, 2, 5.0)]
+        {"arch": arch, "depth": depth, "seed": seed, "decay": decay, "layer": layer}
+        | {"of_block": 2 - layer % 2, "scale": 1.0}
+        | {"std": 5.0 if decay == "weights" or layer % 2 else one + 0.1 * seed}
+        | {"branch_over_input": None if layer < 4 else 1.5 if arch == "plain" else 0.5}
+        for ((arch, depth), one), seed, decay, layer in product(
+            std.items(), (0, 1, 2), ("all", "weights"), range(1, 5)
+        )
+        if decay == "all" or (arch, depth) == ("residual", 8)
     ]
-    assert by_seed(rows, "plain", 8, "all") == [2, 5]  # type: ignore[arg-type]
+    finding = responses.conclude(pd.DataFrame(rows))
+    assert finding.verdict is Verdict.supported
+    assert "residual-8 has 5.000 for 1.200; |F(x)|/|x| is 0.50 and 1.50." in finding.sentence
+    assert {one.what: list(one.values) for one in finding.headlines} == {
+        "standard deviation, residual-56 less plain-56": pytest.approx([-0.2] * 3),
+        "residual-56 less residual-8": pytest.approx([-0.1] * 3),
+        "|F(x)|/|x|, residual-56 less plain-56": [-1, -1, -1],
+    }
 
 
 def test_the_verdict_is_by_seed_and_depth() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from resexp.data import Images
-from resexp.probes import Verdict, at_start, shattering, some_images
+from resexp.probes import Verdict, shattering
+from resexp.probes.networks import at_start, some_images
 from resexp.probes.shattering import ARMS, DECIDE, autocorrelation, cosine, gradients
 from resexp.settings import Arch, Merge, Normalisation, Settings
 
@@ -125,7 +127,11 @@ def test_autocorrelation_of_known_signals() -> None:
 def test_every_arm_depth_and_lag_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shattering, "WIDTH", 16)
     monkeypatch.setattr(shattering, "IMAGE_DEPTHS", (8, 20))
-    finding = shattering.measure([], lambda done, of, what: None, seeds=1)
+    rows = shattering.measure([], lambda done, of, what: None, seeds=1)
     lines = len(ARMS) * len(shattering.DEPTHS) * len(shattering.LAGS)
-    assert len(finding.rows) == lines + 4 * 2
+    assert len(rows) == lines + 4 * 2
+    finding = shattering.conclude(pd.DataFrame(rows))
     assert "control" in finding.sentence
+    first = {(row["arm"], row["depth"]): row["autocorrelation"] for row in rows if row["lag"] == 1}
+    networks = (*DECIDE.values(), ("plain", 24))
+    assert [list(one.values) for one in finding.headlines] == [[first[one]] for one in networks]

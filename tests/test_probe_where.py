@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -30,12 +31,28 @@ def test_an_arm_has_skips_in_its_stages_alone(arm: str) -> None:
     assert all(torch.equal(plain[name], value) for name, value in network.state_dict().items())
 
 
-LOSSES = [("none", 0, 1.0), ("all", 1, 0.02), ("none", 1, 2.0), ("all", 0, 0.1)]
-
-
 def test_gains_are_decades_paired_by_seed() -> None:
-    rows = [{"arm": arm, "seed": seed, "loss": loss} for arm, seed, loss in LOSSES]
-    assert gains(rows, "all", "none") == pytest.approx([1, 2])  # type: ignore[arg-type]
+    losses = [("none", 0, 1.0), ("all", 1, 0.02), ("none", 1, 2.0), ("all", 0, 0.1)]
+    rows = pd.DataFrame(losses, columns=["arm", "seed", "loss"])
+    assert list(gains(rows, "all", "none")) == pytest.approx([1, 2])
+
+
+def test_the_headlines_compare_all_stages_with_none_and_the_best() -> None:
+    nats = {"none": 1.0, "stage 1": 0.5, "stage 2": 0.5, "stage 3": 0.1, "all": 0.01}
+    place = {"depth": 20, "step": 50, "reused": 0}
+    rows = [
+        place | {"arm": arm, "seed": seed, "loss": loss * 2**seed}
+        for (arm, loss), seed in product(nats.items(), (0, 1, 2))
+    ]
+    found = where.conclude(pd.DataFrame(rows))
+    assert found.numbers["share of the gain, stage 3"] == pytest.approx(0.5)
+    assert {one.what: list(one.values) for one in found.headlines} == {
+        "log10 loss, skips in all stages less none": pytest.approx([-2, -2, -2]),
+        "all less the best alone, stage 3": pytest.approx([-1, -1, -1]),
+    }
+    assert found.verdict is Verdict.supported
+    rows[-1]["loss"] = None  # a lost network
+    assert where.conclude(pd.DataFrame(rows)).verdict is Verdict.inconclusive
 
 
 def test_the_verdict_is_of_bounds() -> None:
@@ -53,22 +70,17 @@ def test_runs_with_skips_in_single_stages_are_used(tmp_path: Path) -> None:
     for more in ([], ["arch.skip_stages=[2]"]):
         perform(compose([*words, *more]))
     [task] = probing.of_runs("where", tmp_path, [])
-    finding = where.measure(task.cases, lambda done, of, what: None)
-    assert {row["step"] for row in finding.rows} == {4}
-    assert {row["arm"] for row in finding.rows if row["reused"]} == {"stage 2", "all"}
-    anew = where.measure(
-        [Case("residual", task.cases[0].settings)], lambda done, of, what: None
-    )  # of so short a recipe all steps
-    assert [row["loss"] for row in anew.rows] == [row["loss"] for row in finding.rows]
-    assert not any(row["reused"] for row in anew.rows)
+    rows = where.measure(task.cases, lambda done, of, what: None)
+    assert {row["step"] for row in rows} == {4}
+    assert {row["arm"] for row in rows if row["reused"]} == {"stage 2", "all"}
+    new = where.measure([Case("residual", task.cases[0].settings)], lambda done, of, what: None)
+    assert [row["arm"] for row in new] == list(ARMS)
+    assert [row["loss"] for row in new] == [row["loss"] for row in rows]  # the recipe is so short
+    assert not any(row["reused"] for row in new)
+    assert where.conclude(pd.DataFrame(new)).verdict is Verdict.inconclusive
 
 
-def test_every_arm_is_trained() -> None:
-    settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=Arch(merge=Merge.residual))
-    finding = where.measure([Case("residual", settings)], lambda done, of, what: None)
-    assert [row["arm"] for row in finding.rows] == list(ARMS)
-    assert all(math.isfinite(float(row["loss"] or math.nan)) for row in finding.rows)
-    assert finding.verdict is Verdict.inconclusive
+def test_other_networks_are_refused() -> None:
     highway = Case("highway", Settings(arch=Arch(merge=Merge.highway)))
     with pytest.raises(UsageError, match="arch=residual"):
         where.measure([highway], lambda done, of, what: None)

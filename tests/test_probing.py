@@ -14,13 +14,11 @@ import pytest
 import torch
 from fake_results import write_run
 
-import resexp
 from resexp import probes
-from resexp.analysis import probe_figures
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
-from resexp.probes import Case, Finding, Needs, Tell, Verdict, rank
+from resexp.probes import Case, Cell, Needs, Tell, Verdict, networks, rank, rows
 from resexp.probes import run as probing
 from resexp.runs.run import perform
 from resexp.settings import (
@@ -36,7 +34,6 @@ from resexp.settings import (
 from resexp.settings.choices import alternatives
 
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1", "keep_checkpoint=true"]
-ROOT = Path(resexp.__file__).parent
 
 
 def call(*words: str) -> tuple[int, str, str]:
@@ -48,10 +45,6 @@ def call(*words: str) -> tuple[int, str, str]:
         with redirected[0], redirected[1], pytest.raises(SystemExit) as stop:
             main()
     return int(stop.value.code or 0), out.getvalue(), err.getvalue()
-
-
-def quiet(done: int, of: int, what: str) -> None:
-    """Tell nobody."""
 
 
 @pytest.fixture
@@ -107,21 +100,21 @@ def test_a_record_of_a_later_version_is_refused(change: dict[str, object]) -> No
 
 
 def test_a_snapshot_is_the_network_that_the_run_left(swept: Path) -> None:
-    [task] = probing.of_runs("gradients", swept, [])
-    [case] = task.cases
-    data = probes.load(case.settings)
-    left = probes.trained(case, data).state_dict()
-    (start, first), (last, end) = probes.snapshots(case.settings, data, [0, 4])
+    [one] = probing.of_runs("gradients", swept, [])
+    [case] = one.cases
+    data = networks.load(case.settings)
+    left = networks.trained(case, data).state_dict()
+    (start, first), (last, end) = networks.snapshots(case.settings, data, [0, 4])
     assert (start, last) == (0, 4)
     assert all(torch.equal(value, left[key]) for key, value in end.state_dict().items())
-    fresh = probes.at_start(case.settings, data).state_dict()
+    fresh = networks.at_start(case.settings, data).state_dict()
     assert all(torch.equal(value, fresh[key]) for key, value in first.state_dict().items())
     assert not torch.equal(left["classifier.weight"], fresh["classifier.weight"])
 
 
 def test_a_step_beyond_the_end_is_refused(few_digits: Images) -> None:
     with pytest.raises(UsageError, match="steps=5"):
-        next(probes.snapshots(Settings(depth=8, steps=5), few_digits, [6]))
+        next(networks.snapshots(Settings(depth=8, steps=5), few_digits, [6]))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(swept: Path) -> None:
@@ -129,14 +122,14 @@ def test_a_checkpoint_of_other_settings_is_refused(swept: Path) -> None:
     assert case.run is not None
     other = replace(case.run, record=case.run.record | {"digest": "0" * 12})
     with pytest.raises(UsageError, match="keep_checkpoint=true"):
-        probes.trained(replace(case, run=other), probes.load(case.settings))
+        networks.trained(replace(case, run=other), networks.load(case.settings))
 
 
 def test_some_images_are_spread_over_the_set(few_digits: Images) -> None:
-    images, labels = probes.some_images(Settings(), few_digits, 14)
+    images, labels = networks.some_images(Settings(), few_digits, 14)
     assert images.shape == (14, 1, 8, 8)
     assert torch.equal(labels, few_digits.train_labels[::3])
-    everything, _ = probes.some_images(Settings(), few_digits, 1000)
+    everything, _ = networks.some_images(Settings(), few_digits, 1000)
     assert len(everything) == 40
     assert everything.mean(0).abs().max() < 1e-6  # of these 40 the mean was subtracted
 
@@ -150,19 +143,20 @@ def test_every_probe_has_all_that_the_contract_asks_for() -> None:
         one = probes.probe(name)
         assert one.CLAIM.endswith(".")
         assert one.SOURCE
+        assert one.TEXTBOOK.endswith(".")
         assert isinstance(one.NEEDS, Needs)
         assert all("=" in word for word in one.USUAL)
-        assert (ROOT / f"analysis/probe_figures/{name}.py").exists()
+        assert all(callable(part) for part in (one.measure, one.conclude, one.draw))
         assert (Path(__file__).parent / f"test_probe_{name}.py").exists()
 
 
 def test_values_with_commas_are_cases_of_their_own() -> None:
     assert alternatives("depth=20,56") == ["depth=20", "depth=56"]
     assert alternatives("milestones=[0.5,0.75]") == ["milestones=[0.5,0.75]"]
-    [task] = probing.of_words("gradients", ["depth=8", "seed=1,4", "results=x"], compose)
-    places = [(case.arch, case.settings.depth, case.settings.seed) for case in task.cases]
+    [one] = probing.of_words("gradients", ["depth=8", "seed=1,4", "results=x"], compose)
+    places = [(case.arch, case.settings.depth, case.settings.seed) for case in one.cases]
     assert places == [("plain", 8, 1), ("plain", 8, 4), ("residual", 8, 1), ("residual", 8, 4)]
-    assert task.folder == Path("x/digits")
+    assert one.folder == Path("x/digits")
 
 
 def test_trained_networks_are_asked_for_in_a_sentence(
@@ -172,9 +166,9 @@ def test_trained_networks_are_asked_for_in_a_sentence(
     with pytest.raises(UsageError, match="Give their folder"):
         probing.of_words("rank", [], compose)
     write_run(tmp_path, "plain", 8, 0)
-    [task] = probing.of_runs("rank", tmp_path, [])
+    [one] = probing.of_runs("rank", tmp_path, [])
     with pytest.raises(UsageError, match=r"kept its checkpoint.*keep_checkpoint=true"):
-        probing.perform(task, "resexp probe rank")
+        probing.perform(one, "resexp probe rank")
     assert not list(tmp_path.glob("*/probe-*"))
 
 
@@ -203,9 +197,9 @@ def test_a_finding_is_a_table_a_figure_and_a_record(swept: Path, small_rank: Non
     assert record["sentence"] in out
     assert record["claim"] == rank.CLAIM
     assert record["command"] == f"resexp probe rank {swept}"
-    rows = probe_figures.read(swept / "probe-rank.csv")
-    first = next(row for row in rows if row["layers"] == 4)
-    assert first["value"] == pytest.approx(record["numbers"]["rel(X), attention alone, 4 layers"])
+    table = rows.read(swept / "probe-rank.csv")
+    [value] = rows.values(table, "value", measured="rank", arm="attention alone", layers=4)
+    assert value == record["numbers"]["rel(X), attention alone, 4 layers"]
     assert (swept / "probe-rank.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -218,15 +212,15 @@ def test_json_has_the_finding_alone_on_stdout(swept: Path, small_rank: None) -> 
 def test_among_several_one_that_cannot_be_done_is_left_out(
     swept: Path, small_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = [task for task in probing.of_runs("all", swept, []) if task.name in ("rank", "speed")]
+    wanted = [one for one in probing.of_runs("all", swept, []) if one.name in ("rank", "speed")]
 
-    def refuse(cases: Sequence[Case], tell: Tell) -> Finding:
+    def refuse(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
         raise UsageError("no such networks.")
 
     monkeypatch.setattr("resexp.probes.speed.measure", refuse)
-    assert [one["probe"] for one in probing.perform_all(tasks, "resexp probe all")] == ["rank"]
+    assert [one["probe"] for one in probing.perform_all(wanted, "resexp probe all")] == ["rank"]
     with pytest.raises(UsageError, match="no such networks"):
-        list(probing.perform_all([tasks[1]], "resexp probe all"))
+        list(probing.perform_all([wanted[1]], "resexp probe all"))
 
 
 def test_the_probes_are_listed_with_their_claims() -> None:

@@ -21,30 +21,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import least_squares
 from resexp.models.blocks import Block
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
+from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import (
     at_start,
+    hooked,
     load,
+    places,
     snapshots,
     some_images,
     trained,
+    usual_depth,
 )
+from resexp.probes.rows import by_seed, decades, difference, mean, seeds_of, those, values
 from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "In deep plain networks gradients vanish on their way to the first layers."
 SOURCE = "common; He et al. 2015, section 4.1, doubt it with batch normalisation"
+TEXTBOOK = "Every layer shrinks the gradient, so the first layers of a deep network hardly learn."
 NEEDS = Needs.settings
 USUAL = ["depth=20,56", "arch=plain,residual", "seed=0,1,2"]
 
@@ -52,6 +58,7 @@ IMAGES = 128
 SEEDS = 3
 EARLY = (0, 10, 100)  # steps; "end" comes from checkpoints
 ENDS = 3  # layers at either end that rho compares
+TWICE = math.log10(2)  # decades: less than a factor of two is no change
 
 #: Name of an arm: merge, normalisation, initial weights (None: the recipe's).
 ARMS: dict[str, tuple[Merge, Normalisation, Init | None]] = {
@@ -74,11 +81,10 @@ class Layers:
     block_ends: list[int]  # convolutions up to each block's end
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """Every arm at step 0 and every depth; at later steps at the first depth of at least 20."""
     bases = chosen(cases)
-    depths = sorted({depth for depth, _ in bases})
-    watched = next((depth for depth in depths if depth >= 20), depths[-1])
+    watched = usual_depth(depth for depth, _ in bases)
     rows: list[dict[str, Cell]] = []
     work = list(product(bases, ARMS))
     for done, ((depth, seed), name) in enumerate(work):
@@ -92,28 +98,23 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
                 rows += tidy(name, depth, seed, str(step), layers(network, *batch))
         else:
             rows += tidy(name, depth, seed, "0", layers(at_start(settings, data), *batch))
-    rows += at_the_end(cases, set(bases))
-    return concluded(rows, depths, watched)
+    return rows + at_the_end(cases, set(bases))
 
 
 def chosen(cases: Sequence[Case]) -> dict[tuple[int, int], Case]:
     """A case for each depth and seed, to make the arms from; the first SEEDS seeds."""
-    fit = [
-        case
-        for case in cases
-        if case.arch in ("plain", "residual") and case.settings.arch.norm is Normalisation.batch
-    ]
-    if not fit:
+
+    def fits(case: Case) -> bool:
+        norm = case.settings.arch.norm
+        return case.arch in ("plain", "residual") and norm is Normalisation.batch
+
+    found = places(cases, fits, SEEDS)
+    if not found:
         raise UsageError(
             "gradients starts from plain and residual networks with batch normalisation. "
             "Choose arch=plain,residual."
         )
-    seeds = sorted({case.settings.seed for case in fit})[:SEEDS]
-    return {
-        (case.settings.depth, case.settings.seed): case
-        for case in reversed(fit)
-        if case.settings.seed in seeds
-    }
+    return {place[1:]: case for place, case in reversed(found.items())}
 
 
 def arm(base: Settings, name: str) -> Settings:
@@ -126,54 +127,34 @@ def arm(base: Settings, name: str) -> Settings:
 
 def layers(network: nn.Module, images: Tensor, labels: Tensor) -> Layers:
     """Gradient norms in training mode: normalisation by the batch's own statistics."""
+    weights: list[Tensor] = []
     outputs: list[Tensor] = []
-    order: list[nn.Conv2d] = []
     ends: list[int] = []
 
-    def convolved(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        order.append(layer)
+    def passed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            weights.append(module.weight)
+        else:
+            outputs.append(output)
+            ends.append(len(weights))
 
-    def ended(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append(output)
-        ends.append(len(order))
-
-    handles = [
-        module.register_forward_hook(ended if isinstance(module, Block) else convolved)
-        for module in network.modules()
-        if isinstance(module, Block | nn.Conv2d)
-    ]
-    try:
+    modules = [module for module in network.modules() if isinstance(module, Block | nn.Conv2d)]
+    with hooked(modules, passed):
         loss = cross_entropy(network.train()(images), labels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    weights = [layer.weight for layer in order]
     gradients = torch.autograd.grad(loss, [*weights, *outputs])
     g = [gradient.norm().item() for gradient in gradients[: len(weights)]]
-    a = [
-        len(images) * gradient.flatten(1).norm(dim=1).mean().item()
-        for gradient in gradients[len(weights) :]
-    ]
     r = [norm / weight.norm().item() for norm, weight in zip(g, weights, strict=True)]
+    of_blocks = gradients[len(weights) :]
+    a = [len(images) * one.flatten(1).norm(dim=1).mean().item() for one in of_blocks]
     return Layers(loss.item(), g, r, a, ends)
 
 
 def tidy(name: str, depth: int, seed: int, step: str, found: Layers) -> list[dict[str, Cell]]:
-    """A row a convolution; ``a`` stands with the last convolution of its block."""
+    """A row per convolution; ``a`` stands with the last convolution of its block."""
     at_end = dict(zip(found.block_ends, found.a, strict=True))
+    place: dict[str, Cell] = {"arm": name, "depth": depth, "seed": seed, "step": step}
     return [
-        {
-            "arm": name,
-            "depth": depth,
-            "seed": seed,
-            "step": step,
-            "layer": layer,
-            "loss": found.loss,
-            "g": g,
-            "r": r,
-            "a": at_end.get(layer),
-        }
+        {**place, "layer": layer, "loss": found.loss, "g": g, "r": r, "a": at_end.get(layer)}
         for layer, (g, r) in enumerate(zip(found.g, found.r, strict=True), start=1)
     ]
 
@@ -192,95 +173,150 @@ def at_the_end(cases: Sequence[Case], bases: set[tuple[int, int]]) -> list[dict[
     return rows
 
 
-# --- numbers out of rows
+# --- from the rows
 
 
-def log_rho(rows: Sequence[dict[str, Cell]], column: str = "g") -> float:
-    """log10 of the first layers' mean over the last layers', of one network's rows."""
-    values = [float(row[column] or 0) for row in rows]
-    first, last = sum(values[:ENDS]), sum(values[-ENDS:])
+def tilt(norms: pd.Series[float]) -> float:
+    """log10 rho: the first layers' mean over the last layers', of one network in forward order."""
+    first, last = norms.iloc[:ENDS].sum(), norms.iloc[-ENDS:].sum()
     return math.log10(first / last) if first > 0 and 0 < last < math.inf else math.nan
 
 
-def slope(rows: Sequence[dict[str, Cell]]) -> float:
-    """Least squares of log10 a by layer, per layer."""
-    points = [(int(row["layer"] or 0), float(row["a"])) for row in rows if row["a"]]
-    return least_squares([(layer, math.log10(a)) for layer, a in points if 0 < a < math.inf])
+def tilts(
+    rows: pd.DataFrame, column: str, arm: str, depth: int, step: str = "0"
+) -> pd.Series[float]:
+    """``tilt`` by seed."""
+    return by_seed(rows, column, tilt, "layer", arm=arm, depth=depth, step=step)
 
 
-def networks(
-    rows: Sequence[dict[str, Cell]], name: str, depth: int, step: str
-) -> list[list[dict[str, Cell]]]:
-    """The rows of each seed's network."""
-    found: dict[Cell, list[dict[str, Cell]]] = {}
-    for row in rows:
-        if (row["arm"], row["depth"], row["step"]) == (name, depth, step):
-            found.setdefault(row["seed"], []).append(row)
-    return list(found.values())
+def slopes(rows: pd.DataFrame) -> list[float]:
+    """Least squares of log10 a by layer, per layer, of each seed."""
+    some = rows[(rows["a"] > 0) & (rows["a"] < math.inf)]
+    return [
+        least_squares(list(zip(one["layer"], np.log10(one["a"]), strict=True)))
+        for _, one in some.groupby("seed")
+    ]
 
 
-def average(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def concluded(rows: list[dict[str, Cell]], depths: list[int], watched: int) -> Finding:
-    """The finding from all rows."""
-    deep, numbers = depths[-1], {}
+def figures(rows: pd.DataFrame, depths: Sequence[int]) -> dict[str, float]:
+    """Means over seeds by name."""
+    numbers = {}
     for name, depth in product(ARMS, depths):
-        found = networks(rows, name, depth, "0")
-        numbers[f"log10 rho, {name} {depth}, step 0"] = average([log_rho(one) for one in found])
-        numbers[f"slope of log10 a per layer, {name} {depth}, step 0"] = average(
-            [slope(one) for one in found]
-        )
-    later = [step for step in dict.fromkeys(str(row["step"]) for row in rows) if step != "0"]
-    for name, step in product(ARMS, later):
-        found = networks(rows, name, watched, step)
-        if found:
-            numbers[f"log10 rho of r, {name} {watched}, step {step}"] = average(
-                [log_rho(one, "r") for one in found]
-            )
+        here, tilted = those(rows, arm=name, depth=depth, step="0"), tilts(rows, "g", name, depth)
+        numbers[f"log10 rho, {name} {depth}, step 0"] = mean(tilted)
+        numbers[f"slope of log10 a per layer, {name} {depth}, step 0"] = mean(slopes(here))
+    watched = usual_depth(depths)
+    for name, step in product(ARMS, (*map(str, EARLY[1:]), "end")):
+        if len(found := tilts(rows, "r", name, watched, step)):
+            numbers[f"log10 rho of r, {name} {watched}, step {step}"] = mean(found)
     for depth in depths:
-        first = [
-            float(one[0]["g"] or 0) for one in networks(rows, "plain no norm xavier", depth, "0")
-        ]
-        numbers[f"g of the first layer, plain no norm xavier {depth}, step 0"] = average(first)
-    plain = [log_rho(one) for one in networks(rows, "plain", deep, "0")]
-    residual = average([log_rho(one) for one in networks(rows, "residual", deep, "0")])
+        key = f"g of the first layer, plain no norm xavier {depth}, step 0"
+        numbers[key] = mean(first_of_control(rows, depth))
+    return numbers
+
+
+def first_of_control(rows: pd.DataFrame, depth: int) -> pd.Series[float]:
+    """g of the control's first layer, by seed."""
+    return values(rows, "g", arm="plain no norm xavier", depth=depth, step="0", layer=1)
+
+
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
+    rows = rows.assign(step=rows["step"].astype(str))
+    depths = sorted(set(rows["depth"]))
+    deep = depths[-1]
+    numbers = figures(rows, depths)
+    plain, residual = (tilts(rows, "g", arm, deep) for arm in ("plain", "residual"))
     xavier = numbers[f"slope of log10 a per layer, plain no norm xavier {deep}, step 0"]
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
+    control = difference(*(decades(first_of_control(rows, at)) for at in (deep, depths[0])))
+    trained = tilts(rows, "r", "plain", deep, "end")
+    told = {
+        f"plain-{deep} at the start, first over last layers": plain,
+        f"residual-{deep}": residual,
+        f"plain-{deep} trained, in units of the weights": trained,
+        f"control, no normalisation, Xavier's weights, depth {deep} over {depths[0]}": control,
+    }
     return Finding(
-        judge(plain),
-        f"at step 0 gradients of plain-{deep} {word(average(plain))} towards the input, first over "
-        f"last layers 10^{average(plain):+.1f} (residual 10^{residual:+.1f}); without "
+        judge(list(plain)),
+        f"at step 0 gradients of plain-{deep} {word(mean(plain))} towards the input, first over "
+        f"last layers 10^{mean(plain):+.1f} (residual 10^{mean(residual):+.1f}); without "
         f"normalisation and from Xavier's weights they {word(-xavier * deep)}, an image's by "
         f"10^{-xavier:+.2f} a layer.",
-        rows,
-        numbers,
-        [
+        numbers=numbers,
+        conventions=[
             "g: norm of a convolution's weight gradient; r: g over the weights' norm; a: norm "
             "of an image's loss gradient at a block's output, mean over images; losses in nats",
             f"log10 rho: first {ENDS} layers over last {ENDS}; above 0 gradients explode towards "
             "the input, below 0 they vanish; slope by layer counted from the input has the "
             "opposite sign",
             f"{IMAGES} training images, true labels, one batch for all, training-mode statistics; "
-            f"seeds {', '.join(map(str, seeds))}",
-            f"steps after 0 at depth {watched} only; trained anew (same batches and weights as the "
-            "run's), the end from checkpoints",
+            f"{seeds_of(rows)}",
+            f"steps after 0 at depth {usual_depth(depths)} only; retrained (same batches and "
+            "weights as the run's), the end from checkpoints",
         ],
+        headlines=[Headline(what, some, "decades", "+.1f") for what, some in told.items()],
+        account=account(*map(mean, told.values())) if len(trained) and len(depths) > 1 else None,
+    )
+
+
+def account(plain: float, residual: float, trained: float, control: float) -> tuple[Account, str]:
+    """How right the textbook is, by mean decades from the last layers to the first."""
+    return (
+        Account.right if plain < -TWICE else Account.contradicted,
+        f"with batch normalisation the gradients of plain networks {word(plain)} towards the "
+        f"input at the start, by {plain:+.1f} decades from the last layers to the first (residual "
+        f"{residual:+.1f}); of trained ones, in units of the weights, they {word(trained)}, "
+        f"by {trained:+.1f}. Without normalisation and from Xavier's weights the first layer's "
+        f"{word(control)} with depth, by {control:+.1f} decades.",
     )
 
 
 def judge(plain: Sequence[float]) -> Verdict:
     """The rule in the module's docstring, on log10 rho of each seed."""
-    if average(plain) <= -1 and max(plain) < 0:
+    if mean(plain) <= -1 and max(plain) < 0:
         return Verdict.supported
-    if average(plain) >= 1 and min(plain) > 0:
+    if mean(plain) >= 1 and min(plain) > 0:
         return Verdict.not_supported
     return Verdict.inconclusive
 
 
 def word(log: float) -> str:
     """What gradients do, by the sign of log10 rho; within a factor of two they do neither."""
-    if abs(log) < math.log10(2):
+    if abs(log) < TWICE:
         return "neither grow nor shrink"
     return "explode" if log > 0 else "vanish"
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """At step 0 by layer, the deepest networks: weights, activations. Then the tilt by step."""
+    from resexp.probes.drawing import COLOURS, GREY, finish, means, panels
+
+    deep, watched = rows["depth"].max(), usual_depth(set(rows["depth"]))
+    rows = rows.assign(step=rows["step"].astype(str))
+    start = those(rows, depth=deep, step="0")
+    figure, (weights, activations, training) = panels(3, 72)
+    dashed, dotted = (0, (4, 2)), (0, (1, 1.4))  # without normalisation; from Xavier's weights
+    strokes = dict(zip(ARMS, ("-", "-", dashed, dashed, dotted), strict=True))
+    styles = {
+        arm: {"color": COLOURS[arm.split()[0]], "linestyle": stroke}
+        for arm, stroke in strokes.items()
+    }
+    for arm, style in styles.items():
+        means(weights, those(start, arm=arm), "layer", "g", log=True, linewidth=1.3, **style)
+        means(activations, those(start, arm=arm), "layer", "a", log=True, linewidth=1.3, **style)
+        steps = those(rows, arm=arm, depth=watched)["step"].unique()
+        tilted = [tilts(rows, "r", arm, watched, step).mean() for step in steps]
+        training.plot(steps, tilted, linewidth=1.3, marker="o", ms=3, **style)
+    for axis, what in ((weights, "the weights"), (activations, "activations")):
+        axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
+        axis.set(xlabel="convolution, from the input", ylabel=f"gradient of {what} (norm)")
+    training.set_title(f"depth {watched}, training", loc="left", fontweight="bold")
+    training.axhline(0, color=GREY, linewidth=0.6)
+    ylabel = f"log10 of gradient over weights,\nfirst {ENDS} over last {ENDS} layers"
+    training.set(xlabel="step", ylabel=ylabel)
+    return finish(
+        figure,
+        f"Loss gradients by layer, {rows['seed'].nunique()} seeds; batch normalised unless no "
+        "norm; right, above 0: larger near the input",
+        styles,
+    )

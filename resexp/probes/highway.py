@@ -20,32 +20,29 @@ above 0.5: supported. Below 0.5 in every network: not supported. Else inconclusi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from itertools import product
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.models.blocks import Block
 from resexp.models.merges import Drop
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
-    at_start,
-    load,
-    some_images,
-    trained,
-)
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, hooked, load, places, some_images, trained
+from resexp.probes.rows import by_seed, seeds_of, those
 from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "Skips are a highway: most of the gradient reaches the early layers by the shortcuts."
 SOURCE = "He et al. 2016, section 2, equation 5"
+TEXTBOOK = "dL/dx = dL/dy (dF/dx + 1): the 1 carries the gradient to any layer."
 NEEDS = Needs.settings
 USUAL = ["depth=20,56", "arch=plain,residual,preact", "seed=0,1,2"]
 
@@ -59,6 +56,11 @@ ARMS = {
 }
 
 
+#: What figures and numbers are told of, by block.
+NUMBERS = ("shortcut_share", "direct_share", "gain", "branch_over_input", "cosine", "clipped")
+WHEN = {"start": "at the start", "end": "trained"}
+
+
 @dataclass(slots=True)
 class Passage:
     """One block's tensors of a forward pass: input, branch, output."""
@@ -69,17 +71,17 @@ class Passage:
     y: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """Networks at the start for each depth and seed, and the same trained where checkpoints are."""
-    bases = {
-        (case.settings.depth, case.settings.seed): case.settings
-        for case in reversed(cases)
-        if case.settings.arch.family == "cifar" and case.settings.arch.skip_span == 2
-    }
-    seeds = sorted({seed for _, seed in bases})[:SEEDS]
-    bases = {place: base for place, base in bases.items() if place[1] in seeds}
-    if not bases:
+
+    def fits(case: Case) -> bool:
+        return case.settings.arch.family == "cifar" and case.settings.arch.skip_span == 2
+
+    found = places(cases, fits, SEEDS)
+    if not found:
         raise UsageError("highway needs networks of the cifar family. Choose arch=residual.")
+    bases = {place[1:]: case.settings for place, case in reversed(found.items())}
+    seeds = {seed for _, seed in bases}
     ended = [
         case
         for case in cases
@@ -88,35 +90,27 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         and ARMS.get(case.arch) == case.settings.arch
         and case.settings.twin is Twin.none
     ]
-    work = [(arm, place) for place in bases for arm in ARMS]
+    work = [(base, arm) for base in bases.values() for arm in ARMS]
     rows: list[dict[str, Cell]] = []
-    for done, (arm, place) in enumerate(work):
-        tell(done, len(work) + len(ended), f"{arm} {place[0]}, seed {place[1]}")
-        settings = replace(bases[place], arch=ARMS[arm], twin=Twin.none)
-        network = at_start(settings, load(settings))
-        rows += rows_of(arm, settings, "start", network)
+    for done, (base, arm) in enumerate(work):
+        tell(done, len(work) + len(ended), f"{arm} {base.depth}, seed {base.seed}")
+        settings = replace(base, arch=ARMS[arm], twin=Twin.none)
+        rows += rows_of(arm, settings, "start", at_start(settings, load(settings)))
     for done, case in enumerate(ended, start=len(work)):
         tell(done, len(work) + len(ended), f"{case.arch} {case.settings.depth}, trained")
         network = trained(case, load(case.settings))
         rows += rows_of(case.arch, case.settings, "end", network)
     if not rows:
         raise UsageError("no block here keeps its input's shape. Choose deeper networks: depth=20.")
-    return concluded(rows)
+    return rows
 
 
 def rows_of(arm: str, settings: Settings, when: str, network: nn.Module) -> list[dict[str, Cell]]:
-    """A row a block that keeps its input's shape."""
-    data = load(settings)
-    images, labels = some_images(settings, data, IMAGES)
-    place: dict[str, Cell] = {
-        "arm": arm,
-        "depth": settings.depth,
-        "seed": settings.seed,
-        "when": when,
-    }
-    return [
-        place | numbers for numbers in blocks(network.double().train(), images.double(), labels)
-    ]
+    """A row per block that keeps its input's shape."""
+    images, labels = some_images(settings, load(settings), IMAGES)
+    place: dict[str, Cell] = {"arm": arm, "depth": settings.depth, "seed": settings.seed}
+    found = blocks(network.double().train(), images.double(), labels)
+    return [place | {"when": when} | numbers for numbers in found]
 
 
 def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
@@ -155,13 +149,8 @@ def passed(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Passage]]:
         passages.append(Passage(block, *branches.pop(), output))
 
     blocks = [module for module in network.modules() if isinstance(module, Block)]
-    handles = [block.branch.register_forward_hook(branched) for block in blocks]
-    handles += [block.register_forward_hook(ended) for block in blocks]
-    try:
+    with hooked([block.branch for block in blocks], branched), hooked(blocks, ended):
         return network(images), passages
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def keeps_shape(one: Passage) -> bool:
@@ -191,62 +180,96 @@ def numbers(one: Passage, at_x: Tensor, at_f: Tensor, at_y: Tensor) -> dict[str,
     }
 
 
-def medians(rows: Sequence[dict[str, Cell]], column: str) -> dict[tuple[Cell, ...], float]:
+# --- from the rows
+
+
+def medians(rows: pd.DataFrame, column: str) -> pd.Series[float]:
     """The median over the blocks of each network, by (arm, depth, when, seed)."""
-    groups: dict[tuple[Cell, ...], list[float]] = {}
-    for row in rows:
-        if (value := row[column]) is not None:
-            place = row["arm"], row["depth"], row["when"], row["seed"]
-            groups.setdefault(place, []).append(float(value))
-    return {place: median(values) for place, values in groups.items()}
+    networks = rows.groupby(["arm", "depth", "when", "seed"], sort=False)[column]
+    return networks.agg(lambda blocks: blocks.median(skipna=False))
 
 
-def concluded(rows: list[dict[str, Cell]]) -> Finding:
-    """The finding from all rows."""
-    figures: dict[str, float] = {}
-    for column in (
-        "shortcut_share",
-        "direct_share",
-        "gain",
-        "branch_over_input",
-        "cosine",
-        "clipped",
-    ):
-        seeds: dict[str, list[float]] = {}
-        for (arm, depth, when, _), value in medians(rows, column).items():
-            seeds.setdefault(f"median {column}, {arm} {depth}, {when}", []).append(value)
-        figures |= {key: sum(values) / len(values) for key, values in seeds.items()}
-    error = max(float(row["identity_error"] or 0) for row in rows)
-    figures["largest identity_error"] = error
-    when = "end" if any(row["when"] == "end" for row in rows) else "start"
-    shares = {
-        place: share
-        for place, share in medians(rows, "shortcut_share").items()
-        if place[0] != "plain" and place[2] == when
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
+    numbers = {
+        f"median {column}, {arm} {depth}, {when}": float(values.mean())
+        for column in NUMBERS
+        for (arm, depth, when), values in medians(rows, column)
+        .dropna()
+        .groupby(["arm", "depth", "when"], sort=False)
     }
-    lowest, highest = min(shares.values()), max(shares.values())
+    numbers["largest identity_error"] = error = float(rows["identity_error"].max(skipna=False))
+    skips = rows[rows["arm"] != "plain"]
+    when = "end" if (skips["when"] == "end").any() else "start"
+    shares = medians(those(skips, when=when), "shortcut_share")
     stage = "of trained networks" if when == "end" else "at the start"
     return Finding(
-        judge(error, list(shares.values())),
-        f"the identity holds to {error:.0e}, and {stage} a block's shortcut brings {lowest:.0%} to "
-        f"{highest:.0%} of its input's gradient (medians of {len(shares)} networks with skips).",
-        rows,
-        figures,
-        [
+        judge(error, shares),
+        f"the identity holds to {error:.0e}, and {stage} a block's shortcut brings "
+        f"{shares.min():.0%} to {shares.max():.0%} of its input's gradient (medians of "
+        f"{len(shares)} networks with skips).",
+        numbers=numbers,
+        conventions=[
             "shortcut_share: projection of the shortcut's part on the whole gradient at a block's "
             "input; the branch has the rest; 0 in plain networks by construction",
             "gain above 1: the gradient grows through a block towards the input",
-            f"{IMAGES} training images, one batch, training-mode statistics, float64; seeds "
-            f"{', '.join(map(str, sorted({int(row['seed'] or 0) for row in rows})))}",
+            f"{IMAGES} training images, one batch, training-mode statistics, float64; "
+            f"{seeds_of(rows)}",
             "blocks that change shapes, and the first of a pre-activated network, are left out",
         ],
+        headlines=headlines(rows, when),
     )
 
 
-def judge(error: float, shares: Sequence[float]) -> Verdict:
+def headlines(rows: pd.DataFrame, when: str) -> list[Headline]:
+    """Shares of the deepest and shallowest networks, and how exact the equation is."""
+    depths = those(rows, arm="residual")["depth"]
+    preact = those(rows, arm="preact")["depth"].max()
+    told = [
+        ("residual", depths.max(), when),
+        ("residual", depths.min(), when),
+        ("preact", preact, "start"),
+    ]
+    found = []
+    for arm, depth, moment in dict.fromkeys(told):
+        where = {"arm": arm, "depth": depth, "when": moment}
+        percent = 100 * by_seed(rows, "shortcut_share", pd.Series.median, "block", **where)
+        what = f"by shortcuts, {arm}-{depth} {WHEN[moment]}"
+        found.append(Headline(what, percent, "%", ".0f"))
+    exact = by_seed(rows, "identity_error", pd.Series.max)
+    return [*found, Headline("error of the equation", exact, form=".0e", interval=False)]
+
+
+def judge(error: float, shares: Iterable[float]) -> Verdict:
     """The rule in the module's docstring."""
-    if error < EXACT and min(shares) > 0.5:
+    if error < EXACT and all(share > 0.5 for share in shares):
         return Verdict.supported
-    if error < EXACT and max(shares) < 0.5:
+    if error < EXACT and all(share < 0.5 for share in shares):
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Three numbers of every block of the deepest networks; dashed once trained."""
+    from resexp.probes.drawing import DASHES, GREY, finish, means, panels, series
+
+    deep, styles = rows["depth"].max(), series("plain", "residual", "preact")
+    labels = {
+        "gain": "gradient at a block's input\nover its output (norms)",
+        "shortcut_share": "share of the gradient at the input\nthat came by the shortcut",
+        "branch_over_input": "branch over input, |F(x)| / |x|",
+    }
+    figure, axes = panels(3, 72)
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        for (arm, style), when in product(styles.items(), WHEN):
+            some = those(rows, depth=deep, arm=arm, when=when)
+            stroke = DASHES if when == "end" else "-"
+            means(axis, some, "block", column, linestyle=stroke, ms=2.5, lw=1.1, **style)
+        axis.axhline(0.5 if column == "shortcut_share" else 1.0, color=GREY, linewidth=0.6)
+        axis.set(xlabel="block, from the input", ylabel=label)
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    if len(those(rows, when="end")):
+        styles |= {"at the start": {"color": GREY}, "trained": {"color": GREY, "linestyle": DASHES}}
+    seeds = rows["seed"].nunique()
+    title = f"Every block that keeps its input's shape, depth {deep}: means of {seeds} seeds"
+    return finish(figure, title, styles)

@@ -24,10 +24,12 @@ finds it). Else inconclusive: where neither stack learned y = x the regression d
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -35,23 +37,22 @@ from torch.nn.functional import cross_entropy, mse_loss
 from resexp.models.blocks import stack
 from resexp.models.initialise import initialise
 from resexp.models.layers import Norm
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
-    at_start,
-    ended,
-    load,
-    some_images,
-)
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, ended, load, places, some_images
+from resexp.probes.rows import difference, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 CLAIM = "A deep plain network could do as well as a shallow one, but training does not find it."
 SOURCE = "He et al. 2015, sections 1 and 3.1"
+TEXTBOOK = (
+    "Added layers could be identities, so a deeper network need not be worse; solvers do not find "
+    "that."
+)
 NEEDS = Needs.settings
 USUAL = ["depth=8,20", "arch=plain", "seed=0,1,2"]
 
@@ -66,53 +67,47 @@ BATCH = 32
 SAME = 1e-6  # nats
 CLOSE, TIMES = 0.01, 10.0
 
+BySeed: TypeAlias = "Sequence[float] | pd.Series[float]"
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """The shallowest depth and the deepest."""
-    chosen = {
-        (case.settings.depth, case.settings.seed): case
-        for case in reversed(cases)
-        if case.settings.arch == Arch() and case.settings.twin is Twin.none
-    }
-    depths = sorted({depth for depth, _ in chosen})
+
+    def fits(case: Case) -> bool:
+        return case.settings.arch == Arch() and case.settings.twin is Twin.none
+
+    found = places(cases, fits, len(cases))
+    chosen = {place[1:]: case for place, case in reversed(found.items())}
+    depths = {depth for depth, _ in chosen}
     if len(depths) < 2:
         raise UsageError(
             "identity needs plain networks of two depths. Choose arch=plain depth=8,20."
         )
-    shallow, deep = depths[0], depths[-1]
-    seeds = sorted(
-        {seed for _, seed in chosen if (shallow, seed) in chosen and (deep, seed) in chosen}
-    )[:SEEDS]
+    shallow, deep = min(depths), max(depths)
+    seeds = sorted({seed for _, seed in chosen if {(shallow, seed), (deep, seed)} <= set(chosen)})
     rows: list[dict[str, Cell]] = []
-    for done, seed in enumerate(seeds):
+    for done, seed in enumerate(seeds[:SEEDS]):
         tell(2 * done, 2 * len(seeds), f"plain {shallow} and {deep}, seed {seed}")
         rows += built(chosen[shallow, seed], chosen[deep, seed])
         tell(2 * done + 1, 2 * len(seeds), f"learning y = x, seed {seed}")
         for arch, merge in STACKS.items():
             error = regression(chosen[deep, seed].settings, merge, LAYERS, REGRESSION_STEPS)
             rows.append(row("regression", arch, LAYERS, seed, None, error))
-    return concluded(rows, shallow, deep)
+    return rows
 
 
 def built(shallow: Case, deep: Case) -> list[dict[str, Cell]]:
     """Losses of the shallow network, of the one built from it, trained on, and of the usual one."""
     settings, data = deep.settings, load(deep.settings)
     images, labels = some_images(settings, data, IMAGES)
-    seed = settings.seed
     source = ended(shallow).eval()
     made = constructed(source, at_start(settings, data), images)
     networks = {"shallow": source, "constructed": copy.deepcopy(made)}
     networks["warm"] = trained_on(made, settings)
     networks["scratch"] = ended(deep)
+    depths = {part: (shallow if part == "shallow" else deep).settings.depth for part in networks}
     return [
-        row(
-            part,
-            "plain",
-            shallow.settings.depth if part == "shallow" else settings.depth,
-            seed,
-            loss(network, images, labels),
-            None,
-        )
+        row(part, "plain", depths[part], settings.seed, loss(network, images, labels), None)
         for part, network in networks.items()
     ]
 
@@ -132,13 +127,9 @@ def constructed(shallow: nn.Module, deep: nn.Module, images: Tensor) -> nn.Modul
         x = block(x)
         stages.setdefault(tuple(x.shape[1:]), []).append(block)
     x = deep.get_submodule("stem")(images)
-    used: dict[tuple[int, ...], int] = {}
     for block in deep.get_submodule("blocks").children():
-        shape = tuple(block(x).shape[1:])
-        at = used.get(shape, 0)
-        used[shape] = at + 1
-        if at < len(stages[shape]):
-            block.load_state_dict(stages[shape][at].state_dict())
+        if source := stages[tuple(block(x).shape[1:])]:
+            block.load_state_dict(source.pop(0).state_dict())
         else:
             become_identity(block, x)
         x = block(x)
@@ -222,49 +213,33 @@ def noise(count: int, generator: torch.Generator) -> Tensor:
 def row(
     part: str, arch: str, depth: int, seed: int, nats: float | None, error: float | None
 ) -> dict[str, Cell]:
-    return {
-        "part": part,
-        "arch": arch,
-        "depth": depth,
-        "seed": seed,
-        "loss": nats,
-        "relative_error": error,
-    }
+    return dict(part=part, arch=arch, depth=depth, seed=seed, loss=nats, relative_error=error)
 
 
-# --- numbers out of rows
+# --- from the rows
 
 
-def values(rows: Sequence[dict[str, Cell]], part: str, arch: str = "plain") -> list[float]:
-    """A number a seed: a loss, or the error of the regression."""
-    column = "relative_error" if part == "regression" else "loss"
-    some = [row[column] for row in rows if (row["part"], row["arch"]) == (part, arch)]
-    return [math.nan if value is None else float(value) for value in some]
-
-
-def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
-    """The finding from all rows."""
-    losses = {part: values(rows, part) for part in ("shallow", "constructed", "warm", "scratch")}
-    errors = {arch: values(rows, "regression", arch) for arch in STACKS}
-    means = {part: sum(some) / len(some) for part, some in (losses | errors).items()}
-    numbers = {f"nats, {part}": means[part] for part in losses}
-    numbers |= {f"relative error of y = x, {arch} {LAYERS}": means[arch] for arch in errors}
-    apart = max(
-        abs(one - other)
-        for one, other in zip(losses["shallow"], losses["constructed"], strict=True)
-    )
-    numbers["nats, constructed and shallow apart at most"] = apart
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
+    parts = ("shallow", "constructed", "warm", "scratch")
+    losses = {part: values(rows, "loss", part=part, arch="plain") for part in parts}
+    errors = {arch: values(rows, "relative_error", part="regression", arch=arch) for arch in STACKS}
+    means = {key: mean(some) for key, some in (losses | errors).items()}
+    apart = difference(losses["shallow"], losses["constructed"]).abs()
+    most = float(apart.max(skipna=False))
+    shallow, deep = (those(rows, part=part)["depth"].iloc[0] for part in ("shallow", "scratch"))
+    beyond = difference(losses["scratch"], losses["constructed"])
     return Finding(
         judge(losses, errors),
-        f"plain-{deep} built from plain-{shallow} has its loss to {apart:.0e} nats "
+        f"plain-{deep} built from plain-{shallow} has its loss to {most:.0e} nats "
         f"({means['constructed']:.4f}), {means['warm']:.4f} trained on, {means['scratch']:.4f} "
         f"from the usual start; asked for y = x, {LAYERS} layers miss by "
         f"{means['plain']:.3f} plain, {means['residual']:.3f} residual and {means['rezero']:.3f} "
         "residual with branches that start at 0.",
-        rows,
-        numbers,
-        [
+        numbers={f"nats, {part}": means[part] for part in losses}
+        | {f"relative error of y = x, {arch} {LAYERS}": means[arch] for arch in errors}
+        | {"nats, constructed and shallow apart at most": most},
+        conventions=[
             f"losses in nats on {IMAGES} training images at most, evaluation mode; lower is better",
             f"warm: {WARM_STEPS} steps at the recipe's last rate; the statistics of identity "
             "blocks are those of the images",
@@ -274,25 +249,71 @@ def concluded(rows: list[dict[str, Cell]], shallow: int, deep: int) -> Finding:
             "a residual stack is the identity where its branches are 0 (partly a tautology), but "
             "normalised branches are not 0 at the start: it begins farther from y = x than a plain "
             "stack",
-            f"seeds {', '.join(map(str, seeds))}",
+            seeds_of(rows),
+        ],
+        headlines=[
+            Headline(f"loss of plain-{deep}, trained less constructed", beyond, "nats", "+.4f"),
+            Headline("constructed and shallow apart", apart, "nats", ".0e", interval=False),
+            Headline(f"y = x, {LAYERS} layers, error: plain", errors["plain"], form=".3f"),
+            Headline("residual", errors["residual"], form=".3f"),
+            Headline("residual, branches that start at 0", errors["rezero"], form=".3f"),
         ],
     )
 
 
-def judge(losses: dict[str, list[float]], errors: dict[str, list[float]]) -> Verdict:
+def judge(losses: Mapping[str, BySeed], errors: Mapping[str, BySeed]) -> Verdict:
     """The rule in the module's docstring, by seed."""
-    built, scratch = losses["constructed"], losses["scratch"]
-    plain, residual = errors["plain"], errors["residual"]
+    shallow, built, warm, scratch = (
+        np.array(losses[part]) for part in ("shallow", "constructed", "warm", "scratch")
+    )
+    plain, residual = np.array(errors["plain"]), np.array(errors["residual"])
     if len(built) < SEEDS:
         return Verdict.inconclusive
-    if (
-        all(abs(b - s) <= SAME for b, s in zip(built, losses["shallow"], strict=True))
-        and all(w <= b for w, b in zip(losses["warm"], built, strict=True))
-        and all(s > b for s, b in zip(scratch, built, strict=True))
-        and all(r < CLOSE and p >= TIMES * r for p, r in zip(plain, residual, strict=True))
-    ):
+    exists = (abs(built - shallow) <= SAME).all() and (warm <= built).all()
+    learned = (residual < CLOSE).all() and (plain >= TIMES * residual).all()
+    if exists and (scratch > built).all() and learned:
         return Verdict.supported
-    found = all(s <= b for s, b in zip(scratch, built, strict=True))
-    if found or all(p < CLOSE for p in plain):
+    if (scratch <= built).all() or (plain < CLOSE).all():
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """A dot per seed and a line at the mean: losses of networks, errors at learning y = x."""
+    from resexp.probes.drawing import COLOURS, dots, finish, panels
+
+    learned, built = those(rows, part="regression"), rows[rows["part"] != "regression"]
+    parts = {
+        "shallow": "shallow,\ntrained",
+        "constructed": "deep,\nbuilt from it",
+        "warm": "built,\ntrained on",
+        "scratch": "deep, from\nusual start",
+    }
+    stacks = {"plain": "plain", "residual": "residual", "rezero": "branches\nstart at 0"}
+    figure, (losses, errors) = panels(2, 70, width_ratios=[3, 2])
+    for at, part in enumerate(parts):
+        dots(losses, at, those(built, part=part)["loss"], COLOURS["plain"])
+    for at, arch in enumerate(stacks):
+        colour = COLOURS["plain" if arch == "plain" else "residual"]
+        dots(errors, at, those(learned, arch=arch)["relative_error"], colour)
+    scale(losses, built["loss"])
+    scale(errors, learned["relative_error"])
+    losses.set_xticks(range(len(parts)), list(parts.values()))
+    losses.set_ylabel("training loss, nats")
+    errors.set_xticks(range(len(stacks)), list(stacks.values()))
+    errors.set_xlim(-0.6, len(stacks) - 0.4)
+    errors.set_ylabel("error at y = x, |f(x) - x| / |x|")
+    return finish(
+        figure,
+        f"Plain networks of depth {built['depth'].min()} and {built['depth'].max()} (left); stacks "
+        f"of {learned['depth'].iloc[0]} convolutions that learn the identity (right); "
+        f"{rows['seed'].nunique()} seeds",
+    )
+
+
+def scale(axis: Axes, values: pd.Series[float]) -> None:
+    """Logarithmic where a decade is spanned, else from 0."""
+    if values.max() >= 10 * values.min() > 0:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, 1.1 * values.max())

@@ -13,7 +13,7 @@ training images, in training mode: normalisation has their statistics at every p
 
 A slice that is not convex proves that the loss is not; one that is convex proves nothing. Losses
 at the middle differ between networks, and with them the slices: they are told. So at the greatest
-depth, for each seed, the network with the lower loss is trained anew up to the loss that the
+depth, for each seed, the network with the lower loss is retrained up to the loss that the
 other ended with, as near as every second step comes, and sliced there (``matched``).
 
 The rule, by the median roughness over directions, at least three seeds: plain above residual at
@@ -25,33 +25,32 @@ Else inconclusive. It goes by networks at the end of training; at matched loss i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
-    at_start,
-    load,
-    snapshots,
-    some_images,
-    trained,
-    twins,
-)
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, load, snapshots, some_images, trained, twins
+from resexp.probes.rows import difference, each_seed, mean, seeds_of, those, values
+from resexp.settings import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "Without skips the loss around a deep network is rough, with them as smooth as a shallow's."
 SOURCE = "Li et al. 2018, section 5"
+TEXTBOOK = "At 56 layers chaotic without skips, smooth with them; at 20 hardly a difference."
 NEEDS = Needs.trained
 USUAL: list[str] = []
 
+ARCHS = ("plain", "residual")
 IMAGES = 256
 CURVATURE_IMAGES = 64
 SEEDS = 3
@@ -62,15 +61,16 @@ ITERATIONS = 10  # of Lanczos
 EVERY = 2  # steps between losses on the way to a matched one
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """Slices of the shallowest and the deepest networks that are plain and residual."""
     chosen = twins(cases, "landscape", SEEDS)
-    depths = {depth for arch, depth, _ in chosen if arch == "plain"}
-    depths &= {depth for arch, depth, _ in chosen if arch == "residual"}
+    plain, residual = ({place[1] for place in chosen if place[0] == arch} for arch in ARCHS)
+    if not (depths := plain & residual):
+        raise UsageError("landscape compares plain and residual networks of one depth. Train both.")
     deep = max(depths)
     chosen = {place: case for place, case in chosen.items() if place[1] in (min(depths), deep)}
     first = min(seed for _, _, seed in chosen)
-    losses: dict[tuple[str, int, int], float] = {}
+    reached: dict[int, list[tuple[float, Case]]] = {}  # losses of the deepest, by seed
     rows: list[dict[str, Cell]] = []
     for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
         tell(done, len(chosen), f"{arch} {depth}, seed {seed}")
@@ -78,21 +78,20 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         network = trained(case, data).train()
         images, labels = some_images(case.settings, data, IMAGES)
         place: dict[str, Cell] = {"arch": arch, "depth": depth, "seed": seed}
-        losses[arch, depth, seed] = at(network, [], [], images, labels)
         rows += [place | row for row in slices(network, images, labels)]
+        if depth == deep:
+            loss = at(network, images, labels)
+            reached.setdefault(seed, []).append((loss, case))
         if (depth, seed) == (deep, first):
             rows += [place | row for row in plane(network, images, labels)]
         some = slice(None, None, max(1, IMAGES // CURVATURE_IMAGES))
         least, most = curvature(network, images[some], labels[some])
         rows.append(place | cell("curvature", lambda_min=least, lambda_max=most))
-    for seed in sorted({seed for _, _, seed in chosen}):
-        pair = [
-            (losses[place], case) for place, case in chosen.items() if place[1:] == (deep, seed)
-        ]
+    for seed, pair in sorted(reached.items()):
         tell(len(chosen) - 1, len(chosen), f"depth {deep} at equal loss, seed {seed}")
         if len(pair) == 2:
             rows += at_equal_loss(*sorted(pair, key=lambda one: one[0]))
-    return concluded(rows)
+    return rows
 
 
 def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list[dict[str, Cell]]:
@@ -102,7 +101,7 @@ def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list
     images, labels = some_images(settings, data, IMAGES)
     off, nearest, at_step = math.inf, at_start(settings, data), 0
     for step, network in snapshots(settings, data, range(0, settings.steps + 1, EVERY)):
-        loss = at(network.train(), [], [], images, labels)
+        loss = at(network.train(), images, labels)
         if abs(loss - target) < off:
             off, nearest, at_step = abs(loss - target), network, step
         if loss < target:
@@ -114,28 +113,29 @@ def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list
 
 def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
     """f along each direction."""
-    weights = filters(network)
-    return [
-        cell("slice", direction=number, a=a, loss=loss)
-        for number in range(DIRECTIONS)
-        for d in [direction(weights, number)]
-        for a in points(POINTS)
-        for loss in [at(network, weights, [(a, d)], images, labels)]
-    ]
+    rows = []
+    for number in range(DIRECTIONS):
+        d = direction(network, number)
+        for a in points(POINTS):
+            loss = at(network, images, labels, (a, d))
+            rows.append(cell("slice", direction=number, a=a, loss=loss))
+    return rows
 
 
 def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
     """f along the first two directions at once."""
-    weights = filters(network)
-    first, second = direction(weights, 0), direction(weights, 1)
-    side = points(GRID)
-    return [
-        cell(
-            "plane", a=a, b=b, loss=at(network, weights, [(a, first), (b, second)], images, labels)
-        )
-        for a in side
-        for b in side
-    ]
+    rows = []
+    first, second = direction(network, 0), direction(network, 1)
+    for a, b in product(points(GRID), repeat=2):
+        loss = at(network, images, labels, (a, first), (b, second))
+        rows.append(cell("plane", a=a, b=b, loss=loss))
+    return rows
+
+
+def cell(kind: str, **numbers: Cell) -> dict[str, Cell]:
+    """A row without its place; ``step`` where it is not the last."""
+    columns = ("step", "direction", "a", "b", "loss", "lambda_min", "lambda_max")
+    return {"kind": kind, **dict.fromkeys(columns), **numbers}
 
 
 def points(count: int) -> list[float]:
@@ -143,40 +143,31 @@ def points(count: int) -> list[float]:
     return [2 * number / (count - 1) - 1 for number in range(count)]
 
 
-def filters(network: nn.Module) -> list[Tensor]:
-    """The weights that directions move: of convolutions and the classifier."""
-    return [parameter for parameter in network.parameters() if parameter.dim() > 1]
+Direction = dict[str, Tensor]  # by the name of a parameter: of convolutions and the classifier
 
 
-def direction(weights: Sequence[Tensor], number: int) -> list[Tensor]:
+def direction(network: nn.Module, number: int) -> Direction:
     """The ``number``-th random direction, each filter as long as the weights' own."""
     generator = torch.Generator().manual_seed(number)
-    found = []
-    for weight in weights:
-        d = torch.randn(weight.shape, generator=generator).to(weight).flatten(1)
-        own = weight.detach().flatten(1).norm(dim=1, keepdim=True)
-        found.append((d / d.norm(dim=1, keepdim=True) * own).view_as(weight))
+    found = {}
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            weight = parameter.detach()
+            d = torch.randn(weight.shape, generator=generator).to(weight).flatten(1)
+            own = weight.flatten(1).norm(dim=1, keepdim=True)
+            found[name] = (d / d.norm(dim=1, keepdim=True) * own).view_as(weight)
     return found
 
 
 @torch.no_grad()
 def at(
-    network: nn.Module,
-    weights: Sequence[Tensor],
-    moves: Sequence[tuple[float, Sequence[Tensor]]],
-    images: Tensor,
-    labels: Tensor,
+    network: nn.Module, images: Tensor, labels: Tensor, *moves: tuple[float, Direction]
 ) -> float:
-    """The loss with the weights moved by a times d for each (a, d); they are put back."""
-    saved = [weight.clone() for weight in weights]
+    """The loss with the weights moved by a times d for each (a, d); the network keeps its own."""
+    weights: Direction = dict(network.named_parameters())
     for a, d in moves:
-        for weight, part in zip(weights, d, strict=True):
-            weight.add_(part, alpha=a)
-    try:
-        return cross_entropy(network(images), labels).item()
-    finally:
-        for weight, old in zip(weights, saved, strict=True):
-            weight.copy_(old)
+        weights |= {name: weights[name].add(part, alpha=a) for name, part in d.items()}
+    return cross_entropy(functional_call(network, weights, (images,)), labels).item()
 
 
 # --- curvature
@@ -231,137 +222,137 @@ def extremes(
     return values[0].item(), values[-1].item()
 
 
-# --- numbers out of rows
-
-
-def cell(
-    kind: str,
-    *,
-    direction: int | None = None,
-    a: float | None = None,
-    b: float | None = None,
-    loss: float | None = None,
-    lambda_min: float | None = None,
-    lambda_max: float | None = None,
-) -> dict[str, Cell]:
-    return {
-        "kind": kind,
-        "step": None,  # where not the last
-        "direction": direction,
-        "a": a,
-        "b": b,
-        "loss": loss,
-        "lambda_min": lambda_min,
-        "lambda_max": lambda_max,
-    }
+# --- from the rows
 
 
 def roughness(losses: Sequence[float]) -> float:
     """Of one slice: the sum of |second differences| of log10(1 + f) over its range."""
-    g = [math.log10(1 + loss) for loss in losses]
-    spread = max(g) - min(g)
-    bends = sum(abs(x - 2 * y + z) for x, y, z in zip(g, g[1:], g[2:], strict=False))
-    return bends / spread if spread > 0 else math.nan
+    g = np.log10(1 + np.asarray(losses))
+    return float(np.abs(np.diff(g, 2)).sum() / np.ptp(g)) if np.ptp(g) > 0 else math.nan
 
 
 def minima(losses: Sequence[float]) -> int:
     """Points inside a slice that are lower than both neighbours."""
-    return sum(x > y < z for x, y, z in zip(losses, losses[1:], losses[2:], strict=False))
+    steps = np.diff(losses)
+    return int(((steps[:-1] < 0) & (steps[1:] > 0)).sum())
 
 
 def width(losses: Sequence[float]) -> float:
-    """The share of a slice's points below twice its least loss, times its length of 2."""
-    return 2 * sum(loss < 2 * min(losses) for loss in losses) / len(losses)
+    """The fraction of a slice's points below twice its least loss, times its length of 2."""
+    return 2 * float(np.mean(np.asarray(losses) < 2 * min(losses)))
 
 
-def by_seed(
-    rows: Sequence[dict[str, Cell]],
+def middle(losses: Sequence[float]) -> float:
+    """The loss at the network itself."""
+    return float(np.asarray(losses)[len(losses) // 2])
+
+
+def of_slices(
+    rows: pd.DataFrame,
     arch: str,
     depth: int,
-    number: Callable[[list[float]], float],
+    number: Callable[[Sequence[float]], float],
     kind: str = "slice",
-) -> list[float]:
-    """The median over directions of a slice's number, for each seed."""
-    found: dict[Cell, dict[Cell, list[float]]] = {}
-    for row in rows:
-        if (row["arch"], row["depth"], row["kind"]) == (arch, depth, kind):
-            one = found.setdefault(row["seed"], {}).setdefault(row["direction"], [])
-            one.append(float(row["loss"] or 0))
-    return [median(number(losses) for losses in seed.values()) for seed in found.values()]
+) -> pd.Series[float]:
+    """The median over directions of a slice's number, by seed."""
+    some = each_seed(rows, "direction", "a", arch=arch, depth=depth, kind=kind)
+    found = some.groupby(["seed", "direction"])["loss"].agg(number).groupby("seed")
+    return found.agg(lambda one: one.median(skipna=False))
 
 
-def concluded(rows: list[dict[str, Cell]]) -> Finding:
-    """The finding from all rows."""
-    networks = sorted({(str(row["arch"]), int(row["depth"] or 0)) for row in rows})
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
+    depths = sorted(set(rows["depth"]))
     numbers: dict[str, float] = {}
-    rough: dict[tuple[str, int], list[float]] = {}
-    for arch, depth in networks:
-        rough[arch, depth] = by_seed(rows, arch, depth, roughness)
-        named = {"roughness": roughness, "minima": minima, "width": width, "loss": middle}
-        for name, number in named.items():
-            some = by_seed(rows, arch, depth, number)
-            numbers[f"{name}, {arch} {depth}"] = sum(some) / len(some)
+    told, equal = [], ""
+    for arch, depth in product(ARCHS, depths):
+        name = f"{arch} {depth}"
+        for key, number in {"roughness": roughness, "minima": minima, "width": width}.items():
+            numbers[f"{key}, {name}"] = mean(of_slices(rows, arch, depth, number))
+        numbers[f"loss, {name}"] = mean(of_slices(rows, arch, depth, middle))
         for column in ("lambda_min", "lambda_max"):
-            values = [
-                float(row[column] or 0)
-                for row in rows
-                if (row["arch"], row["depth"], row["kind"]) == (arch, depth, "curvature")
-            ]
-            numbers[f"{column}, {arch} {depth}"] = sum(values) / len(values)
-    depths = [depth for arch, depth in networks if arch == "plain"]
-    told = "; ".join(
-        f"{arch}-{depth} {numbers[f'roughness, {arch} {depth}']:.2f} (loss "
-        f"{numbers[f'loss, {arch} {depth}']:.3f})"
-        for arch, depth in networks
-    )
-    equal = ""
-    for arch, depth in networks:
-        if matched := by_seed(rows, arch, depth, roughness, "matched"):
-            there = by_seed(rows, arch, depth, middle, "matched")
-            rougher, loss = sum(matched) / len(matched), sum(there) / len(there)
-            numbers[f"roughness, {arch} {depth} at equal loss"] = rougher
+            some = values(rows, column, arch=arch, depth=depth, kind="curvature")
+            numbers[f"{column}, {name}"] = mean(some)
+        rough, loss = numbers[f"roughness, {name}"], numbers[f"loss, {name}"]
+        told.append(f"{arch}-{depth} {rough:.2f} (loss {loss:.3f})")
+    for arch, depth in product(ARCHS, depths):
+        matched = of_slices(rows, arch, depth, roughness, "matched")
+        if len(matched):
+            rough, loss = mean(matched), mean(of_slices(rows, arch, depth, middle, "matched"))
+            numbers[f"roughness, {arch} {depth} at equal loss"] = rough
             numbers[f"loss, {arch} {depth} at equal loss"] = loss
-            equal += f"; on its way, at the other's loss ({loss:.3f}), {arch}-{depth} {rougher:.2f}"
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
+            equal += f"; on its way, at the other's loss ({loss:.3f}), {arch}-{depth} {rough:.2f}"
+    apart = {
+        depth: difference(*(of_slices(rows, arch, depth, roughness) for arch in ARCHS))
+        for depth in (depths[-1], depths[0])
+    }
     return Finding(
-        judge(rough, depths[0], depths[-1]),
-        f"median roughness of slices through trained networks: {told}{equal}.",
-        rows,
-        numbers,
-        [
+        judge(apart),
+        f"median roughness of slices through trained networks: {'; '.join(told)}{equal}.",
+        numbers=numbers,
+        conventions=[
             f"roughness: sum of |second differences| of log10(1 + loss) at {POINTS} points, over "
             "the range: higher is rougher; width in units of a, from -1 to 1; losses in nats",
             f"{DIRECTIONS} directions of torch's generator seeded 0 to {DIRECTIONS - 1}, scaled "
             "filter by filter, normalisation and biases not moved",
             f"{IMAGES} training images, one batch, normalisation by its statistics at every point; "
-            f"seeds {', '.join(map(str, seeds))}",
+            f"{seeds_of(rows)}",
             f"eigenvalues: Lanczos, {ITERATIONS} products, {CURVATURE_IMAGES} images: bounds from "
             "inside; lambda_min below 0: not convex there",
             "the verdict compares networks at the losses that they reached; equal loss: the better "
-            f"of the two deepest trained anew, where, looked at every {EVERY} steps, it came "
+            f"of the two deepest retrained, where, looked at every {EVERY} steps, it came "
             "nearest the other's last loss on these images: a younger network, at its rate then",
+        ],
+        headlines=[
+            Headline(f"roughness, plain-{depth} less residual-{depth}", some, form="+.2f")
+            for depth, some in apart.items()
         ],
     )
 
 
-def middle(losses: list[float]) -> float:
-    """The loss at the network itself."""
-    return losses[len(losses) // 2]
-
-
-def judge(rough: dict[tuple[str, int], list[float]], shallow: int, deep: int) -> Verdict:
-    """The rule in the module's docstring, on the roughness of each seed by (arch, depth)."""
-    plain, residual = rough["plain", deep], rough["residual", deep]
-    if min(len(plain), len(residual)) < SEEDS or shallow == deep:
+def judge(apart: Mapping[int, Collection[float]]) -> Verdict:
+    """The rule in the module's docstring: roughness of plain less residual, seeds by depth."""
+    deep, shallow = apart[max(apart)], apart[min(apart)]
+    if len(deep) < SEEDS or len(apart) < 2:
         return Verdict.inconclusive
-
-    def apart(depth: int) -> float:
-        one, other = rough["plain", depth], rough["residual", depth]
-        return sum(one) / len(one) - sum(other) / len(other)
-
-    pairs = list(zip(plain, residual, strict=True))
-    if all(p > r for p, r in pairs) and abs(apart(shallow)) < apart(deep) / 2:
+    if all(one > 0 for one in deep) and abs(mean(shallow)) < mean(deep) / 2:
         return Verdict.supported
-    if all(p < r for p, r in pairs):
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.not_supported if all(one < 0 for one in deep) else Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Every slice at the least and at the greatest depth; contours of the deepest."""
+    from resexp.probes.drawing import COLOURS, DASHES, GREY, finish, panels
+
+    depths = (rows["depth"].min(), rows["depth"].max())
+    figure, (shallow, deep, *planes) = panels(4, 72)
+    deep.sharey(shallow)
+    strokes = {"slice": "-", "matched": DASHES}
+    for (axis, depth), arch, kind in product(
+        zip((shallow, deep), depths, strict=True), ARCHS, strokes
+    ):
+        style = {"color": COLOURS[arch], "linestyle": strokes[kind], "linewidth": 0.7}
+        lines = those(rows, arch=arch, depth=depth, kind=kind).groupby(["seed", "direction"])
+        for _, line in lines:
+            axis.plot(line["a"], line["loss"], alpha=0.7, **style)
+        axis.set(yscale="log", xlabel="along the direction, a")
+        axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
+    shallow.set_ylabel("training loss, nats")
+    for axis, arch in zip(planes, ARCHS, strict=True):
+        grid = those(rows, arch=arch, kind="plane").pivot(index="b", columns="a", values="loss")
+        if len(grid):  # the first seed has both networks
+            style = {"levels": 8, "cmap": "viridis", "linewidths": 0.8}
+            contours = axis.contour(grid.columns, grid.index, grid, **style)
+            axis.clabel(contours, fontsize=5, fmt="%.2g")
+        axis.set(xlabel="a", ylabel="b", aspect="equal")
+        axis.set_title(f"{arch} {depths[1]}, nats", loc="left", fontweight="bold")
+    handles = {arch: {"color": COLOURS[arch]} for arch in ARCHS}
+    if len(those(rows, kind="matched")):
+        label = "the better one, earlier, at the other's loss"
+        handles[label] = {"color": GREY, "linestyle": DASHES}
+    return finish(
+        figure,
+        f"Loss along random directions scaled filter by filter, {rows['seed'].nunique()} seeds; "
+        "right: two directions at once, one seed",
+        handles,
+    )

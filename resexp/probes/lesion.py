@@ -22,37 +22,33 @@ fragile too: inconclusive.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import mean, median
+from itertools import combinations, pairwise, product
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from resexp.data import batches
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
-    load,
-    some_images,
-    trained,
-    twins,
-)
+from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import load, some_images, trained, twins
+from resexp.probes.rows import by_seed, difference, mean, seeds_of, those, values
 from resexp.randomness import words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "Deleting a block breaks a plain network and hardly harms a residual one."
 SOURCE = "Veit et al. 2016, section 4"
+TEXTBOOK = "Without one layer VGG falls to chance; ResNet-110 without one block hardly changes."
 NEEDS = Needs.trained
 USUAL: list[str] = []
 
+ARCHS = ("plain", "residual")
 IMAGES = 200  # test images
 RECALIBRATION = 200  # training images
 SEEDS = 3
@@ -67,10 +63,9 @@ LESION = b"lesion"
 
 @dataclass(slots=True)
 class Patient:
-    """A network in evaluation mode, its blocks, and the images that it is tested on."""
+    """A network in evaluation mode and the images that it is tested on."""
 
     network: nn.Module
-    blocks: list[nn.Module]
     stages: list[tuple[int, ...]]  # the shape of each block's output
     movable: list[int]  # blocks whose output has the shape of their input, from 0
     images: Tensor
@@ -78,7 +73,7 @@ class Patient:
     training: Tensor  # images for new statistics
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """Single deletions in every network, the rest in the deepest residual ones."""
     chosen = twins(cases, "lesion", SEEDS)
     deepest = max(depth for arch, depth, _ in chosen if arch == "residual")
@@ -90,7 +85,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         rows += [place | row for row in singles(one)]
         if (arch, depth) == ("residual", deepest):
             rows += [place | row for row in (*sets(one), *orders(one))]
-    return concluded(rows)
+    return rows
 
 
 def patient(case: Case) -> Patient:
@@ -109,220 +104,202 @@ def patient(case: Case) -> Patient:
 @torch.no_grad()
 def examined(network: nn.Module, images: Tensor, labels: Tensor, training: Tensor) -> Patient:
     """Which of the network's blocks can be left out."""
-    blocks = list(network.get_submodule("blocks").children())
     x = network.get_submodule("stem")(images)
     stages, movable = [], []
-    for at, block in enumerate(blocks):
+    for at, block in enumerate(network.get_submodule("blocks").children()):
         y = block(x)
         if y.shape == x.shape:
             movable.append(at)
         stages.append(tuple(y.shape))
         x = y
-    return Patient(network, blocks, stages, movable, images, labels, training)
+    return Patient(network, stages, movable, images, labels, training)
 
 
-@contextmanager
-def arranged(one: Patient, order: Sequence[int]) -> Iterator[nn.Module]:
-    """The network with these of its blocks, in this order; as it was on leaving."""
-    before = one.network.get_submodule("blocks")
-    one.network.blocks = nn.Sequential(*(one.blocks[at] for at in order))
-    try:
-        yield one.network
-    finally:
-        one.network.blocks = before
+def arranged(one: Patient, order: Sequence[int]) -> nn.Module:
+    """A copy of the network with these of its blocks, in this order."""
+    network = copy.deepcopy(one.network)
+    blocks = list(network.get_submodule("blocks").children())
+    network.blocks = nn.Sequential(*(blocks[at] for at in order))
+    return network
 
 
 @torch.no_grad()
-def error(one: Patient, order: Sequence[int]) -> float:
-    """Percent of the test images, with these blocks in this order."""
-    with arranged(one, order) as network:
-        wrong = network(one.images).argmax(1) != one.labels
-    return float(100 * wrong.double().mean())
+def recalibrated(network: nn.Module, images: Tensor) -> None:
+    """Give normalisation the statistics of these images through the network."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the last batch's alone
+    network.train()(images)
+    network.eval()
 
 
 @torch.no_grad()
-def recalibrated(one: Patient, order: Sequence[int]) -> float:
-    """The same with normalisation's statistics of training images through the damaged network."""
-    norms = [module for module in one.network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    saved = {name: buffer.clone() for name, buffer in one.network.named_buffers()}
-    try:
-        for norm in norms:
-            norm.momentum = 1.0  # the last batch's alone
-        with arranged(one, order) as network:
-            network.train()(one.training)
-        one.network.eval()
-        return error(one, order)
-    finally:
-        one.network.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for name, buffer in one.network.named_buffers():
-            buffer.copy_(saved[name])
+def error(one: Patient, order: Sequence[int], recalibrate: bool = False) -> float:
+    """Percent of the test images, with these blocks in this order.
+
+    With ``recalibrate`` normalisation has the statistics of training images through the damaged
+    network.
+    """
+    network = arranged(one, order)
+    if recalibrate:
+        recalibrated(network, one.training)
+    return float(100 * (network(one.images).argmax(1) != one.labels).double().mean())
 
 
 def without(one: Patient, deleted: Sequence[int]) -> list[int]:
     """The order with some blocks left out."""
-    return [at for at in range(len(one.blocks)) if at not in deleted]
+    return [at for at in range(len(one.stages)) if at not in deleted]
 
 
 def singles(one: Patient) -> Iterator[dict[str, Cell]]:
     """The undamaged network, and each block deleted alone."""
-    every = without(one, [])
-    yield row(one, "whole", 0, None, error(one, every), recalibrated(one, every))
-    for at in one.movable:
-        order = without(one, [at])
-        yield row(one, "delete", 1, at + 1, error(one, order), recalibrated(one, order))
+    for at in (None, *one.movable):
+        order = without(one, [] if at is None else [at])
+        found = {"error_percent": error(one, order)}
+        found |= {"error_recalibrated_percent": error(one, order, recalibrate=True)}
+        if at is None:
+            yield row(one, "whole", 0, **found)
+        else:
+            yield row(one, "delete", 1, block=at + 1, **found)
 
 
 def sets(one: Patient) -> Iterator[dict[str, Cell]]:
     """Random sets of blocks deleted: the same sets in every network with as many blocks."""
-    for k in DELETED:
-        if k > len(one.movable):
-            return
-        for draw in range(DRAWS):
-            number = 1000 * k + draw
-            places = np.argsort(words(0, LESION, number, len(one.movable)), kind="stable")[:k]
+    for k, draw in product(DELETED, range(DRAWS)):
+        if k <= len(one.movable):
+            random = words(0, LESION, 1000 * k + draw, len(one.movable))
+            places = np.argsort(random, kind="stable")[:k]
             order = without(one, [one.movable[at] for at in places])
-            yield row(one, "delete k", k, None, error(one, order), None)
+            yield row(one, "delete k", k, error_percent=error(one, order))
 
 
 def orders(one: Patient) -> Iterator[dict[str, Cell]]:
     """Blocks of one stage swapped, k times."""
-    for k in SWAPS:
-        for draw in range(ORDERS):
-            order = swapped(one, k, 1000 * k + draw + 500)
-            yield row(one, "reorder", k, None, error(one, order), None) | {"tau": tau(order)}
+    for k, draw in product(SWAPS, range(ORDERS)):
+        order = swapped(one, k, 1000 * k + draw + 500)
+        yield row(one, "reorder", k, tau=tau(order), error_percent=error(one, order))
 
 
 def swapped(one: Patient, swaps: int, number: int) -> list[int]:
     """The order after ``swaps`` random swaps, each of two blocks of one stage."""
     order = without(one, [])
     pairs = [
-        (first, second)
-        for first in one.movable
-        for second in one.movable
-        if first < second and one.stages[first] == one.stages[second]
+        pair for pair in combinations(one.movable, 2) if len({one.stages[at] for at in pair}) == 1
     ]
-    if pairs:
-        for word in words(0, LESION, number, swaps):
-            first, second = pairs[int(word) % len(pairs)]
-            order[first], order[second] = order[second], order[first]
+    for word in words(0, LESION, number, swaps) if pairs else []:
+        first, second = pairs[int(word) % len(pairs)]
+        order[first], order[second] = order[second], order[first]
     return order
 
 
 def tau(order: Sequence[int]) -> float:
     """Kendall's rank correlation of an order without ties and 0, 1, 2, ...: 1 is the same."""
-    pairs = math.comb(len(order), 2)
-    backward = sum(order[i] > order[j] for i in range(len(order)) for j in range(i + 1, len(order)))
-    return 1 - 2 * backward / pairs if pairs else 1.0
+    backward = [before > after for before, after in combinations(order, 2)]
+    return 1 - 2 * sum(backward) / len(backward) if backward else 1.0
 
 
-def row(
-    one: Patient, kind: str, k: int, block: int | None, percent: float, new: float | None
-) -> dict[str, Cell]:
+def row(one: Patient, kind: str, k: int, **measured: Cell) -> dict[str, Cell]:
     """One measurement; ``block`` from 1."""
-    return {
-        "kind": kind,
-        "blocks": len(one.blocks),
-        "movable": len(one.movable),
-        "k": k,
-        "block": block,
-        "tau": None,
-        "error_percent": percent,
-        "error_recalibrated_percent": new,
-    }
+    columns = ("block", "tau", "error_percent", "error_recalibrated_percent")
+    place: dict[str, Cell] = {"kind": kind, "blocks": len(one.stages), "movable": len(one.movable)}
+    return {**place, "k": k, **dict.fromkeys(columns), **measured}
 
 
-# --- numbers out of rows
+# --- from the rows
 
 
-def excesses(
-    rows: Sequence[dict[str, Cell]], arch: str, depth: int, column: str = "error_percent"
-) -> dict[int, list[float]]:
-    """Points over the undamaged network of each single deletion, by seed."""
-    here = [row for row in rows if (row["arch"], row["depth"]) == (arch, depth)]
-    intact = {row["seed"]: float(row[column] or 0) for row in here if row["kind"] == "whole"}
-    found: dict[int, list[float]] = {}
-    for row in here:
-        if row["kind"] == "delete":
-            points = float(row[column] or 0) - intact[row["seed"]]
-            found.setdefault(int(row["seed"] or 0), []).append(points)
-    return found
+def excess(
+    rows: pd.DataFrame,
+    arch: str,
+    depth: int,
+    number: Callable[[pd.Series[float]], float],
+    column: str = "error_percent",
+) -> pd.Series[float]:
+    """A number of a network's single deletions, points over the undamaged one, by seed."""
+    here = those(rows, arch=arch, depth=depth)
+    deleted = by_seed(here, column, number, "block", kind="delete")
+    return difference(deleted, values(here, column, kind="whole"))
 
 
-def concluded(rows: list[dict[str, Cell]]) -> Finding:
-    """The finding from all rows."""
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
     numbers: dict[str, float] = {}
-    medians: dict[tuple[str, int], list[float]] = {}
-    for arch, depth in sorted({(str(row["arch"]), int(row["depth"] or 0)) for row in rows}):
-        name, points = f"{arch}-{depth}", excesses(rows, arch, depth)
-        medians[arch, depth] = [median(values) for values in points.values()]
+    medians: dict[tuple[str, int], pd.Series[float]] = {}
+    for arch, depth in sorted(set(zip(rows["arch"], rows["depth"], strict=True))):
+        medians[arch, depth] = excess(rows, arch, depth, pd.Series.median)
+        new = excess(rows, arch, depth, pd.Series.median, "error_recalibrated_percent")
+        most, name = excess(rows, arch, depth, pd.Series.max), f"{arch}-{depth}"
         numbers[f"points, median of single deletions, {name}"] = mean(medians[arch, depth])
-        numbers[f"points, worst single deletion, {name}"] = mean(map(max, points.values()))
-        new = excesses(rows, arch, depth, "error_recalibrated_percent")
-        numbers[f"points, median of single deletions, {name}, recalibrated"] = mean(
-            map(median, new.values())
-        )
+        numbers[f"points, worst single deletion, {name}"] = mean(most)
+        numbers[f"points, median of single deletions, {name}, recalibrated"] = mean(new)
     for kind in ("delete k", "reorder"):
-        some = [row for row in rows if row["kind"] == kind]
-        for k in sorted({int(row["k"] or 0) for row in some}):
-            errors = [float(row["error_percent"] or 0) for row in some if row["k"] == k]
-            numbers[f"percent, median error, {kind}, k={k}"] = median(errors)
-    deep = max(depth for _, depth in medians)
-    blocks = max(int(row["blocks"] or 0) for row in rows)
-    plain, residual = medians.get(("plain", deep), []), medians.get(("residual", deep), [])
-    trend = [mean(values) for (arch, _), values in medians.items() if arch == "residual"]
-    worst = numbers.get(f"points, worst single deletion, residual-{deep}", math.nan)
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
+        for k, errors in those(rows, kind=kind).groupby("k")["error_percent"]:
+            numbers[f"percent, median error, {kind}, k={k}"] = float(errors.median())
+    deep, blocks = rows["depth"].max(), int(rows["blocks"].max())
+    plain, residual = (excess(rows, arch, deep, pd.Series.median) for arch in ARCHS)
+    worst = excess(rows, "residual", deep, pd.Series.max)
+    intact, intact_residual = (
+        mean(values(rows, "error_percent", arch=arch, depth=deep, kind="whole")) for arch in ARCHS
+    )
+    trend = [mean(some) for (arch, _), some in medians.items() if arch == "residual"]
+    what = f"plain-{deep}, one of {blocks} blocks (undamaged {intact:.0f} %)"
     return Finding(
-        judge(plain, residual, trend, blocks),
-        f"deleting one of {blocks} blocks at depth {deep} costs plain {average(plain):.0f} points "
-        f"of test error (undamaged {whole(rows, 'plain', deep):.0f} percent) and residual "
-        f"{average(residual):.1f} (undamaged {whole(rows, 'residual', deep):.0f}), medians over "
-        f"blocks; the worst block costs residual {worst:.0f}; residual by depth, shallow first: "
-        f"{', '.join(f'{value:.1f}' for value in trend)}.",
-        rows,
-        numbers,
-        [
+        judge(list(plain), list(residual), trend, blocks),
+        f"deleting one of {blocks} blocks at depth {deep} costs plain {mean(plain):.0f} points "
+        f"of test error (undamaged {intact:.0f} percent) and residual "
+        f"{mean(residual):.1f} (undamaged {intact_residual:.0f}), medians over "
+        f"blocks; the worst block costs residual {mean(worst):.0f}; residual by depth, shallow "
+        f"first: {', '.join(f'{value:.1f}' for value in trend)}.",
+        numbers=numbers,
+        conventions=[
             "points of test error in percent over the undamaged network; more is worse; means over "
             "seeds of medians over blocks; a network near chance has few points to lose",
             f"{IMAGES} test images at most; statistics of normalisation as trained, or "
-            f"recalibrated on {RECALIBRATION} training images; seeds {', '.join(map(str, seeds))}",
+            f"recalibrated on {RECALIBRATION} training images; {seeds_of(rows)}",
             f"left out, for they change shapes: {fixed(rows)}",
             f"delete k: {DRAWS} random sets, reorder: {ORDERS} random orders, in the deepest "
             "residual networks; the same in each; tau 1 is the old order",
             f"fewer than {FEWEST_BLOCKS} blocks decide nothing: residual networks that shallow "
             "are fragile too",
         ],
+        headlines=[
+            Headline(what, plain, "points", "+.1f"),
+            Headline(f"residual-{deep}", residual, "points", "+.1f"),
+            Headline("its worst block", worst, "points", "+.1f"),
+        ],
+        account=account(rows, medians),
     )
 
 
-def whole(rows: Sequence[dict[str, Cell]], arch: str, depth: int) -> float:
-    """Mean error of the undamaged networks, percent."""
-    wanted = (arch, depth, "whole")
-    return average(
-        [
-            float(row["error_percent"] or 0)
-            for row in rows
-            if (row["arch"], row["depth"], row["kind"]) == wanted
-        ]
+def account(
+    rows: pd.DataFrame, medians: dict[tuple[str, int], pd.Series[float]]
+) -> tuple[Account, str]:
+    """How right the textbook is: it names one depth."""
+    blocks = rows.groupby("depth")["blocks"].first()
+    costs = {
+        arch: {blocks[depth]: mean(some) for (one, depth), some in medians.items() if one == arch}
+        for arch in ARCHS
+    }
+    plain, residual = (
+        ", ".join(f"{points:+.1f} with {count}" for count, points in some.items())
+        for some in costs.values()
+    )
+    fragile = max(costs["residual"].values()) > HARDLY
+    return Account.overgeneralised if fragile else Account.right, (
+        "it is stated for residual networks whatever their depth; deleting one block (the median "
+        f"one) costs them these points of test error, by blocks: {residual}. Plain ones: {plain}; "
+        "a network near chance has few to lose."
     )
 
 
-def fixed(rows: Sequence[dict[str, Cell]]) -> str:
+def fixed(rows: pd.DataFrame) -> str:
     """The blocks that cannot be deleted, by depth."""
     parts = []
-    for depth in sorted({int(row["depth"] or 0) for row in rows}):
-        here = [row for row in rows if row["depth"] == depth]
-        there = {row["block"] for row in here if row["kind"] == "delete"}
-        stay = [at for at in range(1, int(here[0]["blocks"] or 0) + 1) if at not in there]
+    for depth, here in rows.groupby("depth"):
+        there = set(those(here, kind="delete")["block"])
+        stay = sorted(set(range(1, int(here["blocks"].iloc[0]) + 1)) - there)
         parts.append(f"blocks {' and '.join(map(str, stay))} of depth {depth}")
     return "; ".join(parts)
-
-
-def average(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def judge(
@@ -337,3 +314,38 @@ def judge(
     if min(residual) >= BREAKS or max(plain) <= HARDLY:
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """By block at the greatest depth; by number deleted; by order kept."""
+    from resexp.probes.drawing import DOTS, GREY, finish, means, panels, series
+
+    deep, styles = rows["depth"].max(), series(*ARCHS)
+    figure, (one, several, reordered) = panels(3, 72, sharey=True)
+    for arch, style in styles.items():
+        here = those(rows, arch=arch, depth=deep)
+        means(one, those(here, kind="delete"), "block", "error_percent", ms=2.5, lw=1.1, **style)
+        intact = those(here, kind="whole")["error_percent"].mean()
+        one.axhline(intact, color=style["color"], linewidth=0.8, linestyle=DOTS)
+    errors = those(rows, kind="delete k").groupby("k")["error_percent"]
+    middle, style = errors.median(), styles["residual"]
+    several.plot(middle.index, middle, ms=2.5, lw=1.1, **style)
+    quartiles = errors.quantile(0.25), errors.quantile(0.75)
+    several.fill_between(middle.index, *quartiles, color=style["color"], alpha=0.15, linewidth=0)
+    several.set_xticks(middle.index)
+    orders = those(rows, kind="reorder")
+    reordered.scatter(orders["tau"], orders["error_percent"], s=6, **style)
+    reordered.invert_xaxis()
+    titles = {
+        one: (f"one block deleted, depth {deep}", "block, from the input"),
+        several: ("residual, several deleted", "blocks deleted (random sets, median)"),
+        reordered: ("residual, reordered", "Kendall's tau with the trained order"),
+    }
+    for axis, (title, x) in titles.items():
+        axis.set_title(title, loc="left", fontweight="bold")
+        axis.set(xlabel=x, ylim=(0, 100))
+    one.set_ylabel("test error, percent")
+    seeds = rows["seed"].nunique()
+    lines = {"damaged": {"color": GREY}, "undamaged": {"color": GREY, "linestyle": DOTS}}
+    title = f"Trained networks, blocks deleted or moved at test time, {seeds} seeds"
+    return finish(figure, title, styles | lines)

@@ -9,18 +9,11 @@ shortcut alone; ReLUs after the additions count in both. Two numbers for each k:
 - ``share``: <G_k, G> / |G|^2, G_k the sum of the gradients of all C(n, k) paths, G the whole: what
   length k adds to the gradient once paths cancel. Exact, by recursion; shares add up to 1.
 
-Both of networks at the start and trained, and with the batch's statistics of normalisation as well
-as the running ones, which make normalisation do nothing at the start. Training makes the decay or
-deepens it: what one learns about paths at the start is another slope, and may be of another sign.
-
-Then training on short paths alone, as Veit et al. trained 23 of 54 blocks: in each step the
-gradient passes the branches of as large a share of the blocks, drawn anew from (seed, step), and
-the others by their shortcuts alone; nothing changes on the way forward. Final error and loss are
-compared with ordinary training from the same weights on the same batches.
-
-Signs: slope is of log10 norm by k, below 0 longer paths carry less. The mean length by weight is
-compared with n/2, that of all paths. Differences are training on short paths less ordinary: above 0
-it is worse.
+Both at the start and trained, with the batch's statistics of normalisation and with the running
+ones, which make it do nothing at the start. The slope is of log10 norm by k: below 0, longer paths
+carry less. Then training on short paths, as Veit et al. trained 23 of 54 blocks: in each step the
+gradient passes as large a part of the branches, drawn anew from (seed, step), the forward pass
+unchanged, compared with usual training from the same weights on the same batches.
 
 The rule, on trained networks with the batch's statistics, at least three: slope below 0 and mean
 length by weight below n/2 in every one: supported. Both not below in every one: not supported. Else
@@ -30,36 +23,45 @@ inconclusive. Training on short paths is reported, not judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import least_squares, paired_t
 from resexp.models.blocks import Block
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
+from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import (
     at_start,
     ended,
+    first_seeds,
+    hooked,
     load,
     scored,
     some_images,
+    usual_depth,
 )
+from resexp.probes.rows import decades, difference, mean, seeds_of, those, values
 from resexp.randomness import words
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 CLAIM = "In a trained residual network the short paths carry the gradient."
 SOURCE = "Veit et al. 2016, section 5"
+TEXTBOOK = (
+    "A path's gradient falls exponentially with its length; 5 to 17 of 54 blocks, 0.45 % of the "
+    "paths, carry most."
+)
 NEEDS = Needs.settings
 USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
 
@@ -68,11 +70,14 @@ SEEDS = 3
 DRAWS = 6  # random paths of each length
 STATISTICS = ("running", "batch")  # running first: the batch's change them
 BAND = 0.9  # of the weight, that the band of lengths holds
-PATHS = b"paths"
-FEW = b"few"
 PART = 23 / 54  # of the blocks, whose branches pass the gradient in a step
 
+
 Cells = dict[str, Cell]
+MEASURED = (  # in each row, None where it is not
+    *("when", "statistics", "blocks", "k", "norm", "paths_share", "weight", "share"),
+    *("train_loss", "test_error_percent"),
+)
 
 
 @dataclass(slots=True)
@@ -86,7 +91,7 @@ class Step:
     y: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell) -> list[Cells]:
     """Lengths in networks of one depth, at the start and trained; then training on short paths."""
     chosen, retrained = watched(cases)
     work = [(case, when) for case in chosen for when in ("start", "end")]
@@ -98,23 +103,30 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
         batch = some_images(settings, data, IMAGES)
         for statistics in STATISTICS:
             network.train(statistics == "batch")
-            place = place_of(case, "length") | {"when": when, "statistics": statistics}
-            rows += [place | row for row in lengths(network, *batch)]
+            at: Cells = {"when": when, "statistics": statistics}
+            rows += [row_of(case, "length", at | row) for row in lengths(network, *batch)]
     for done, case in enumerate(retrained, start=len(work)):
         tell(done, len(work) + len(retrained), f"training {case.settings.depth} on short paths")
-        rows += short_and_ordinary(case)
-    return concluded(rows)
+        network = ended(case)
+        n = len(list(network.get_submodule("blocks").children()))
+        few = round(PART * n)
+        for k, one in {n: network, few: on_short_paths(case.settings, few)}.items():
+            at = {"when": "end", "blocks": n, "k": k}
+            rows.append(row_of(case, "training", at | scored(case.settings, one)))
+    return rows
 
 
-def place_of(case: Case, kind: str) -> Cells:
+def row_of(case: Case, kind: str, cells: Cells) -> Cells:
+    """A row of the table."""
     settings = case.settings
-    return {"kind": kind, "arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+    place: Cells = {"kind": kind, "arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+    return place | dict.fromkeys(MEASURED) | cells
 
 
 def watched(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Residual cases, SEEDS of one depth each: those to unravel, and those to train again.
 
-    The deepest that have checkpoints, or else the same as the others: the first of at least 20.
+    The deepest that have checkpoints, or else the same as the others: the smallest >= 20.
     """
     fit = [
         case
@@ -123,40 +135,30 @@ def watched(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     ]
     if not fit:
         raise UsageError("paths unravels residual networks. Choose arch=residual.")
-
-    def of(depth: int) -> list[Case]:
-        seeds = {case.settings.seed: case for case in reversed(fit) if case.settings.depth == depth}
-        return [seeds[seed] for seed in sorted(seeds)[:SEEDS]]
-
+    usual = usual_depth(case.settings.depth for case in fit)
     kept = [case.settings.depth for case in fit if case.checkpoint is not None]
-    depths = sorted({case.settings.depth for case in fit})
-    usual = next((one for one in depths if one >= 20), depths[-1])
-    return of(max(kept, default=usual)), of(usual)
+    return first_seeds(fit, max(kept, default=usual), SEEDS), first_seeds(fit, usual, SEEDS)
 
 
 def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[Cells]:
-    """A row for each length of path, in the network's present mode."""
+    """The numbers of each length of path, in the network's present mode."""
     steps, at_end = unravelled(network, images, labels)
-    n = len(steps)
-    totals = by_length(steps, at_end)
+    n, totals, norms = len(steps), by_length(steps, at_end), []
     whole = torch.stack(totals).sum(0)
-    norms = [
-        sum(path(steps, at_end, chosen).norm().item() for chosen in some) / len(some)
-        for some in (drawn(n, k) for k in range(n + 1))
-    ]
-    weights = weighed(norms)
+    for k in range(n + 1):
+        draws = range(min(DRAWS, math.comb(n, k)))  # the same paths in every network
+        some = [path(steps, at_end, pick(0, b"paths", 1000 * k + draw, n, k)) for draw in draws]
+        norms.append(mean(one.norm().item() for one in some))
     return [
         {
             "blocks": n,
             "k": k,
             "norm": norms[k],
-            "paths_share": math.comb(n, k) / 2**n,
-            "weight": weights[k],
+            "paths_share": share_of_paths(n, k, k),
+            "weight": weight,
             "share": ((totals[k] * whole).sum() / whole.square().sum()).item(),
-            "train_loss": None,
-            "test_error_percent": None,
         }
-        for k in range(n + 1)
+        for k, weight in enumerate(weighed(norms))
     ]
 
 
@@ -181,22 +183,19 @@ def unravelled(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[list
 
 def back(step: Step, at_y: Tensor, by_branch: bool) -> Tensor:
     """The gradient at a block's input that came by its branch, or by its shortcut, alone."""
-    at_total = at_y
     if step.y is not step.total:  # something stands behind the addition
-        (at_total,) = torch.autograd.grad(step.y, step.total, at_y, retain_graph=True)
+        (at_y,) = torch.autograd.grad(step.y, step.total, at_y, retain_graph=True)
     way = step.branch if by_branch else step.carried
     if way is step.x:
-        return at_total
-    (at_x,) = torch.autograd.grad(way, step.x, at_total, retain_graph=True)
-    return at_x
+        return at_y
+    return torch.autograd.grad(way, step.x, at_y, retain_graph=True)[0]
 
 
-def path(steps: Sequence[Step], at_end: Tensor, chosen: frozenset[int]) -> Tensor:
+def path(steps: Sequence[Step], at_end: Tensor, chosen: Collection[int]) -> Tensor:
     """The gradient of one path, through the branches of the blocks ``chosen``, from 0."""
-    gradient = at_end
-    for at in reversed(range(len(steps))):
-        gradient = back(steps[at], gradient, at in chosen)
-    return gradient
+    for at, step in reversed([*enumerate(steps)]):
+        at_end = back(step, at_end, at in chosen)
+    return at_end
 
 
 def by_length(steps: Sequence[Step], at_end: Tensor) -> list[Tensor]:
@@ -205,91 +204,52 @@ def by_length(steps: Sequence[Step], at_end: Tensor) -> list[Tensor]:
     for step in reversed(steps):
         skipped = [back(step, one, False) for one in sums]
         passed = [back(step, one, True) for one in sums]
-        sums = [
-            skipped[0],
-            *(one + other for one, other in zip(skipped[1:], passed, strict=False)),
-            passed[-1],
-        ]
+        none = torch.zeros_like(skipped[0])
+        sums = [one + other for one, other in zip([*skipped, none], [none, *passed], strict=True)]
     return sums
 
 
-def drawn(n: int, k: int) -> list[frozenset[int]]:
-    """Random choices of k of n blocks, the same in every network; one where there is but one."""
-    draws = min(DRAWS, math.comb(n, k))
-    orders = (words(0, PATHS, 1000 * k + draw, n) for draw in range(draws))
-    return [frozenset(np.argsort(order, kind="stable")[:k].tolist()) for order in orders]
+def pick(seed: int, purpose: bytes, count: int, n: int, k: int) -> list[int]:
+    """Which ``k`` of n blocks, from 0: the ``count``-th random choice of this seed and purpose."""
+    return [int(at) for at in np.argsort(words(seed, purpose, count, n), kind="stable")[:k]]
 
 
 def weighed(norms: Sequence[float]) -> list[float]:
-    """Norms times the number of paths of their length, adding up to 1."""
-    n = len(norms) - 1
-    heavy = [math.comb(n, k) * norm for k, norm in enumerate(norms)]
-    total = sum(heavy)
-    return [one / total for one in heavy] if total > 0 else [math.nan] * len(heavy)
-
-
-# --- training on short paths
-
-
-def short_and_ordinary(case: Case) -> list[Cells]:
-    """A row for the network trained on short paths, and one for the same trained as usual."""
-    network = ended(case)
-    n = len(list(network.get_submodule("blocks").children()))
-    few = round(PART * n)
-    found = {n: network, few: on_short_paths(case.settings, few)}
-    return [
-        place_of(case, "training")
-        | {"when": "end", "statistics": None, "blocks": n, "k": k}
-        | dict.fromkeys(("norm", "paths_share", "weight", "share"))
-        | scored(case.settings, network)
-        for k, network in found.items()
-    ]
+    """Norms times the number of paths of their length, adding up to 1; nan if all are 0."""
+    heavy = [math.comb(len(norms) - 1, k) * norm for k, norm in enumerate(norms)]
+    return [one / (sum(heavy) or math.nan) for one in heavy]
 
 
 def on_short_paths(settings: Settings, k: int) -> nn.Module:
     """The network, trained with the gradient passing ``k`` of the branches in each step."""
     data = load(settings)
     state = begin(at_start(settings, data), settings)
-    blocks = list(state.network.get_submodule("blocks").children())
+    blocks = state.network.get_submodule("blocks").children()
+    branches = [block.get_submodule("branch") for block in blocks]
 
     def stop(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        chosen = few(settings.seed, state.step, len(blocks), k)
-        passes = any(blocks[at].branch is branch for at in chosen)
-        return output if passes else output.detach()
+        chosen = pick(settings.seed, b"few", state.step, len(branches), k)
+        return output if branches.index(branch) in chosen else output.detach()
 
-    handles = [block.get_submodule("branch").register_forward_hook(stop) for block in blocks]
-    for _ in fit(state, replace(settings, eval_every=settings.steps), data):
-        pass
-    for handle in handles:
-        handle.remove()
+    with hooked(branches, stop):
+        for _ in fit(state, replace(settings, eval_every=settings.steps), data):
+            pass
     return state.network
 
 
-def few(seed: int, step: int, n: int, k: int) -> list[int]:
-    """The ``k`` of n branches, from 0, that pass the gradient in the step after ``step`` steps."""
-    return [int(at) for at in np.argsort(words(seed, FEW, step, n), kind="stable")[:k]]
-
-
-# --- numbers out of rows
-
-
-def slope(norms: Sequence[float]) -> float:
+def slope(norms: pd.Series[float]) -> float:
     """Least squares of log10 norm by length; lengths whose gradient is exactly 0 are left out."""
-    return least_squares(
-        [(k, math.log10(norm)) for k, norm in enumerate(norms) if 0 < norm < math.inf]
-    )
+    some = decades(norms[norms < math.inf]).dropna()
+    return least_squares(list(zip(some.index, some, strict=True)))
 
 
-def band(weights: Sequence[float]) -> tuple[int, int]:
+def band(weights: Collection[float]) -> tuple[int, int]:
     """The shortest run of lengths that holds BAND of the weight, the first of several."""
-    n = len(weights)
-    runs = [
-        (last - first, first, last)
-        for first in range(n)
-        for last in range(first, n)
-        if sum(weights[first : last + 1]) >= BAND
-    ]
-    return min(runs)[1:] if runs else (0, n - 1)
+    for width in range(1, len(weights)):
+        enough = np.convolve(list(weights), np.ones(width), "valid") >= BAND
+        if enough.any():
+            return int(enough.argmax()), int(enough.argmax()) + width - 1
+    return 0, len(weights) - 1
 
 
 def share_of_paths(n: int, first: int, last: int) -> float:
@@ -297,74 +257,42 @@ def share_of_paths(n: int, first: int, last: int) -> float:
     return sum(math.comb(n, k) for k in range(first, last + 1)) / float(2**n)
 
 
-def of_seeds(rows: Sequence[Cells], when: str, statistics: str) -> list[list[Cells]]:
-    """The rows of lengths in each seed's network, by rising length."""
-    found: dict[Cell, list[Cells]] = {}
-    for row in rows:
-        if (row["kind"], row["when"], row["statistics"]) == ("length", when, statistics):
-            found.setdefault(row["seed"], []).append(row)
-    return list(found.values())
-
-
-def column(rows: Sequence[Cells], name: str) -> list[float]:
-    return [float(row[name] or 0) for row in rows]
-
-
-def mean_length(weights: Sequence[float]) -> float:
-    return sum((k * weight for k, weight in enumerate(weights)), 0.0)
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def concluded(rows: list[Cells]) -> Finding:
-    """The finding from all rows."""
-    n = int(rows[0]["blocks"] or 0)
-    numbers = {"blocks": float(n)}
-    for when, statistics in product(("start", "end"), STATISTICS):
-        found, where = of_seeds(rows, when, statistics), f"{when}, {statistics} statistics"
-        weights = [column(one, "weight") for one in found]
-        numbers |= {
-            f"slope of log10 norm per block, {where}": mean(
-                [slope(column(one, "norm")) for one in found]
-            ),
-            f"mean length by weight, {where}": mean([mean_length(some) for some in weights]),
-            f"mean length by share, {where}": mean(
-                [mean_length(column(one, "share")) for one in found]
-            ),
-            f"share of paths that carry {BAND:.0%} of the weight, {where}": share_of_paths(
-                n, *band([mean(some) for some in zip(*weights, strict=True)])
-            ),
-        }
-    first, last = band([mean(some) for some in zip(*weights, strict=True)])  # trained, the batch's
-
-    def factor(when: str, statistics: str) -> float:
-        return float(
-            10 ** numbers[f"slope of log10 norm per block, {when}, {statistics} statistics"]
+def conclude(rows: pd.DataFrame) -> Finding:
+    """Slopes and mean lengths, training on short paths, and the rule in the module's docstring."""
+    training, lengths = those(rows, kind="training"), those(rows, kind="length")
+    n, depth = (int(lengths[name].iloc[0]) for name in ("blocks", "depth"))
+    numbers, slopes = {"blocks": float(n)}, {}
+    for when, statistics in product(("start", "end"), STATISTICS):  # last, what is judged
+        some = those(lengths, when=when, statistics=statistics)
+        norm, weight, share = (
+            some.pivot(index="k", columns="seed", values=name)
+            for name in ("norm", "weight", "share")
         )
-
-    numbers |= (trained := against_ordinary(rows))
-    k, m, depth = (rows[-1][name] for name in ("k", "blocks", "depth"))
-    short, usual, less, low, high = list(trained.values())[:5]
+        slopes[when, statistics] = fall = norm.apply(slope)
+        length = weight.mul(weight.index, axis=0).sum(skipna=False)
+        first, last = band(weight.mean(axis=1, skipna=False))
+        carrying, at = share_of_paths(n, first, last), f"{when}, {statistics} statistics"
+        numbers |= {
+            f"slope of log10 norm per block, {at}": mean(fall),
+            f"mean length by weight, {at}": mean(length),
+            f"mean length by share, {at}": mean(share.mul(share.index, axis=0).sum(skipna=False)),
+            f"share of paths that carry {BAND:.0%} of the weight, {at}": carrying,
+        }
+    factor = {place: 10 ** mean(some) for place, some in slopes.items()}
+    compared = against_usual(training)
+    short, usual, less, low, high = list(compared.values())[:5]
+    k, m, few_depth = (int(training[name].min()) for name in ("k", "blocks", "depth"))
     return Finding(
-        judge(
-            [
-                (slope(column(one, "norm")), mean_length(column(one, "weight")) - n / 2)
-                for one in found
-            ]
-        ),
-        f"trained, each branch on a path multiplies its gradient by {factor('end', 'batch'):.2f}; "
-        f"at the start by {factor('start', 'batch'):.2f} with the batch's statistics and "
-        f"{factor('start', 'running'):.2f} with running ones; lengths {first} to {last} of {n}, "
-        f"{share_of_paths(n, first, last):.1%} of the paths, carry {BAND:.0%} by norms (mean "
-        f"{numbers['mean length by weight, end, batch statistics']:.1f}, of all "
-        f"paths {n / 2:.1f}); with the gradient through {k} of {m} branches a step "
-        f"residual-{depth} trains to {short:.1f} percent test error for {usual:.1f} "
-        f"({less:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}).",
-        rows,
-        numbers,
-        [
+        judge(list(zip(fall, length - n / 2, strict=True))),
+        f"trained, each branch on a path multiplies its gradient by {factor['end', 'batch']:.2f}; "
+        f"at the start by {factor['start', 'batch']:.2f} with the batch's statistics and "
+        f"{factor['start', 'running']:.2f} with running ones; lengths {first} to {last} of {n}, "
+        f"{carrying:.1%} of the paths, carry {BAND:.0%} by norms (mean "
+        f"{mean(length):.1f}, of all paths {n / 2:.1f}); with the gradient through {k} of {m} "
+        f"branches a step residual-{few_depth} trains to {short:.1f} percent test error for "
+        f"{usual:.1f} ({less:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}).",
+        numbers=numbers | compared,
+        conventions=[
             "norm: of the loss gradient at the first block's input by one path, mean over "
             f"{DRAWS} random paths of each length, the same in each network; slope below 0 (factor "
             "below 1): longer paths carry less",
@@ -372,33 +300,30 @@ def concluded(rows: list[Cells]) -> Finding:
             "the whole gradient, cancellation counted, may be negative; both add up to 1",
             "the verdict is of trained networks with the batch's statistics; at the start running "
             "statistics make normalisation do nothing",
-            f"{IMAGES} training images, one batch, depth {rows[0]['depth']}; seeds "
-            f"{', '.join(map(str, sorted({int(row['seed'] or 0) for row in rows})))}; blocks that "
+            f"{IMAGES} training images, one batch, depth {depth}; {seeds_of(rows)}; blocks that "
             "change shapes count: their shortcut passes every second pixel",
-            f"short paths: at depth {depth} the gradient passes {k} of {m} branches in a step (23 "
-            "of 54 in the paper), drawn anew from (seed, step), the forward pass unchanged; what "
-            "it does not pass keeps its decay and momentum; test error in percent, training loss "
-            "in nats, evaluation mode; short less ordinary, paired by seed: above 0 is worse",
+            f"short paths: at depth {few_depth} the gradient passes {k} of {m} branches in a "
+            "step (23 of 54 in the paper), drawn anew from (seed, step), the forward pass "
+            "unchanged; what it does not pass keeps its decay and momentum; test error in percent, "
+            "training loss in nats, evaluation mode; short less ordinary, paired by seed: above 0 "
+            "is worse",
         ],
+        headlines=[
+            Headline(f"residual-{depth} trained, a branch's factor", fall, "times", base=10),
+            Headline("at the start", slopes["start", "batch"], "times", base=10),
+            Headline("trained, mean length less half of all", length - n / 2, "blocks", "+.1f"),
+        ],
+        account=account(slopes),
     )
 
 
-def against_ordinary(rows: Sequence[Cells]) -> dict[str, float]:
+def against_usual(training: pd.DataFrame) -> dict[str, float]:
     """Means over seeds of training on short paths and as usual, and paired differences."""
-    training = [row for row in rows if row["kind"] == "training"]
-    pairs = [
-        (one, other)
-        for one in training
-        for other in training
-        if one["seed"] == other["seed"] and one["k"] != one["blocks"] == other["k"]
-    ]
+    all_pass = training["k"] == training["blocks"]
     numbers: dict[str, float] = {}
     for name, key in {"percent, test error": "test_error_percent", "nats": "train_loss"}.items():
-        short, usual = (
-            column([one for one, _ in pairs], key),
-            column([one for _, one in pairs], key),
-        )
-        less = paired_t([a - b for a, b in zip(short, usual, strict=True)])
+        short, usual = values(training[~all_pass], key), values(training[all_pass], key)
+        less = paired_t(list(difference(short, usual)))
         numbers |= {
             f"{name}, short paths": mean(short),
             f"{name}, ordinary": mean(usual),
@@ -407,6 +332,24 @@ def against_ordinary(rows: Sequence[Cells]) -> dict[str, float]:
             f"{name}, short paths less ordinary, high": less.high,
         }
     return numbers
+
+
+def account(slopes: dict[tuple[str, str], pd.Series[float]]) -> tuple[Account, str]:
+    """Whether longer paths carry less whenever one looks, or once trained, or not even then."""
+    less = {place: paired_t(list(some)).high < 0 for place, some in slopes.items()}
+    if not less["end", "batch"]:
+        word, said = Account.contradicted, "it is not shown that longer paths carry less, trained"
+    elif all(less[place] for place in (("start", "batch"), ("start", "running"))):
+        word, said = Account.right, "longer paths carry less, trained and before training"
+    else:
+        word, said = Account.overgeneralised, "longer paths carry less, trained, not always before"
+    factor = {place: f"{10 ** mean(some):.2f}" for place, some in slopes.items()}
+    return word, (
+        f"it is stated as a property of the architecture; {said}. Each branch on a path multiplies "
+        f"its gradient by {factor['end', 'batch']} trained, {factor['start', 'batch']} at the "
+        f"start, {factor['start', 'running']} at the start with running statistics, where "
+        "normalisation does nothing."
+    )
 
 
 def judge(trained: Sequence[tuple[float, float]]) -> Verdict:
@@ -418,3 +361,54 @@ def judge(trained: Sequence[tuple[float, float]]) -> Verdict:
     if all(slope >= 0 and beyond >= 0 for slope, beyond in trained):
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """One path by length, all paths of a length by norms and exactly; training on short paths."""
+    from resexp.probes.drawing import DASHES, DOTS, GREY, RESIDUAL, finish, means, panels
+
+    styles: dict[str, dict[str, Any]] = {
+        "at the start": {"color": RESIDUAL, "linestyle": DASHES, "marker": "o"},
+        "trained": {"color": RESIDUAL, "marker": "s"},
+        "at the start, running statistics": {"color": GREY, "linestyle": DASHES, "marker": "^"},
+        "share of the paths (binomial)": {"color": GREY, "linestyle": DOTS},
+    }
+    training, rows = those(rows, kind="training"), those(rows, kind="length")
+    figure, (norm, weight, share, trained) = panels(4, 74, width_ratios=[4, 4, 4, 3])
+    places = (("start", "batch"), ("end", "batch"), ("start", "running"))
+    for (when, statistics), style in zip(places, styles.values(), strict=False):
+        some = those(rows, when=when, statistics=statistics)
+        line = style | {"ms": 2.5, "linewidth": 1.1}
+        means(norm, some, "k", "norm", log=True, **line)
+        if statistics == "batch":
+            means(weight, some, "k", "weight", **line)
+            means(share, some, "k", "share", **line)
+    means(weight, rows, "k", "paths_share", linewidth=0.9, color=GREY, linestyle=DOTS)
+    share.axhline(0, color=GREY, linewidth=0.6)
+    errors(trained, training, RESIDUAL)
+    labels = {
+        norm: "gradient of one path (norm)",
+        weight: "share of the gradient by norms",
+        share: "exact share of the gradient",
+    }
+    for axis, label in labels.items():
+        axis.set(xlabel="branches on the path", ylabel=label)
+    first, retrained, seeds = rows.iloc[0], training.iloc[0], rows["seed"].nunique()
+    return finish(
+        figure,
+        f"Paths through the {first.blocks} blocks of {first.arch}-{first.depth}, {seeds} seeds; "
+        f"right: {retrained.arch}-{retrained.depth} trained through some",
+        styles,
+    )
+
+
+def errors(axis: Axes, training: pd.DataFrame, colour: str) -> None:
+    """The final test error of both ways to train, a line per seed and a bar at the mean."""
+    table = training.pivot(index="k", columns="seed", values="test_error_percent")[::-1]
+    axis.plot([0, 1], table, "o-", color=colour, ms=3, linewidth=0.7, alpha=0.7)
+    for at, centre in enumerate(table.mean(axis=1)):
+        axis.plot([at - 0.25, at + 0.25], [centre, centre], color=colour, linewidth=1.6)
+    blocks, short = table.index
+    axis.set_xticks([0, 1], [f"all {blocks}", f"{short} of {blocks}"])
+    axis.set(xlabel="branches in a step", xlim=(-0.5, 1.5))
+    axis.set(ylabel="test error, percent", ylim=(0, None))

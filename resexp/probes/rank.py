@@ -25,16 +25,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm, relu, softmax
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict, at_start, load, some_images
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, hooked, load, some_images
+from resexp.probes.rows import decades, mean, those
 from resexp.settings import Arch, Merge, Settings, Twin
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "Without skips attention makes all tokens alike within a few layers; skips prevent it."
 SOURCE = "Dong et al. 2021, theorem 2.2; Xiong et al. 2020, theorem 1 (gradients)"
+TEXTBOOK = "Attention alone loses rank doubly exponentially with depth; skips prevent it."
 NEEDS = Needs.nothing
 USUAL: list[str] = []
 
@@ -43,6 +51,12 @@ TOKENS, WIDTH, HEADS, HIDDEN, CLASSES, SEQUENCES = 32, 64, 4, 256, 10, 8
 LAYERS = 12
 GRADIENT_LAYERS = (2, 4, 8, 16, 32)
 SEEDS = 5
+#: What is measured: the name of its numbers, and after which layers they count.
+NUMBERS = {
+    "rank": ("rel(X), {}, {} layers", (1, 2, 3, 4, LAYERS)),
+    "digits": ("rel(X), {}, {} layers, digits", (0, 1, 2, 3, 4, LAYERS)),
+    "gradient": ("last gradient, {}, {} layers", GRADIENT_LAYERS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +75,7 @@ ARMS = {
     "skip pre-LN": Arm(relu_layer=True, skip=True, norm="pre"),
     "skip post-LN": Arm(relu_layer=True, skip=True, norm="post"),
 }
-#: The same among this package's own transformers: twin, and place of LayerNorm.
-OWN = {
-    "no skip pre-LN": (Twin.plain, "before"),
-    "no skip post-LN": (Twin.plain, "after"),
-    "skip pre-LN": (Twin.none, "before"),
-    "skip post-LN": (Twin.none, "after"),
-}
+OWN = [name for name, arm in ARMS.items() if arm.norm != "none"]  # transformers of this package
 
 
 @dataclass(slots=True)
@@ -82,27 +90,22 @@ class Weights:
     second: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
-    """Both parts for each seed; ``cases`` are not looked at."""
+def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> list[dict[str, Cell]]:
+    """All three parts for each seed; ``cases`` are not looked at."""
     rows: list[dict[str, Cell]] = []
     for seed in range(seeds):
         for done, (name, arm) in enumerate(ARMS.items()):
             tell(seed * len(ARMS) + done, seeds * len(ARMS), f"{name}, seed {seed}")
-            for layer, value in enumerate(ranks(arm, seed, LAYERS)):
-                rows.append(row("rank", name, seed, layer, value))
+            found = {("rank", layer): value for layer, value in enumerate(ranks(arm, seed, LAYERS))}
             if name in OWN:
-                values = own_ranks(name, seed)
-                rows += [row("digits", name, seed, at, value) for at, value in enumerate(values)]
+                found |= {("digits", at): value for at, value in enumerate(own_ranks(name, seed))}
             if arm.skip:
-                rows += [
-                    row("gradient", name, seed, layers, last_gradient(arm, seed, layers))
-                    for layers in GRADIENT_LAYERS
-                ]
-    return concluded(rows, seeds)
-
-
-def row(measured: str, name: str, seed: int, layers: int, value: float) -> dict[str, Cell]:
-    return {"measured": measured, "arm": name, "seed": seed, "layers": layers, "value": value}
+                found |= {("gradient", n): last_gradient(arm, seed, n) for n in GRADIENT_LAYERS}
+            rows += [
+                {"measured": measured, "arm": name, "seed": seed, "layers": layers, "value": value}
+                for (measured, layers), value in found.items()
+            ]
+    return rows
 
 
 def draws(seed: int) -> torch.Generator:
@@ -110,27 +113,21 @@ def draws(seed: int) -> torch.Generator:
 
 
 def normal(generator: torch.Generator, *shape: int, gain: float = 1.0) -> Tensor:
-    """A matrix [..., in, out] of variance gain / in."""
-    weight = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return weight * math.sqrt(gain / shape[-2])
+    """A matrix [in, out] of variance gain / in."""
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return weight * math.sqrt(gain / shape[0])
 
 
 def weights(generator: torch.Generator) -> Weights:
     """One layer's."""
-    return Weights(
-        query=normal(generator, WIDTH, WIDTH),
-        key=normal(generator, WIDTH, WIDTH),
-        value=normal(generator, WIDTH, WIDTH),
-        out=normal(generator, WIDTH, WIDTH),
-        first=normal(generator, WIDTH, HIDDEN, gain=2.0),
-        second=normal(generator, HIDDEN, WIDTH),
-    )
+    query, key, value, out = (normal(generator, WIDTH, WIDTH) for _ in range(4))
+    first = normal(generator, WIDTH, HIDDEN, gain=2.0)
+    return Weights(query, key, value, out, first, normal(generator, HIDDEN, WIDTH))
 
 
 def tokens(generator: torch.Generator, sequences: int) -> Tensor:
     """[sequences, TOKENS, WIDTH], standard normal."""
-    shape = sequences, TOKENS, WIDTH
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn((sequences, TOKENS, WIDTH), generator=generator, dtype=torch.float64)
 
 
 def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
@@ -147,7 +144,8 @@ def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
 @torch.no_grad()
 def own_ranks(name: str, seed: int) -> list[float]:
     """The same of this package's transformer on IMAGES digits, float64, mean over images."""
-    twin, place = OWN[name]
+    twin = Twin.none if ARMS[name].skip else Twin.plain
+    place = {"pre": "before", "post": "after"}[ARMS[name].norm]
     options = {"patch": 2, "heads": HEADS, "layer_norm": place}
     arch = Arch(family="transformer", depths="n", merge=Merge.residual, options=options)
     settings = Settings(arch=arch, twin=twin, depth=LAYERS, width=WIDTH // HEADS, seed=seed)
@@ -159,10 +157,8 @@ def own_ranks(name: str, seed: int) -> list[float]:
         found.append(sum(apart(image) for image in output) / len(output))
 
     layers = [network.get_submodule("positions"), *network.get_submodule("blocks").children()]
-    handles = [layer.register_forward_hook(passed) for layer in layers]
-    network(some_images(settings, data, IMAGES)[0].double())
-    for handle in handles:
-        handle.remove()
+    with hooked(layers, passed):
+        network(some_images(settings, data, IMAGES)[0].double())
     return found
 
 
@@ -216,65 +212,60 @@ def normalised(x: Tensor) -> Tensor:
     return layer_norm(x, (WIDTH,))
 
 
-def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
-    """The finding from all rows."""
-
-    def mean(measured: str, name: str, layers: int) -> float:
-        wanted = measured, name, layers
-        return (
-            sum(
-                float(one["value"] or 0)
-                for one in rows
-                if (one["measured"], one["arm"], one["layers"]) == wanted
-            )
-            / seeds
-        )
-
+def conclude(rows: pd.DataFrame) -> Finding:
+    """Means over seeds, and the rule in the module's docstring."""
+    found: dict[Any, pd.Series[float]] = {
+        place: some.set_index("seed")["value"]
+        for place, some in rows.groupby(["measured", "arm", "layers"])
+    }
+    means = {place: mean(some) for place, some in found.items()}
     numbers = {
-        f"rel(X), {name}, {at} layers": mean("rank", name, at)
-        for name in ARMS
-        for at in (1, 2, 3, 4, LAYERS)
+        NUMBERS[measured][0].format(arm, at): value
+        for (measured, arm, at), value in means.items()
+        if at in NUMBERS[measured][1]
     }
-    numbers |= {
-        f"rel(X), {name}, {at} layers, digits": mean("digits", name, at)
-        for name in OWN
-        for at in (0, 1, 2, 3, 4, LAYERS)
-    }
+    shallow, *_, deep = depths = sorted({at for what, _, at in means if what == "gradient"})
     ratios = {
-        at: mean("gradient", "skip post-LN", at) / mean("gradient", "skip pre-LN", at)
-        for at in GRADIENT_LAYERS
-    }
-    numbers |= {
-        f"last gradient, {name}, {at} layers": mean("gradient", name, at)
-        for name in ("skip pre-LN", "skip post-LN")
-        for at in GRADIENT_LAYERS
+        at: means["gradient", "skip post-LN", at] / means["gradient", "skip pre-LN", at]
+        for at in depths
     }
     numbers |= {f"post-LN over pre-LN, {at} layers": ratio for at, ratio in ratios.items()}
-    without = [mean("rank", name, 4) for name in ("attention alone", "no skip pre-LN")]
-    kept = mean("rank", "skip pre-LN", LAYERS)
-    first, last = GRADIENT_LAYERS[0], GRADIENT_LAYERS[-1]
+    without = [means["rank", arm, 4] for arm in ("attention alone", "no skip pre-LN")]
+    kept = means["rank", "skip pre-LN", LAYERS]
+    alike = found["rank", "no skip pre-LN", 4]
+    post, pre = (decades(found["gradient", arm, deep]) for arm in ("skip post-LN", "skip pre-LN"))
     return Finding(
         judge(without, kept),
         f"after 4 layers without skips tokens differ by {without[0]:.0e} (attention alone) and "
         f"{without[1]:.0e} (with ReLU layers and LN), after {LAYERS} with skips by {kept:.2f} "
-        f"(pre-LN) and {mean('rank', 'skip post-LN', LAYERS):.2f} (post-LN); the last layer's "
-        f"gradient under post-LN is {ratios[first]:.1f} times pre-LN's at {first} layers, "
-        f"{ratios[last]:.1f} times at {last}; on digits this package's transformer has "
-        f"{mean('digits', 'no skip pre-LN', 4):.0e} (pre-LN) and "
-        f"{mean('digits', 'no skip post-LN', 4):.0e} (post-LN) after 4 blocks without skips, "
-        f"{mean('digits', 'skip pre-LN', LAYERS):.2f} and "
-        f"{mean('digits', 'skip post-LN', LAYERS):.2f} after {LAYERS} with them.",
-        rows,
-        numbers,
-        [
+        f"(pre-LN) and {means['rank', 'skip post-LN', LAYERS]:.2f} (post-LN); the last layer's "
+        f"gradient under post-LN is {ratios[shallow]:.1f} times pre-LN's at {shallow} layers, "
+        f"{ratios[deep]:.1f} times at {deep}; on digits this package's transformer has "
+        f"{means['digits', 'no skip pre-LN', 4]:.0e} (pre-LN) and "
+        f"{means['digits', 'no skip post-LN', 4]:.0e} (post-LN) after 4 blocks without skips, "
+        f"{means['digits', 'skip pre-LN', LAYERS]:.2f} and "
+        f"{means['digits', 'skip post-LN', LAYERS]:.2f} after {LAYERS} with them.",
+        numbers=numbers,
+        conventions=[
             "rel(X): norm of the tokens less their mean token, over the tokens' norm (Frobenius); "
             "1 nothing in common, 0 all alike",
             f"random weights at the start, {TOKENS} tokens, width {WIDTH}, {HEADS} heads, float64, "
-            f"no biases; seeds 0 to {seeds - 1}",
+            f"no biases; seeds 0 to {rows['seed'].max()}",
             f"digits: {IMAGES} images of 16 patches, the package's transformer at its start with "
             "biases, places and Glorot's weights, layer 0 what enters the first block; mean over "
             "images",
             "the initial weights differ from those of Xiong et al. and of PyTorch's own layer",
+        ],
+        headlines=[
+            Headline("tokens apart, 4 layers, no skips", alike, form=".0e", interval=False),
+            Headline(f"{LAYERS} layers, skips, pre-LN", found["rank", "skip pre-LN", LAYERS]),
+            Headline(
+                f"gradient, {deep} layers, post-LN over pre-LN",
+                post - pre,
+                "times",
+                ".1f",
+                base=10,
+            ),
         ],
     )
 
@@ -286,3 +277,41 @@ def judge(without: Sequence[float], kept: float) -> Verdict:
     if kept < 1e-3 or min(without) > 0.3:
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """rel(X) by layer, of random tokens and of digits; the last layer's gradient by layers."""
+    from resexp.probes.drawing import DOTS, PLAIN, RESIDUAL, finish, means, panels
+
+    dashes = (0, (4, 2))
+    styles: dict[str, dict[str, Any]] = {
+        "attention alone": {"color": PLAIN, "linestyle": dashes},
+        "no skip pre-LN": {"color": PLAIN},
+        "no skip post-LN": {"color": PLAIN, "linestyle": DOTS},
+        "skip pre-LN": {"color": RESIDUAL},
+        "skip post-LN": {"color": RESIDUAL, "linestyle": dashes},
+    }
+    figure, (left, middle, right) = panels(3, 74)
+    middle.sharey(left)
+    for axis, measured, title in (
+        (left, "rank", "random tokens"),
+        (middle, "digits", "patches of digits"),
+        (right, "gradient", "where LayerNorm stands"),
+    ):
+        some = those(rows, measured=measured)
+        for arm, style in styles.items():
+            lines = style | {"lw": 1.3, "marker": "o", "ms": 3}
+            means(axis, those(some, arm=arm), "layers", "value", **lines)
+        axis.set_title(title, loc="left", fontweight="bold")
+        layers = sorted(set(some["layers"]))
+        axis.set(xlabel="layer", xticks=layers[::2])
+    for axis in (left, middle):
+        axis.set(yscale="log", ylim=(1e-16, None))  # of float64
+    left.set_ylabel("tokens less their mean, over tokens")
+    right.set_xscale("log", base=2)
+    right.set_xticks(layers, map(str, layers))
+    label = "gradient of the last matrix, norm"
+    right.set(xlabel="layers of the network", ylabel=label, ylim=(0, None))
+    seeds = rows["seed"].nunique()
+    title = f"Transformers of random weights, at their start: means of {seeds} seeds"
+    return finish(figure, title, styles)

@@ -10,18 +10,17 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from resexp.analysis import probe_figures
 from resexp.analysis.results import require_runs
 from resexp.launch.progress import clock, talk
-from resexp.probes import Case, Finding, Needs, names, probe
+from resexp.probes import Case, Cell, Finding, Needs, names, probe, rows
 from resexp.runs.provenance import environment
-from resexp.runs.records import finite, spell, write_atomically
+from resexp.runs.records import finite, write_atomically
 from resexp.runs.run import load, now
 from resexp.settings import Job, Settings, UsageError, from_dict
 from resexp.settings.choices import alternatives
@@ -31,7 +30,7 @@ ALL = "all"
 
 
 @dataclass(slots=True)
-class Task:
+class Measurement:
     """One probe to be carried out: on what, and where its files go."""
 
     name: str
@@ -47,7 +46,7 @@ def claims() -> list[dict[str, Any]]:
     ]
 
 
-def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Task]:
+def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Measurement]:
     """The probe, or all, on the runs under ``root`` that are finished and did not diverge.
 
     Raises UsageError if there are none, or several experiments.
@@ -66,12 +65,12 @@ def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Task]:
     if not cases:
         raise UsageError(f"no run in {root} is finished and finite. See resexp list.")
     folder = root if runs[0].path == root else folders[0]
-    return [Task(one, folder, cases) for one in (names() if name == ALL else [name])]
+    return [Measurement(one, folder, cases) for one in (names() if name == ALL else [name])]
 
 
 def of_words(
     name: str, words: Sequence[str], compose: Callable[[Sequence[str]], Job]
-) -> list[Task]:
+) -> list[Measurement]:
     """The probe, or all that need no trained runs, on the networks that settings describe.
 
     Several values of a setting make a case each: depth=20,56 arch=plain,residual seed=0,1,2. What
@@ -79,7 +78,7 @@ def of_words(
     """
     if name == ALL:
         able = [one for one in names() if probe(one).NEEDS is not Needs.trained]
-        return [task for one in able for task in of_words(one, words, compose)]
+        return [of_words(one, words, compose)[0] for one in able]
     one = probe(name)
     if one.NEEDS is Needs.trained:
         raise UsageError(
@@ -89,55 +88,48 @@ def of_words(
     given = {word.partition("=")[0] for word in words}
     whole = [word for word in one.USUAL if word.partition("=")[0] not in given] + list(words)
     jobs = [compose(choice) for choice in itertools.product(*map(alternatives, whole))]
-    return [Task(name, jobs[0].directory.parent, [Case(job.arch, job.settings) for job in jobs])]
+    return [
+        Measurement(name, jobs[0].directory.parent, [Case(job.arch, job.settings) for job in jobs])
+    ]
 
 
-def perform_all(tasks: Sequence[Task], command: str) -> Iterator[dict[str, Any]]:
+def perform_all(measurements: Sequence[Measurement], command: str) -> Iterator[dict[str, Any]]:
     """The findings, one after another. Among several, a probe that cannot be done is left out.
 
     Raises UsageError, as ``perform`` does, if none can.
     """
     refusals: list[str] = []
-    for task in tasks:
+    for one in measurements:
         try:
-            yield perform(task, command)
+            yield perform(one, command)
         except UsageError as refusal:
-            if len(refusals) == len(tasks) - 1:
+            if len(refusals) == len(measurements) - 1:
                 raise
-            refusals.append(task.name)
+            refusals.append(one.name)
             talk.print(f"left out: {refusal}")
 
 
-def perform(task: Task, command: str) -> dict[str, Any]:
+def perform(wanted: Measurement, command: str) -> dict[str, Any]:
     """Measure, write the three files, and return what probe-<name>.json holds, and the folder.
 
     Raises UsageError if the cases are not what the probe needs, or the folder takes no files.
     """
-    name, one, cases = task.name, probe(task.name), task.cases
-    if one.NEEDS is Needs.trained:
-        cases = with_checkpoints(name, cases)
+    name, folder, needs = wanted.name, wanted.folder, probe(wanted.name).NEEDS
+    cases = with_checkpoints(name, wanted.cases) if needs is Needs.trained else wanted.cases
     settings = cases[0].settings
     device = choose_device(settings.device)
     size = load(settings.data, device).size
     threads = prepare(threads_for(settings, size), settings.deterministic, device)
     started = time.monotonic()
-    finding = measure(name, cases)
-    result = {
-        "probe": name,
-        "claim": one.CLAIM,
-        "source": one.SOURCE,
-        "verdict": finding.verdict.value,
-        "sentence": finding.sentence,
-        "numbers": finding.numbers,
-        "conventions": finding.conventions,
-        "recipe": recipe(one.NEEDS, settings),
+    measured = measure(name, cases)
+    about = {
+        "recipe": recipe(needs, settings),
         "command": command,
         "seconds": round(time.monotonic() - started, 1),
         "measured": now(),
         "environment": environment(settings, device, threads),
     }
-    write(name, task.folder, finding, result)
-    return {"folder": str(task.folder), **result}
+    return {"folder": str(folder), **write(name, folder, measured, about)}
 
 
 def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
@@ -151,8 +143,8 @@ def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
     return found
 
 
-def measure(name: str, cases: Sequence[Case]) -> Finding:
-    """The finding, with a bar on a terminal while it is made."""
+def measure(name: str, cases: Sequence[Case]) -> list[dict[str, Cell]]:
+    """The rows, with a bar on a terminal while they are measured."""
     columns = (TextColumn(name), BarColumn(bar_width=16), TextColumn("{task.description}"))
     with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
         bar = progress.add_task("", total=1)
@@ -173,27 +165,45 @@ def recipe(needs: Needs, settings: Settings) -> str:
     )
 
 
-def write(name: str, folder: Path, finding: Finding, result: dict[str, Any]) -> None:
-    """The CSV, the figure from it, and the finding. Raises UsageError where they cannot be."""
-    keys = list(finding.rows[0])
-    assert all(list(row) == keys for row in finding.rows), "rows of a tidy table share their keys"
-    lines = [keys, *([cell(value) for value in row.values()] for row in finding.rows)]
-    table = folder / f"probe-{name}.csv"
+def write(
+    name: str, folder: Path, measured: Sequence[dict[str, Cell]], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The CSV and, from it, the figure and the finding. Raises UsageError where they cannot be."""
+    from resexp.probes import drawing
+
+    one, table = probe(name), folder / f"probe-{name}.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(table, "".join(",".join(line) + "\n" for line in lines))
-        probe_figures.draw(name, table, table.with_suffix(".png"))
+        write_atomically(table, rows.as_csv(measured))
+        read = rows.read(table)
+        result = as_record(name, one.conclude(read)) | about
+        drawing.write(one, read, table.with_suffix(".png"))
         text = json.dumps(finite(result), indent=1) + "\n"
         write_atomically(table.with_suffix(".json"), text)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}).") from error
+    return result
 
 
-def cell(value: str | float | None) -> str:
-    """A cell of the CSV; no text that a probe writes needs quotes."""
-    text = value if isinstance(value, str) else spell(value)
-    assert not set(text) & set(',"\n'), text
-    return text
+def as_record(name: str, finding: Finding) -> dict[str, Any]:
+    """A finding as probe-<name>.json has it."""
+    one, account = probe(name), finding.account
+    return {
+        "probe": name,
+        "claim": one.CLAIM,
+        "source": one.SOURCE,
+        "textbook": one.TEXTBOOK,
+        "verdict": finding.verdict.value,
+        "sentence": finding.sentence,
+        "numbers": finding.numbers,
+        "headlines": [
+            asdict(headline) | {"values": {str(seed): float(v) for seed, v in values.items()}}
+            for headline in finding.headlines
+            if len(values := headline.values)
+        ],
+        "account": {"word": account[0].value, "why": account[1]} if account else None,
+        "conventions": finding.conventions,
+    }
 
 
 def text(result: dict[str, Any]) -> str:

@@ -23,17 +23,29 @@ Else inconclusive. Lines say little about images; the cosines of images are repo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell, Verdict, at_start, load, some_images
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, load, some_images
+from resexp.probes.rows import mean, those, values
 from resexp.settings import Arch, Merge, Normalisation, Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "Gradients of deep plain networks shatter into white noise; skips keep them correlated."
 SOURCE = "Balduzzi et al. 2017, section 2"
+TEXTBOOK = (
+    "Correlations of gradients decay exponentially with depth in plain networks, far slower in "
+    "residual ones."
+)
 NEEDS = Needs.nothing
 USUAL: list[str] = []
 
@@ -41,6 +53,9 @@ WIDTH, POINTS, REACH = 200, 256, 2.0
 LAGS = (1, 2, 4, 8, 16)
 SEEDS = 10
 EPS = 1e-5
+
+
+Row = dict[str, Cell]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +85,23 @@ IMAGE_ARMS = {
     "residual": Arch(merge=Merge.residual, norm=Normalisation.none),
 }
 
-#: The networks of the rule, and those of the control and the sentence.
+#: The networks of the rule.
 DECIDE = {"plain": ("plain centred", 24), "residual": ("residual batch norm 0.1", 50)}
 
 
-def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
+def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> list[Row]:
     """Every arm, depth and seed; ``cases`` are not looked at."""
-    rows: list[dict[str, Cell]] = []
+    rows: list[Row] = []
     lines = [(name, seed) for name in ARMS for seed in range(seeds)]
     images = [(name, seed) for name in IMAGE_ARMS for seed in range(min(seeds, IMAGE_SEEDS))]
     for done, (name, seed) in enumerate(lines):
         tell(done, len(lines) + len(images), f"{name}, lines")
         for depth, gradient in gradients(ARMS[name], seed).items():
+            place: Row = {"inputs": "line", "arm": name, "depth": depth, "seed": seed}
             rows += [
-                row("line", name, depth, seed, lag, autocorrelation(gradient, lag)) for lag in LAGS
+                place
+                | {"lag": lag, "autocorrelation": autocorrelation(gradient, lag), "cosine": None}
+                for lag in LAGS
             ]
     for done, (name, seed) in enumerate(images, start=len(lines)):
         tell(done, len(lines) + len(images), f"{name}, images")
@@ -92,23 +110,10 @@ def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> Finding:
             data = load(settings)
             network = at_start(settings, data).double()
             batch, _ = some_images(settings, data, IMAGES)
-            rows.append(row("images", name, depth, seed, None, cosine(network, batch.double())))
-    return concluded(rows, seeds)
-
-
-def row(
-    inputs: str, name: str, depth: int, seed: int, lag: int | None, value: float
-) -> dict[str, Cell]:
-    """One number: at a lag along a line, or between images."""
-    return {
-        "inputs": inputs,
-        "arm": name,
-        "depth": depth,
-        "seed": seed,
-        "lag": lag,
-        "autocorrelation": value if inputs == "line" else None,
-        "cosine": value if inputs == "images" else None,
-    }
+            place = {"inputs": "images", "arm": name, "depth": depth, "seed": seed}
+            similar = cosine(network, batch.double())
+            rows.append(place | {"lag": None, "autocorrelation": None, "cosine": similar})
+    return rows
 
 
 def cosine(network: nn.Module, images: Tensor) -> float:
@@ -128,7 +133,7 @@ def cosine(network: nn.Module, images: Tensor) -> float:
 def gradients(arm: Arm, seed: int, depths: Sequence[int] = DEPTHS) -> dict[int, Tensor]:
     """df/dx at every point, [POINTS], of the networks of these depths; they share their layers."""
     generator = torch.Generator().manual_seed(seed)
-    draw = normal(generator)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     x = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)[:, None]
     weight = draw(1, WIDTH)
     value, slope = x * weight + draw(WIDTH), weight.expand(POINTS, WIDTH)
@@ -156,58 +161,57 @@ def next_layer(arm: Arm, value: Tensor, slope: Tensor, weight: Tensor) -> tuple[
     return value + arm.scale * branch, slope + arm.scale * change
 
 
-def normal(generator: torch.Generator) -> Callable[..., Tensor]:
-    """Standard normal float64 tensors of the shape asked for."""
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def autocorrelation(gradient: Tensor, lag: int) -> float:
     """At a lag of this many points; nan for a constant gradient."""
     centred = gradient - gradient.mean()
     return ((centred[:-lag] * centred[lag:]).sum() / centred.square().sum()).item()
 
 
-def concluded(rows: list[dict[str, Cell]], seeds: int) -> Finding:
-    """The finding from all rows."""
-
-    def mean(*place: Cell) -> float:
-        values = [
-            float(row["autocorrelation"] or row["cosine"] or 0)
-            for row in rows
-            if (row["inputs"], row["arm"], row["depth"], row["lag"]) == place
-        ]
-        return sum(values) / len(values)
-
-    means = {(name, depth): mean("line", name, depth, 1) for name in ARMS for depth in DEPTHS}
+def conclude(rows: pd.DataFrame) -> Finding:
+    """Means over seeds, and the rule in the module's docstring."""
+    line, images = those(rows, inputs="line", lag=1), those(rows, inputs="images")
+    found = {
+        (arm, depth): values(line, "autocorrelation", arm=arm, depth=depth)
+        for arm in ARMS
+        for depth in DEPTHS
+    }
+    means = {network: mean(some) for network, some in found.items()}
     cosines = {
-        (name, depth): mean("images", name, depth, None)
-        for name in IMAGE_ARMS
+        (arm, depth): mean(values(images, "cosine", arm=arm, depth=depth))
+        for arm in IMAGE_ARMS
         for depth in IMAGE_DEPTHS
     }
     first, last = IMAGE_DEPTHS[0], IMAGE_DEPTHS[-1]
-    told = ", ".join(
-        f"{cosines[name, first]:.3f} to {cosines[name, last]:.3f} ({name})" for name in IMAGE_ARMS
+    cosine_by_depth = ", ".join(
+        f"{cosines[arm, first]:.3f} to {cosines[arm, last]:.3f} ({arm})" for arm in IMAGE_ARMS
     )
-    plain, residual = (means[place] for place in DECIDE.values())
+    plain, residual = (means[network] for network in DECIDE.values())
     return Finding(
         judge(plain, residual),
         f"neighbouring gradients correlate by {plain:.2f} in a centred plain network of 24 layers, "
         f"by {residual:.2f} in a residual one of 50 with branches scaled by 0.1 "
         f"({means['residual batch norm', 50]:.2f} by 1); control: a plain network that is not "
         f"centred keeps {means['plain', 24]:.2f}; the mean cosine of gradients by two images "
-        f"goes, depth {first} to {last}, from {told}.",
-        rows,
-        {f"lag 1, {name}, {depth} layers": value for (name, depth), value in means.items()}
-        | {f"cosine, {name}, depth {depth}": value for (name, depth), value in cosines.items()},
-        [
+        f"goes, depth {first} to {last}, from {cosine_by_depth}.",
+        numbers={f"lag 1, {arm}, {depth} layers": one for (arm, depth), one in means.items()}
+        | {f"cosine, {arm}, depth {depth}": one for (arm, depth), one in cosines.items()},
+        conventions=[
             "autocorrelation of df/dx along x, 1 smooth, 0 white noise; lags in points of "
             f"{2 * REACH / (POINTS - 1):.4f}",
             f"fully connected, width {WIDTH}, {POINTS} points from -{REACH:g} to {REACH:g}, at the "
-            f"start, float64, statistics held fixed; seeds 0 to {seeds - 1}",
+            f"start, float64, statistics held fixed; seeds 0 to {line['seed'].max()}",
             f"cosine: of the first logit's gradients by two of {IMAGES} digits, mean over pairs; 1 "
             "one gradient for all images, 0 nothing in common; at the start, float64, the batch's "
-            f"statistics held fixed; seeds 0 to {min(seeds, IMAGE_SEEDS) - 1}",
+            f"statistics held fixed; seeds 0 to {images['seed'].max()}",
             "a line of inputs says little about images, and neither about trained networks",
+        ],
+        headlines=[
+            Headline(what, found[network], form="+.2f")
+            for what, network in (
+                ("correlation, plain centred, 24 layers", DECIDE["plain"]),
+                ("residual, branches x 0.1, 50 layers", DECIDE["residual"]),
+                ("control, plain not centred, 24 layers", ("plain", 24)),
+            )
         ],
     )
 
@@ -219,3 +223,44 @@ def judge(plain: float, residual: float) -> Verdict:
     if plain >= 0.2 and residual <= 0.8:
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Lines: neighbours (lag 1) by depth, and by lag at 24 layers. Images: pairs by depth."""
+    from resexp.probes.drawing import DOTS, GREY, PLAIN, RESIDUAL, finish, means, panels
+
+    dashes = (0, (4, 2))  # the stroke says how a layer is normalised and scaled
+    styles = {
+        "plain": {"color": PLAIN, "linestyle": DOTS},
+        "plain centred": {"color": PLAIN},
+        "plain batch norm": {"color": PLAIN, "linestyle": dashes},
+        "residual": {"color": RESIDUAL, "linestyle": DOTS},
+        "residual batch norm": {"color": RESIDUAL, "linestyle": dashes},
+        "residual batch norm 0.1": {"color": RESIDUAL},
+    }
+    line, images, shown = those(rows, inputs="line"), those(rows, inputs="images"), 24
+    figure, axes = panels(3, 76)
+    by_depth, by_lag, pairs = axes
+    by_lag.sharey(by_depth)
+    for arm, style in styles.items():
+        style = style | {"linewidth": 1.3, "marker": "o", "ms": 3}
+        means(by_depth, those(line, arm=arm, lag=1), "depth", "autocorrelation", **style)
+        means(by_lag, those(line, arm=arm, depth=shown), "lag", "autocorrelation", **style)
+        means(pairs, those(images, arm=arm), "depth", "cosine", **style)
+    labels = {
+        "a line, neighbouring points": ("layers", "autocorrelation of the input gradient"),
+        f"a line, {shown} layers": ("lag (points)", ""),
+        "images": ("depth", "cosine of gradients by two images"),
+    }
+    for axis, (title, (x, y)) in zip(axes, labels.items(), strict=True):
+        axis.axhline(0, color=GREY, linewidth=0.6)
+        axis.set_title(title, loc="left", fontweight="bold")
+        axis.set(xlabel=x, ylabel=y)
+    by_lag.set_xscale("log", base=2)
+    by_lag.set_xticks(LAGS, map(str, LAGS))
+    seeds, few = line["seed"].nunique(), images["seed"].nunique()
+    return finish(
+        figure,
+        f"Input gradients at the start: 1 smooth, 0 white noise; {seeds} seeds (images {few})",
+        styles,
+    )

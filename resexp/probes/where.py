@@ -2,7 +2,7 @@
 
 On the same batches from the same initial weights. Where runs with skips in single stages
 (arch.skip_stages) kept their checkpoints, all arms are compared at the last step, from checkpoints
-as far as there are; else all are trained anew for the first STEPS steps of the recipe. Then the
+as far as there are; else all are retrained for the first STEPS steps of the recipe. Then the
 loss on training images, in training mode: normalisation has their statistics.
 ``gain`` of an arm: log10 loss without skips less its own, in decades, paired by seed; above 0 its
 skips help. ``share``: gain over that of skips in all stages, which is 1; shares of the stages need
@@ -18,28 +18,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.probes import (
-    Case,
-    Cell,
-    Finding,
-    Needs,
-    Tell,
-    Verdict,
-    load,
-    snapshots,
-    some_images,
-    trained,
-)
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import first_seeds, load, snapshots, some_images, trained, usual_depth
+from resexp.probes.rows import decades, difference, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIM = "No one stage's skips do the work: a network needs them in all of its stages."
 SOURCE = "this project's question; He et al. 2015, section 3.3, give every stage skips"
+TEXTBOOK = "Nothing about single stages: all have skips."
 NEEDS = Needs.settings
 USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
 
@@ -53,11 +50,11 @@ ARMS: dict[str, list[int]] = {
     "stage 3": [3],
     "all": [1, 2, 3],
 }
-SINGLE = ("stage 1", "stage 2", "stage 3")  # arms of runs that the probe can use
+SINGLE = ("stage 1", "stage 2", "stage 3")
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> Finding:
-    """Every arm and seed at the first depth of at least 20, or else the deepest."""
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+    """One row per arm and seed, at the smallest depth >= 20, or else the greatest."""
     fit = [
         case
         for case in cases
@@ -66,29 +63,19 @@ def measure(cases: Sequence[Case], tell: Tell) -> Finding:
     ]
     if not fit:
         raise UsageError("where starts from plain or residual networks. Choose arch=residual.")
-    depths = sorted({case.settings.depth for case in fit})
-    depth = next((one for one in depths if one >= 20), depths[-1])
-    bases = {
-        case.settings.seed: case.settings for case in reversed(fit) if case.settings.depth == depth
-    }
-    seeds = sorted(bases)[:SEEDS]
+    bases = first_seeds(fit, usual_depth(case.settings.depth for case in fit), SEEDS)
+    fresh = [Case(arm, settings_of(arm, base.settings)) for arm in ARMS for base in bases]
     kept = {digest(as_dict(case.settings)): case for case in cases if case.checkpoint is not None}
-    networks = {
-        (arm, seed): Case(arm, settings_of(arm, bases[seed])) for arm in ARMS for seed in seeds
-    }
-    known = {
-        place: kept[same]
-        for place, case in networks.items()
-        if (same := digest(as_dict(case.settings))) in kept
-    }
-    reuse = any(arm in SINGLE for arm, _ in known)
-    networks |= known if reuse else {}
+    found = [kept.get(digest(as_dict(case.settings))) for case in fresh]
+    reuse = any(
+        run is not None and case.arch in SINGLE for run, case in zip(found, fresh, strict=True)
+    )
     rows: list[dict[str, Cell]] = []
-    for done, ((arm, seed), case) in enumerate(networks.items()):
-        tell(done, len(networks), f"skips in {arm}, seed {seed}")
-        steps = case.settings.steps if reuse else min(STEPS, case.settings.steps)
-        rows.append(row_of(arm, case, steps))
-    return concluded(rows)
+    for done, (new, old) in enumerate(zip(fresh, found, strict=True)):
+        tell(done, len(fresh), f"skips in {new.arch}, seed {new.settings.seed}")
+        steps = new.settings.steps if reuse else min(STEPS, new.settings.steps)
+        rows.append(row_of(new.arch, old if reuse and old else new, steps))
+    return rows
 
 
 def settings_of(arm: str, base: Settings) -> Settings:
@@ -123,46 +110,45 @@ def loss(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return cross_entropy(network.train()(images).double(), labels).item()
 
 
-def gains(rows: Sequence[dict[str, Cell]], arm: str, than: str) -> list[float]:
+def gains(rows: pd.DataFrame, arm: str, than: str) -> pd.Series[float]:
     """log10 loss of ``than`` less that of ``arm``, by seed: above 0 if ``arm`` is better."""
-    losses = {(row["arm"], row["seed"]): float(row["loss"] or math.nan) for row in rows}
-    return [
-        math.log10(losses[than, seed] / losses[arm, seed])
-        for seed in sorted({int(row["seed"] or 0) for row in rows})
-    ]
+    return difference(*(decades(values(rows, "loss", arm=one)) for one in (than, arm)))
 
 
-def concluded(rows: list[dict[str, Cell]]) -> Finding:
-    """The finding from all rows."""
-    numbers: dict[str, float] = {}
-    against = {arm: paired_t(gains(rows, "all", arm)) for arm in SINGLE}
-    for arm in ARMS:
-        if arm != "none":
-            some = gains(rows, arm, "none")
-            numbers[f"gain in decades, {arm}"] = sum(some) / len(some)
-    whole = numbers["gain in decades, all"]
-    for arm in SINGLE:
-        numbers[f"share of the gain, {arm}"] = numbers[f"gain in decades, {arm}"] / whole
-        numbers[f"decades, all better than {arm}"] = against[arm].mean
-        numbers[f"decades, all better than {arm}, lower bound"] = against[arm].lower
-        numbers[f"decades, all better than {arm}, upper bound"] = against[arm].upper
-    told = ", ".join(f"{numbers[f'gain in decades, {arm}']:+.2f} ({arm})" for arm in SINGLE)
-    seeds = sorted({int(row["seed"] or 0) for row in rows})
-    reused = sum(int(row["reused"] or 0) for row in rows)
+def conclude(rows: pd.DataFrame) -> Finding:
+    """Gains, their shares of that of all stages, and the rule in the module's docstring."""
+    gain = {arm: mean(gains(rows, arm, "none")) for arm in ARMS if arm != "none"}
+    against = {arm: paired_t(list(gains(rows, "all", arm))) for arm in SINGLE}
+    numbers = {f"gain in decades, {arm}": one for arm, one in gain.items()}
+    for arm, one in against.items():
+        numbers |= {
+            f"share of the gain, {arm}": gain[arm] / gain["all"],
+            f"decades, all better than {arm}": one.mean,
+            f"decades, all better than {arm}, lower bound": one.lower,
+            f"decades, all better than {arm}, upper bound": one.upper,
+        }
+    alone = ", ".join(f"{gain[arm]:+.2f} ({arm})" for arm in SINGLE)
+    step, depth, best = rows["step"][0], rows["depth"][0], max(SINGLE, key=lambda arm: gain[arm])
     return Finding(
         judge(list(against.values())),
-        f"after {rows[0]['step']} steps at depth {rows[0]['depth']} skips in all stages lower the "
-        f"training loss by {whole:.2f} decades, in one alone by {told}.",
-        rows,
-        numbers,
-        [
+        f"after {step} steps at depth {depth} skips in all stages lower the training loss by "
+        f"{gain['all']:.2f} decades, in one alone by {alone}.",
+        numbers=numbers,
+        conventions=[
             "gain: log10 loss without skips less log10 loss with them, means paired by seed; above "
             "0 the skips help; one-sided 95 % bounds",
-            f"after {rows[0]['step']} steps of the recipe, {reused} of {len(rows)} networks from "
-            "checkpoints of their runs, the others trained anew; loss in nats on {IMAGES} training "
-            "images at most in one batch, whose own statistics are used; seeds "
-            f"{', '.join(map(str, seeds))}",
+            f"after {step} steps of the recipe, {rows['reused'].sum()} of {len(rows)} networks "
+            f"from checkpoints of their runs, the others retrained; loss in nats on {IMAGES} "
+            "training images at most in one batch, whose own statistics are used; "
+            f"{seeds_of(rows)}",
             "an early loss says what trains sooner, not what ends lower",
+        ],
+        headlines=[
+            Headline(what, gains(rows, than, "all"), "decades", "+.2f")
+            for what, than in (
+                ("log10 loss, skips in all stages less none", "none"),
+                (f"all less the best alone, {best}", best),
+            )
         ],
     )
 
@@ -176,3 +162,17 @@ def judge(against: Sequence[Interval]) -> Verdict:
     if any(one.upper < 0 for one in against):
         return Verdict.not_supported
     return Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Loss by arm: a dot per seed and a line at the mean."""
+    from resexp.probes.drawing import COLUMN, PLAIN, RESIDUAL, dots, finish, panels
+
+    figure, axis = panels(1, 66, COLUMN)
+    for at, arm in enumerate(ARMS):
+        dots(axis, at, those(rows, arm=arm)["loss"], PLAIN if arm == "none" else RESIDUAL)
+    axis.set_xticks(range(len(ARMS)), [*ARMS])
+    label = f"training loss after {rows['step'][0]} steps, nats"
+    axis.set(xlabel="stages with skips", ylabel=label, yscale="log")
+    seeds = rows["seed"].nunique()
+    return finish(figure, f"Where skips are, depth {rows['depth'][0]}, {seeds} seeds")

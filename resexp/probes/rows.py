@@ -1,0 +1,99 @@
+"""What probes share to conclude from their rows: the CSV, choosing rows, and numbers by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from resexp.runs.records import spell
+
+
+def as_csv(rows: Sequence[Mapping[str, str | float | None]]) -> str:
+    """Tidy rows as text, numbers with seven digits; no text that a probe writes needs quotes."""
+    keys = list(rows[0])
+    assert all(list(row) == keys for row in rows), "rows of a tidy table share their keys"
+    lines = [keys, *([cell(value) for value in row.values()] for row in rows)]
+    return "".join(",".join(line) + "\n" for line in lines)
+
+
+def cell(value: str | float | None) -> str:
+    text = value if isinstance(value, str) else spell(value)
+    assert not set(text) & set(',"\n'), text
+    return text
+
+
+def read(table: Path) -> pd.DataFrame:
+    """A probe's CSV: numbers as numbers, NaN where a cell is empty, else text as it is."""
+    return pd.read_csv(table, keep_default_na=False, na_values=["", "nan"], low_memory=False)
+
+
+def those(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """The rows with these cells."""
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def each_seed(rows: pd.DataFrame, *columns: str, **wanted: object) -> pd.DataFrame:
+    """The rows with these cells, in order of seed and ``columns``, which tell them apart.
+
+    Raises ValueError if they do not.
+    """
+    rows, place = those(rows, **wanted), ["seed", *columns]
+    if rows.duplicated(place).any():
+        raise ValueError(f"several rows per seed with {wanted}")
+    return rows.sort_values(place)
+
+
+def values(rows: pd.DataFrame, column: str, **wanted: object) -> pd.Series[float]:
+    """The column of the only row of each seed with these cells."""
+    return each_seed(rows, **wanted).set_index("seed")[column]
+
+
+def by_seed(
+    rows: pd.DataFrame,
+    column: str,
+    number: Callable[[pd.Series[float]], float],
+    *along: str,
+    **wanted: object,
+) -> pd.Series[float]:
+    """A number of each seed's values in the rows with these cells; nan where one of them is.
+
+    In order of the columns ``along``, if any, which then tell a seed's rows apart.
+    """
+    rows = each_seed(rows, *along, **wanted) if along else those(rows, **wanted)
+    return rows.groupby("seed")[column].agg(
+        lambda some: number(some) if some.notna().all() else math.nan
+    )
+
+
+def difference(one: pd.Series[float], other: pd.Series[float]) -> pd.Series[float]:
+    """Paired by seed; seeds that one of them lacks are left out, values that are nan are not."""
+    seeds = one.index.intersection(other.index)
+    return one[seeds] - other[seeds]
+
+
+def mean(values: Iterable[float]) -> float:
+    """nan where one of them is nan, or there is none."""
+    some = list(values)
+    return sum(some) / len(some) if some else math.nan
+
+
+def decades(values: pd.Series[float]) -> pd.Series[float]:
+    """Their decimal logarithms; nan of what is not above 0."""
+    return values.where(values > 0).transform(np.log10)
+
+
+def depths_of(rows: pd.DataFrame, column: str, arms: Iterable[str]) -> list[int]:
+    """The depths that all these arms have, from shallow to deep."""
+    found = [set(those(rows, **{column: arm})["depth"]) for arm in arms]
+    return sorted(int(depth) for depth in set.intersection(*found))
+
+
+def seeds_of(rows: pd.DataFrame) -> str:
+    """``seeds 0, 1, 2``"""
+    return f"seeds {', '.join(map(str, sorted(set(rows['seed']))))}"
