@@ -593,9 +593,16 @@ def test_what_can_be_chosen_is_listed_with_a_sentence_each(what: str, group: str
 def test_every_setting_is_listed_with_its_default() -> None:
     rows = {row["setting"]: row for row in call("list", "settings", "--json").json}
     assert rows["depth"]["default"] == Settings().depth
-    assert rows["arch.shortcut"] == {"setting": "arch.shortcut", "default": "A", "values": "A B C"}
+    shortcut = rows["arch.shortcut"]
+    assert shortcut.pop("meaning")
+    assert shortcut == {"setting": "arch.shortcut", "default": "A", "values": "A B C"}
+    [lr] = call("list", "settings", "lr", "--json").json
+    assert (lr["default"], lr["meaning"]) == (0.02, "learning rate at the start")
+    [gate] = call("list", "settings", "gate_bias", "--json").json
+    assert gate["meaning"] == "of arch=highway, shortcut_gate"
     text = call("list", "settings").out
-    assert [line.split()[0] for line in text.splitlines()[1:]] == list(rows)
+    named = [line for line in text.splitlines()[1:] if not line.startswith(" ")]  # others go on
+    assert [line.split()[0] for line in named] == list(rows)
 
 
 def test_show_names_the_settings_and_the_command_that_repeats_the_run(copied: Path) -> None:
