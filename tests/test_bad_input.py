@@ -245,6 +245,7 @@ def test_no_results_is_said_with_the_command_that_makes_some(
         check_refused(command, ["no runs", "resexp run -m depth=20,56"], monkeypatch)
 
 
+@pytest.mark.process
 def test_bf16_is_accepted_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_bf16_is_accepted_where_the_processor_has_it(
     assert stop.value.code == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["run dpeth=56", "run lr=-1", "run -m depth=8,9"])
 def test_a_real_process_says_one_line_too(command: str, tmp_path: Path) -> None:
     root = str(Path(__file__).parents[1])

@@ -56,6 +56,7 @@ def test_a_later_step_of_another_seed_is_this_one_for_ever() -> None:
     assert later.mirror.int().tolist() == [[1, 0, 1, 0, 1, 1, 0, 0]]
 
 
+@pytest.mark.process
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
@@ -72,6 +73,7 @@ def test_every_epoch_shows_each_image_once(
     assert torch.equal(stream.sort(1).values, torch.arange(images).expand(epochs, images))
 
 
+@pytest.mark.process
 @settings(deadline=None)
 @given(
     start=st.integers(0, 50),
@@ -190,6 +192,7 @@ def test_a_batch_without_augmentation_is_the_prepared_images() -> None:
     assert torch.equal(batch(images, stats, index, none + 2, none + 2, no, 2), prepared)
 
 
+@pytest.mark.process
 def test_the_border_is_zero_after_the_mean_is_subtracted() -> None:
     images = torch.full((2, 8, 8, 1), 200, dtype=torch.uint8)
     stats = Statistics(torch.full((1,), 0.5), torch.ones(1))

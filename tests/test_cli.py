@@ -35,6 +35,8 @@ from resexp.runs.records import COLUMNS
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
 
+pytestmark = pytest.mark.process
+
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1"]
 EXTRAS = "batch_size=8,eval_every=2,steps=4"  # what these add to a run's name
 PLAIN_8 = 75_002  # parameters: 3x3 kernels 73,872, classifier 650, normalisation 480

@@ -138,6 +138,7 @@ def test_every_loader_keeps_the_protocol_and_has_a_config(loader: str) -> None:
     assert loader in choices.options("data")
 
 
+@pytest.mark.process
 def test_looking_for_files_does_not_import_torch(tmp_path: Path) -> None:
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True)
@@ -226,6 +227,7 @@ def test_absent_cifar10_says_what_to_do(tmp_path: Path) -> None:
     data.check_present(cifar(tmp_path, download=True))
 
 
+@pytest.mark.process
 def test_cifar10_without_a_network_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "depth"), NETWORKS)
 def test_parameters_and_multiply_adds_are_the_computed_ones(name: str, depth: int) -> None:
     found = size(NETWORKS[name, depth], 32, 10)
@@ -50,6 +51,7 @@ def test_the_oracle_names_no_other_dense_network() -> None:
     assert named == {*NETWORKS, ("torchvision densenet121", 121)}
 
 
+@pytest.mark.process
 def test_densenet_121_has_the_computed_counts() -> None:
     found = size(settings("densenet", 121), 224, 1000)
     assert found.parameters == computed("params_exact")["torchvision densenet121", 121]
@@ -65,6 +67,7 @@ def test_depths_for_imagenet_have_torchvisions_layers(depth: int, growth: int) -
     assert found.parameters == models.count(other)
 
 
+@pytest.mark.process
 def test_the_weights_of_torchvisions_densenet_give_its_logits() -> None:
     with torch.device("meta"):
         network = models.structure(settings("densenet", 121), 3, 1000, (64, 64))
@@ -120,6 +123,7 @@ def test_a_layer_hands_on_what_it_read_unchanged() -> None:
 # Twins
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "depth", "growth"),
     [
@@ -209,6 +213,7 @@ def test_what_no_dense_network_is_is_refused(
 # Training
 
 
+@pytest.mark.process
 def test_it_learns_the_digits(few_digits: data.Images) -> None:
     one = replace(dense("dense", 10, 6), steps=40, batch_size=20, eval_every=40, lr=0.1)
     network = models.build(one, 1, 10, few_digits.size)

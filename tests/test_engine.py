@@ -96,6 +96,7 @@ ARCHS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("precision", list(Precision))
 def test_one_recorded_step_repeated_is_every_step(

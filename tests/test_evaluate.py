@@ -185,6 +185,7 @@ def batch_statistics(network: nn.Module, some: list[Tensor]) -> list[tuple[Tenso
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("images", "sizes"), [(40, [16, 16]), (32, [16, 16]), (16, [16]), (11, [11])]
 )

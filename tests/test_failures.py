@@ -17,6 +17,8 @@ from resexp.launch import processes as pool
 from resexp.launch.processes import Worker
 from resexp.train.fit import fit
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

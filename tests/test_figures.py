@@ -275,6 +275,7 @@ def test_the_title_says_experiment_data_recipe_and_seeds(results: Path) -> None:
     assert "data digits and cats, " in curves(find_runs(results)).heading
 
 
+@pytest.mark.process
 def test_at_most_four_panels_and_it_is_said(results: Path) -> None:
     for lr in (0.1, 0.2, 0.3):
         write_run(results, "plain", 20, 0, extras={"lr": lr})
@@ -400,6 +401,7 @@ def test_the_difference_is_plain_minus_residual_by_seed(results: Path) -> None:
     assert training.y == test.y != loss.y
 
 
+@pytest.mark.process
 def test_a_seed_without_a_twin_is_left_out_of_the_difference(results: Path) -> None:
     write_run(results, "residual", 56, 1, status="failed")
     write_run(results, "plain", 32, 0, status="diverged")
@@ -546,6 +548,7 @@ def test_many_depths_have_a_colour_each_in_print() -> None:
 # --- files
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_stays_text_in_vector_files(results: Path, tmp_path: Path, kind: str) -> None:
     few = ["seed=0", "depth=20,56"]
@@ -568,6 +571,7 @@ def test_names_in_dollars_or_without_letters_are_written_as_they_are(tmp_path: P
     assert ">plain, data.root=$x$\N{REPLACEMENT CHARACTER}\u4e2d</text>" in svg.read_text()
 
 
+@pytest.mark.process
 def test_drawn_twice_is_drawn_equal(results: Path, tmp_path: Path) -> None:
     runs = find_runs(results, ["arch=residual", "seed=0"])
     for form in ("svg", "png", "pdf"):
@@ -581,6 +585,7 @@ def test_drawn_twice_is_drawn_equal(results: Path, tmp_path: Path) -> None:
     assert ">residual</text>" in (tmp_path / "first.svg").read_text()
 
 
+@pytest.mark.process
 def test_plot_writes_into_each_experiment(results: Path, tmp_path: Path) -> None:
     write_run(results, "plain", 20, 0, name="other")
     written = plot(results, form="svg")

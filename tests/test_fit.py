@@ -111,6 +111,7 @@ def clean(network: nn.Module, images: Images, pixels: Tensor, labels: Tensor) ->
 # What a row holds
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("merge", [one for one in SUMS if one != "dropout"])
 def test_rows_agree_with_a_slow_loop_in_double_precision(few_digits: Images, merge: str) -> None:
     settings = replace(SMALL, arch=Arch(merge=merge))
@@ -160,6 +161,7 @@ def test_clean_cells_are_blank_but_every_few_rows_and_in_the_last(few_digits: Im
     assert [spell(some[0].clean_train_loss), spell(some[0].clean_train_error)] == ["", ""]
 
 
+@pytest.mark.process
 def test_errors_are_in_percent(few_digits: Images) -> None:
     # A network that answers 3 whatever it sees, at a rate that cannot teach it better.
     settings = replace(SMALL, steps=3, lr=1e-30)

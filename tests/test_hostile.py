@@ -104,6 +104,7 @@ def test_a_first_row_that_does_not_fit_leaves_the_header_to_the_next(tmp_path: P
     assert [row.step for row in records.keep_rows(tmp_path, 22)] == [22]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("part", ["row", "checkpoint", "record"])
 def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
@@ -154,6 +155,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.process
 def test_a_figure_that_does_not_fit_leaves_no_half_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +411,7 @@ def write_scripts(root: Path) -> None:
         (directory / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.process
 def test_a_page_and_a_table_show_a_script_as_text(tmp_path: Path) -> None:
     from resexp.analysis.figures.plot import plot
     from resexp.analysis.report.page import write_report

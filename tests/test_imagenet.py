@@ -72,6 +72,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "depth"), NETWORKS)
 def test_parameters_and_multiply_adds_are_the_computed_ones(name: str, depth: int) -> None:
     for one in NETWORKS[name, depth]:
@@ -117,6 +118,7 @@ def values_of(network: nn.Module) -> list[str]:
     return [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "depth", [18, 34, 50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (101, 152))]
 )
@@ -249,6 +251,7 @@ def test_the_twin_of_projections_lacks_the_projections_alone(depth: int) -> None
     assert projections == (3 if depth == 18 else 4)
 
 
+@pytest.mark.process
 def test_every_merge_and_order_of_blocks_is_there_too() -> None:
     for merge in imagenet.MERGES:
         network = models.build(small("resnet", 18, merge=merge), 1, 10, (8, 8))
@@ -296,6 +299,7 @@ def test_a_wider_setting_is_the_papers_network() -> None:
     assert default.parameters < paper.parameters / 8
 
 
+@pytest.mark.process
 def test_the_experiment_at_224_pixels_is_the_papers_network_and_recipe() -> None:
     job = config.compose(["experiment=imagefolder_224", "data.root=flowers", "shortcut=A"])
     of = job.settings

@@ -74,6 +74,7 @@ def allowed(module: str, places: list[str]) -> bool:
     return module in places or module.startswith(folders)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_a_package_is_imported_in_its_place_alone(package: str) -> None:
     users = [
@@ -202,6 +203,7 @@ absent("torch")
 """
 
 
+@pytest.mark.process
 def test_reading_loads_neither_torch_nor_hydra(tmp_path: Path) -> None:
     record = {
         "parameters_without_norm": 267_450,

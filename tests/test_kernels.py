@@ -158,6 +158,7 @@ def check(
     assert norm.num_batches_tracked == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
 @pytest.mark.parametrize(
@@ -185,6 +186,7 @@ def test_kernels_compute_what_float64_does(
     check(kernels, x, skip, relu=relu, written=BOUND[dtype])
 
 
+@pytest.mark.process
 def test_programs_may_loop_over_ragged_rows(
     kernels: ModuleType, poison: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +222,7 @@ def test_activations_may_have_more_than_2_to_the_31_values(kernels: ModuleType) 
     assert error(y[-1], x[-1].cpu().double().relu()) < 2 * BF16
 
 
+@pytest.mark.process
 def test_a_large_mean_costs_no_more_than_it_must(kernels: ModuleType, poison: None) -> None:
     x = 100 + 0.1 * random(4, 16, 8, 8, seed=7)
     naive = (x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()) / 0.01
@@ -267,6 +270,7 @@ def once(kernels: ModuleType, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
     return [y.detach(), *gradients, norm.running_mean, norm.running_var]
 
 
+@pytest.mark.process
 def test_two_runs_are_equal_to_the_bit(kernels: ModuleType) -> None:
     shape = (128, 16, 32, 32) if kernels.DEVICE == "cuda" else (4, 16, 9, 9)
     x, skip, dy = (random(*shape, seed=seed).to(kernels.DEVICE) for seed in (11, 12, 13))
@@ -342,6 +346,7 @@ def only_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "PROGRAMS", 2)  # each costs the interpreter 10 ms
 
 
+@pytest.mark.process
 def test_a_network_trains_as_in_float64(
     kernels: ModuleType, only_kernels: None, few_digits: Images
 ) -> None:
@@ -351,6 +356,7 @@ def test_a_network_trains_as_in_float64(
     assert error(change, exact) < 1e-4
 
 
+@pytest.mark.process
 def test_bf16_is_as_far_from_float64_as_torchs_own(
     kernels: ModuleType, only_kernels: None, few_digits: Images
 ) -> None:

@@ -151,6 +151,7 @@ def write_status(job: Job, **changed: Any) -> None:
     write_record(job.directory, read_record(job.directory) | changed)
 
 
+@pytest.mark.process
 def test_what_others_did_is_read_from_the_run_directories(tmp_path: Path) -> None:
     perform(jobs_in(tmp_path, range(1))[0])
     jobs = jobs_in(tmp_path, range(7))
@@ -214,6 +215,7 @@ def test_messages_come_while_the_launcher_waits_and_of_new_records_alone(
     assert list(messages) == []
 
 
+@pytest.mark.process
 def test_a_worker_records_what_keeps_its_run_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ class Requeued(Exception):
     """What the stand-in for submitit's handler does in place of leaving the process."""
 
 
+@pytest.mark.process
 def test_under_submitit_a_run_goes_on_after_sigterm_and_leaves_by_its_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ import pytest
 from resexp.runs import lock, records
 from resexp.runs.lock import CLAIM, ClaimLost, check_held, claims, hold, is_held, stale, take
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(params=[errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
 def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

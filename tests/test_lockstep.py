@@ -28,6 +28,8 @@ from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
 from resexp.train.fit import State, fit
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: Images) -> None:

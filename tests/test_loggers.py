@@ -274,6 +274,7 @@ def test_wandb_writes_offline_into_the_run_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "wandb"]
 
 
+@pytest.mark.process
 def test_a_run_feeds_its_loggers_what_its_csv_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def alike(found: Any) -> Any:
     return float(f"{found:.9g}") if isinstance(found, float) else found
 
 
+@pytest.mark.process
 def test_the_page_is_that_of_the_committed_findings() -> None:
     committed("rank")
     made = mechanisms.page(COMMITTED, "../results/digits/mechanisms")
@@ -231,6 +232,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 def test_the_page_has_a_row_a_figure_and_a_section_for_every_probe(folder: Path) -> None:
     text = mechanisms.page(folder, "../here")
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -87,6 +87,7 @@ def settled(rule: Rule, bias: float) -> Rule:
 # What a rule computes
 
 
+@pytest.mark.process
 def test_each_rule_is_its_formula() -> None:
     x = pictures(channels=4)
     assert torch.equal(made("plain")(x, triple), 3 * x)
@@ -140,6 +141,7 @@ def test_a_closed_gate_is_the_identity_and_an_open_one_the_plain_network() -> No
         assert torch.equal(settled(made(name), 200.0)(x, triple), 3 * x)
 
 
+@pytest.mark.process
 def test_gates_start_near_the_sigmoid_of_their_bias_and_read_the_shortcuts_output() -> None:
     network = build(joined("highway", gate_bias=-6))
     for block in blocks(network):
@@ -296,6 +298,7 @@ def test_blocks_survive_as_often_as_they_should() -> None:
     assert ((alive / steps - wanted).abs() < 4 * error).all()
 
 
+@pytest.mark.process
 def test_draws_are_functions_of_seed_and_step() -> None:
     def pattern(seed: int, step: int) -> list[bool]:
         some = random_blocks(0.5)
@@ -398,6 +401,7 @@ def test_fixup_is_its_papers_block() -> None:
     torch.testing.assert_close(block(x), torch.relu(x + scale * f + b4))
 
 
+@pytest.mark.process
 def test_single_numbers_learn_at_their_share_of_the_rate(few_digits: Images) -> None:
     settings = replace(fixup(), steps=1, batch_size=8, weight_decay=0.0, momentum=0.0)
     moved = {}

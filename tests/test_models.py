@@ -183,12 +183,14 @@ def test_the_oracle_speaks_of_every_network_we_have() -> None:
     assert len(MACS) == 27
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "arch", "depth", "value"), PARAMETERS, ids=label)
 def test_parameters_are_the_computed_ones(name: str, arch: Arch, depth: int, value: int) -> None:
     everything, without_norm = counted(arch, depth)
     assert value == (without_norm if name.endswith(WITHOUT_NORM) else everything)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "arch", "depth", "value"), MACS, ids=label)
 def test_flops_are_twice_the_computed_multiply_adds(
     name: str, arch: Arch, depth: int, value: int
@@ -205,6 +207,7 @@ def test_a_bottleneck_that_strides_first_saves_what_its_convolutions_would_read(
     assert models.measure(network, 3, (32, 32)).flops == 2 * (247_646_720 - 3_145_728)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n", [1, 2, 3, 9])
 def test_parameters_follow_the_closed_forms(n: int) -> None:
     plain = 97_216 * n - 21_926
@@ -235,6 +238,7 @@ def test_both_published_conventions_of_counting_are_told_apart() -> None:
 
 
 # torch imports its own counter through a module that warns of its own deprecation.
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("arch", [A, C, BOTTLENECK], ids=label)
 def test_flops_agree_with_torchs_own_counter(arch: Arch) -> None:
@@ -451,6 +455,7 @@ def test_option_a_takes_every_second_pixel_and_appends_zeros() -> None:
         assert not y[:, 3:].any()
 
 
+@pytest.mark.process
 def test_a_residual_block_without_a_branch_hands_on_its_input_exactly() -> None:
     network = small(A, 20)
     for block in blocks(network):
@@ -556,6 +561,7 @@ def test_a_deeper_plain_network_can_compute_what_a_shallow_one_does() -> None:
     assert shallow(x).std() > 0.01  # the images are told apart
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", SHAPES, ids=str)
 def test_overwriting_activations_changes_no_logit_and_no_gradient(arch: Arch) -> None:
     depth = 14 if arch.unit is Unit.basic else 20
@@ -593,6 +599,7 @@ def named(arch: Arch, seed: int = 0, init: Init = Init.he_fan_out) -> dict[str, 
     return dict(network.named_parameters())
 
 
+@pytest.mark.process
 def test_networks_share_the_initial_value_of_every_parameter_they_share() -> None:
     plain = named(PLAIN)
     for shape in SHAPES:
@@ -664,6 +671,7 @@ def test_the_classifier_starts_uniform_between_its_bounds_and_unbiased() -> None
     assert not start["classifier.bias"].any()
 
 
+@pytest.mark.process
 def test_normalisation_starts_as_the_identity() -> None:
     for key, value in named(C).items():
         if "norm" in key or (".merge." in key and value.dim() == 1):
@@ -693,6 +701,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.process
 def test_narrow_projections_train_with_right_gradients() -> None:
     # Fails with torch 2.15 on x86 CPUs (oneDNN issue 6035): the weight gradient of a channels-last
     # 1x1 convolution with stride 2 and fewer than 8 (AVX-512: 16) input channels writes past its

@@ -19,6 +19,8 @@ from resexp.runs.run import perform
 from resexp.runs.stop import Interrupted
 from resexp.settings import Job, Launch, Settings
 
+pytestmark = pytest.mark.process
+
 
 def jobs_in(folder: Path, seeds: range, **settings: Any) -> list[Job]:
     """Tiny runs of one thread, told apart by their seeds."""

@@ -28,6 +28,7 @@ def at_start(name: str, depth: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(tidy(name, depth, seed, "0", found))
 
 
+@pytest.mark.process
 def test_plain_gradients_explode_at_the_start_with_normalisation() -> None:
     plain = [tilt(at_start("plain", 56, seed)["g"]) for seed in SEEDS]
     residual = [tilt(at_start("residual", 56, seed)["g"]) for seed in SEEDS]
@@ -37,6 +38,7 @@ def test_plain_gradients_explode_at_the_start_with_normalisation() -> None:
     assert gradients.word(sum(plain) / 3) == "explode"
 
 
+@pytest.mark.process
 def test_without_normalisation_xaviers_weights_let_them_vanish() -> None:
     for seed in SEEDS:
         shallow, deep = (at_start("plain no norm xavier", depth, seed) for depth in (20, 56))
@@ -96,6 +98,7 @@ def test_slope_and_rho_of_an_exponential() -> None:
     assert tilt(rows["g"]) == pytest.approx(4)
 
 
+@pytest.mark.process
 def test_every_arm_is_followed_while_it_trains() -> None:
     settings = Settings(depth=8, width=4, steps=12, batch_size=8)
     rows = gradients.measure([Case("plain", settings)], lambda done, of, what: None)

@@ -22,6 +22,7 @@ def batch(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
     return images.double(), labels
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arm", ["residual", "preact"])
 def test_the_identity_is_exact(arm: str, few_digits: Images) -> None:
     network = models.build(Settings(depth=20, arch=ARMS[arm]), 1, 10, (8, 8)).double()

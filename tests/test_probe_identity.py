@@ -18,6 +18,7 @@ from resexp.probes.networks import some_images
 from resexp.settings import Arch, Merge, Settings, UsageError
 
 
+@pytest.mark.process
 def test_a_plain_block_becomes_the_identity_and_nearly_so_in_training() -> None:
     network = models.build(Settings(depth=14, width=8), 1, 10, (8, 8)).eval()
     block = network.get_submodule("blocks.1")
@@ -43,6 +44,7 @@ def test_a_deeper_plain_network_has_the_shallow_ones_loss(deep: int, few_digits:
     assert convolutions == deep - 1
 
 
+@pytest.mark.process
 def test_the_error_of_a_network_that_gives_nothing_is_one() -> None:
     """Without a step a plain stack is no identity; the relative error is of the right size."""
     settings = Settings(width=8)
@@ -95,6 +97,7 @@ def test_headlines_pair_the_losses_by_seed() -> None:
     assert finding.verdict is Verdict.supported
 
 
+@pytest.mark.process
 def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "REGRESSION_STEPS", 2)
     monkeypatch.setattr(identity, "WARM_STEPS", 2)

@@ -28,6 +28,7 @@ from resexp.probes.networks import load, snapshots, some_images
 from resexp.settings import Arch, Merge, Settings, UsageError
 
 
+@pytest.mark.process
 def test_a_direction_has_each_filters_length_and_is_its_seeds() -> None:
     network = models.build(Settings(depth=8, width=4), 1, 10, (8, 8))
     weights = {name: one for name, one in network.named_parameters() if one.dim() > 1}
@@ -114,6 +115,7 @@ def test_numbers_of_slices() -> None:
     assert width([4, 1.5, 1, 1.5, 4]) == pytest.approx(2 * 3 / 5)
 
 
+@pytest.mark.process
 def test_at_equal_loss_the_better_network_is_sliced_on_its_way() -> None:
     settings = Settings(depth=8, width=4, steps=40, batch_size=32, arch=Arch(merge=Merge.residual))
     data, case = load(settings), Case("residual", settings)

@@ -85,6 +85,7 @@ def test_orders_swap_within_a_stage_and_tau_counts_them(few_digits: Images) -> N
     assert tau([1, 0, 2, 3]) == pytest.approx(2 / 3)
 
 
+@pytest.mark.process
 def test_every_kind_has_its_rows(few_digits: Images) -> None:
     one = small(RESIDUAL, 20, few_digits)
     assert len(list(singles(one))) == 1 + 7

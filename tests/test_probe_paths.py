@@ -32,6 +32,7 @@ RESIDUAL = Arch(merge=Merge.residual)
 PREACT = Arch(merge=Merge.residual, order=Order.full_preactivation)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", [RESIDUAL, PREACT])
 def test_all_paths_add_up_to_the_gradient_by_autograd(arch: Arch, few_digits: Images) -> None:
     settings = Settings(depth=20, width=4, arch=arch)
@@ -94,6 +95,7 @@ def test_the_verdict_needs_both_signs_in_three_networks() -> None:
     assert paths.judge([(math.nan, -3)] * 3) is Verdict.inconclusive
 
 
+@pytest.mark.process
 def test_networks_are_measured_at_the_start_and_trained() -> None:
     settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=RESIDUAL)
     rows = paths.measure([Case("residual", settings)], lambda done, of, what: None)

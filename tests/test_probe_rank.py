@@ -19,6 +19,7 @@ from resexp.settings import Arch, Merge, Settings, Twin
 SEEDS = (0, 1, 2)
 
 
+@pytest.mark.process
 def test_tokens_become_one_without_skips_and_stay_apart_with_them() -> None:
     layers = {name: [ranks(ARMS[name], seed, 12) for seed in SEEDS] for name in ARMS}
     without = [mean([one[4] for one in layers[name]]) for name in list(ARMS)[:2]]
@@ -28,6 +29,7 @@ def test_tokens_become_one_without_skips_and_stay_apart_with_them() -> None:
     assert rank.judge(without, kept) is Verdict.supported
 
 
+@pytest.mark.process
 def test_the_packages_own_transformers_do_the_same_on_digits() -> None:
     layers = {name: [own_ranks(name, seed) for seed in SEEDS] for name in rank.OWN}
     assert all(len(one) == 13 for some in layers.values() for one in some)
@@ -55,6 +57,7 @@ def test_own_ranks_are_of_the_transformer_run_block_by_block() -> None:
             x = block(x)
 
 
+@pytest.mark.process
 def test_the_last_gradient_grows_from_pre_to_post_with_depth() -> None:
     ratios = []
     for layers in (2, 8, 32):

@@ -25,6 +25,7 @@ def neighbours(name: str, depth: int) -> float:
     return sum(found) / SEEDS
 
 
+@pytest.mark.process
 def test_plain_gradients_shatter_where_centred_and_only_there() -> None:
     plain, residual = (neighbours(*place) for place in DECIDE.values())
     assert plain < 0.2
@@ -124,6 +125,7 @@ def test_autocorrelation_of_known_signals() -> None:
     assert autocorrelation(noise.cumsum(0), 1) > 0.99
 
 
+@pytest.mark.process
 def test_every_arm_depth_and_lag_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shattering, "WIDTH", 16)
     monkeypatch.setattr(shattering, "IMAGE_DEPTHS", (8, 20))

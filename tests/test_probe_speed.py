@@ -20,6 +20,7 @@ from resexp.train.fit import begin, fit
 TINY = Settings(depth=8, width=4, steps=12, batch_size=8)
 
 
+@pytest.mark.process
 def test_the_losses_are_those_of_training(few_digits: Images) -> None:
     settings = replace(TINY, eval_every=4, arch=Arch(merge=Merge.residual))
     found = list(losses(settings, few_digits))
@@ -36,6 +37,7 @@ def test_means_are_over_ten_batches_and_end_below_the_threshold() -> None:
     assert list(running(iter(falling))) == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 
 
+@pytest.mark.process
 def test_a_network_that_stays_above_counts_one_step_more() -> None:
     cases = [Case("residual", replace(TINY, seed=seed)) for seed in (0, 1)]
     rows = speed.measure(cases, lambda done, of, what: None)

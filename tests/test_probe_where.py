@@ -63,6 +63,7 @@ def test_the_verdict_is_of_bounds() -> None:
     assert where.judge([paired_t([1.0, 1.1])] * 3) is Verdict.inconclusive
 
 
+@pytest.mark.process
 def test_runs_with_skips_in_single_stages_are_used(tmp_path: Path) -> None:
     """Stage 2 from its checkpoint, at its last step; what has none is trained as its run was."""
     words = ["depth=8", "width=4", "steps=4", "batch_size=8", "eval_every=4", "threads=1"]

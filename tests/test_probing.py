@@ -33,6 +33,8 @@ from resexp.settings import (
 )
 from resexp.settings.choices import alternatives
 
+pytestmark = pytest.mark.process
+
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1", "keep_checkpoint=true"]
 
 

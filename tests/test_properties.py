@@ -20,6 +20,8 @@ from resexp.runs import run as task
 from resexp.runs.records import Row
 from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
 
+pytestmark = pytest.mark.process
+
 TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f"))
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "depth": st.sampled_from([8, 14, 20, 56]),

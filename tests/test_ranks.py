@@ -32,6 +32,8 @@ from resexp.train.fit import begin
 from resexp.train.ranks import ALONE, Ranks, SynchronisedNorm, synchronise
 from resexp.train.schedule import learning_rate
 
+pytestmark = pytest.mark.process
+
 # --- what every rank does, in two processes without a job
 
 SHARES = (3, 2)  # images of each rank: not the same

@@ -114,6 +114,7 @@ def test_a_cell_is_spelled(value: float | None, text: str) -> None:
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@pytest.mark.process
 @settings(deadline=None)
 @given(
     st.integers(1, 10**9),

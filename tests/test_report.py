@@ -261,6 +261,7 @@ def test_the_csv_downloads_are_the_files(results: Path, tree: Element) -> None:
     assert table[0].startswith("name,series,depth") and len(table) == 1 + 5
 
 
+@pytest.mark.process
 def test_the_papers_sweep_stays_small(tmp_path: Path) -> None:
     """40 runs of 64,000 steps, a row every 100: under 3 MB, their CSV packed."""
     rows = [
@@ -299,6 +300,7 @@ def test_nothing_is_fetched(results: Path, text: str, tree: Element) -> None:
     assert str(results) not in text
 
 
+@pytest.mark.process
 def test_only_the_reports_own_script_may_run(tree: Element) -> None:
     (script,) = [each for each in tree.iter("script") if "type" not in each.attrib]
     digest = base64.b64encode(hashlib.sha256((script.text or "").encode()).digest()).decode()
@@ -388,6 +390,7 @@ def test_headings_tables_language_and_width_are_said(tree: Element) -> None:
     assert tree.attrib["lang"] == "en"
 
 
+@pytest.mark.process
 def test_legend_entries_are_buttons_for_what_is_drawn(tree: Element) -> None:
     figures = tree.findall(".//figure[@class='chart']")
     assert len(figures) == 3

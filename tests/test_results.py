@@ -106,6 +106,7 @@ def test_an_unknown_filter_names_the_nearest_setting(results: Path) -> None:
         find_runs(results, ["plain"])
 
 
+@pytest.mark.process
 def test_no_runs_says_what_to_type(results: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="resexp run -m depth=20,56 arch=plain,residual"):
         require_runs(tmp_path / "nowhere")
@@ -236,6 +237,7 @@ def test_the_package_reads_results_under_its_own_name(results: Path) -> None:
     assert len(resexp.load_results(results)) == 110
 
 
+@pytest.mark.process
 def test_reading_needs_no_torch_and_finding_no_pandas() -> None:
     program = (
         "import sys; import resexp.analysis.results; "
@@ -247,6 +249,7 @@ def test_reading_needs_no_torch_and_finding_no_pandas() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.process
 def test_an_experiment_below_another_is_not_mixed_into_it(tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 20, 0)
     write_run(tmp_path / "digits", "plain", 20, 1, name="five-seeds")

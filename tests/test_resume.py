@@ -23,6 +23,8 @@ from resexp.runs.stop import STOPPING, Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train.fit import State, fit
 
+pytestmark = pytest.mark.process
+
 STEPS = 6
 
 

@@ -38,6 +38,7 @@ def test_the_papers_recipe_has_the_papers_rates(arch: str, depth: int, rates: li
     assert [learning_rate(paper, step) for step in STEPS] == pytest.approx(rates, rel=1e-12)
 
 
+@pytest.mark.process
 def test_the_papers_rates_change_at_no_other_step() -> None:
     for depth, changes in ((20, [32_000, 48_000]), (110, [400, 32_000, 48_000])):
         rates = trace(compose(["experiment=he2015", f"depth={depth}"]).settings)
@@ -70,6 +71,7 @@ def test_without_milestones_the_rate_is_constant() -> None:
     assert set(trace(Settings(lr=0.05, milestones=[]))) == {0.05}
 
 
+@pytest.mark.process
 @settings(deadline=None)
 @given(
     steps=st.integers(1, 3000),

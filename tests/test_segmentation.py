@@ -71,6 +71,7 @@ def test_blobs_are_these_ones_for_ever() -> None:
     assert (int(pixels.sum()), int(mask.sum())) == (27508, 55)
 
 
+@pytest.mark.process
 def test_blobs_are_fit_to_train_on_and_come_with_masks() -> None:
     images = data.load(BLOBS)
     assert images.task == "segmentation"
@@ -241,6 +242,7 @@ class Lowered(nn.Module):
         return x - torch.tensor([0.0, 0.0, 100.0]).view(3, 1, 1)
 
 
+@pytest.mark.process
 def test_large_masks_are_scored_a_few_images_at_a_time() -> None:
     sizes: list[int] = []
 
@@ -299,6 +301,7 @@ def test_pixels_without_a_class_move_no_weight() -> None:
 # Training
 
 
+@pytest.mark.process
 def test_the_training_error_is_of_the_labelled_pixels(few_blobs: Images) -> None:
     settings = compose(
         ["experiment=blobs", "depth=8", "width=2", "steps=2", "eval_every=2", "batch_size=24"]
@@ -315,6 +318,7 @@ def test_the_training_error_is_of_the_labelled_pixels(few_blobs: Images) -> None
     assert row.train_error == pytest.approx(100 * wrong.item())
 
 
+@pytest.mark.process
 def test_a_run_learns_blobs_and_records_overlaps(tmp_path: Path, loaded: None) -> None:
     # In so few steps a moving average of the statistics lags behind.
     words = ["steps=40", "width=8", "batch_size=12", "eval_every=20", "bn_eval=recalibrated"]
@@ -335,6 +339,7 @@ def test_a_run_learns_blobs_and_records_overlaps(tmp_path: Path, loaded: None) -
     assert errors(outcome.record["last"]).endswith(f"IoU {last.test_iou:>4.1f} %")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("words", [["crop_padding=2", "flip=true"], ["arch.norm=none", "lr=0.01"]])
 def test_a_resumed_run_equals_one_that_never_stopped(
     tmp_path: Path, loaded: None, words: list[str]
@@ -449,6 +454,7 @@ def test_a_diverged_run_counts_as_the_overlap_of_the_commonest_class(tmp_path: P
     assert [run.endpoint("test_iou") for run in find_runs(tmp_path, ["arch=plain"])] == [None]
 
 
+@pytest.mark.process
 def test_a_frame_has_the_columns_of_the_overlap_only_if_a_run_has(tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 8, 0)
     assert "test_iou" not in load_results(tmp_path)
@@ -499,6 +505,7 @@ def test_255_is_no_class_beside_others(tmp_path: Path) -> None:
     assert images.train_labels[0, 0].tolist() == [0, 1, UNLABELLED] * 4
 
 
+@pytest.mark.process
 def test_a_palette_and_bilevel_masks_are_read_by_their_numbers(tmp_path: Path) -> None:
     settings = folder(tmp_path, (0, 1))
     with Image.open(tmp_path / "train/masks/2.png") as saved:
@@ -582,6 +589,7 @@ def test_a_folder_without_one_of_the_four_is_refused_before_anything(
         data.check_present(settings)
 
 
+@pytest.mark.process
 def test_a_folder_trains_from_the_command_line(tmp_path: Path) -> None:
     pack_masks(tmp_path / "cells", (0, 255), size=16)
     one = job(tmp_path / "results", "data=masks", f"data.root={tmp_path / 'cells'}", "data.size=8")

@@ -49,6 +49,7 @@ def theirs(network: nn.Module, settings: Settings) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "settings",
@@ -82,6 +83,7 @@ def test_five_steps_end_where_torchs_optimizer_does(settings: Settings, dtype: t
         assert not torch.equal(one, first)
 
 
+@pytest.mark.process
 def test_decay_on_weights_leaves_norms_and_biases_alone() -> None:
     for on, kept in ((WeightDecayOn.all, 0), (WeightDecayOn.weights, 15)):
         settings = replace(SMALL, weight_decay_on=on)

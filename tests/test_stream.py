@@ -278,6 +278,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "_loaded", {})
 
 
+@pytest.mark.process
 def test_two_processes_train_the_run_that_images_in_memory_train(
     root: Path, forgetful: None
 ) -> None:
@@ -288,6 +289,7 @@ def test_two_processes_train_the_run_that_images_in_memory_train(
     assert streamed["digest"] == decoded["digest"]
 
 
+@pytest.mark.process
 def test_a_streamed_run_that_was_stopped_goes_on_as_if_it_was_not(
     root: Path, in_this_process: None, forgetful: None
 ) -> None:

@@ -25,6 +25,8 @@ from test_cli import call, run
 from resexp.config import PLUGINS, composed
 from resexp.settings.choices import config_folder
 
+pytestmark = pytest.mark.process
+
 #: Words of a sweep, among them options, values, lists, nested keys, additions and no values.
 WORDS = {
     "arch": ["arch=plain", "arch=residual", "arch=preact"],

@@ -199,6 +199,7 @@ def test_latex_is_escaped(lines: list[dict[str, Any]]) -> None:
     assert escape_latex(">60") == r"\textgreater{}60"
 
 
+@pytest.mark.process
 def test_another_form_is_refused(lines: list[dict[str, Any]]) -> None:
     with pytest.raises(UsageError, match=", ".join(FORMS)):
         render(lines, "html")

@@ -74,6 +74,7 @@ def test_a_block_has_12dd_and_13d_parameters(
     assert models.count(first(network)) == value
 
 
+@pytest.mark.process
 def test_pre_ln_has_one_layer_norm_more_and_rezero_none_but_a_number_a_block() -> None:
     pre, post, rezero = (models.count(built(arch)) for arch in ARCHS)
     assert pre - post == 2 * 64
@@ -83,6 +84,7 @@ def test_pre_ln_has_one_layer_norm_more_and_rezero_none_but_a_number_a_block() -
 
 
 # torch imports its own counter through a module that warns of its own deprecation.
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_flops_with_those_of_attention_agree_with_torchs_own_counter(arch: str) -> None:
@@ -131,6 +133,7 @@ def test_a_block_gives_the_outputs_and_gradients_of_torchs_own(arch: str, norm_f
     torch.testing.assert_close(ours.grad, other.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.process
 def test_the_plain_twin_is_the_same_layers_without_additions() -> None:
     block, x = first(built(PRE, "twin=plain")), tokens()
     shaken(block)
@@ -187,6 +190,7 @@ def test_twins_are_exact_but_for_the_numbers_of_rezero(arch: str, exact: bool) -
     assert all(check.equal for check in checks.values())
 
 
+@pytest.mark.process
 def test_the_three_kinds_start_at_the_same_weights() -> None:
     networks = [dict(built(arch).named_parameters()) for arch in ARCHS]
     drawn = [name for name, value in networks[2].items() if value.dim() > 1]
@@ -233,6 +237,7 @@ def test_what_the_family_cannot_build_is_refused(words: list[str], sentence: str
 # Training
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_few_steps_lower_the_loss_on_the_digits(arch: str, few_digits: Images) -> None:
     words: list[Any] = ["steps=40", "eval_every=20", "batch_size=20", "device=cpu"]

@@ -71,6 +71,7 @@ def test_the_papers_tile_of_572_pixels_gives_388() -> None:
     assert network.tile(388) == (92, 92)
 
 
+@pytest.mark.process
 def test_other_depths_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"depth=20 is not 5n\+3\. Nearest: 18, 23\."):
         compose(["arch=unet", "depth=20"])
@@ -118,6 +119,7 @@ def test_mirroring_goes_back_and_forth_as_often_as_it_takes() -> None:
     assert positions.tolist() == [*(1, 0, 1, 2, 1), *(0, 1, 2), *(1, 0, 1, 2)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_logits_lie_where_their_pixels_do(padding: str) -> None:
     # Far from the border, an image shifted by what the poolings take gives shifted logits.
@@ -202,6 +204,7 @@ def test_addition_and_its_plain_twin_are_exact_twins() -> None:
     assert not torch.equal(added(pictures(2, 1, 8, 8)), plain(pictures(2, 1, 8, 8)))
 
 
+@pytest.mark.process
 def test_the_plain_twin_of_concatenation_lacks_the_concatenated_channels_alone() -> None:
     concatenated = dict(structure(settings(depth=23, width=64, **PAPER)).named_parameters())
     plain = dict(
@@ -234,6 +237,7 @@ def test_the_matched_twin_is_built_as_wide_as_it_says() -> None:
     assert count == pytest.approx(models.count(structure(settings(width=16))), rel=0.01)
 
 
+@pytest.mark.process
 def test_a_network_too_narrow_to_match_is_refused() -> None:
     with pytest.raises(UsageError, match=r"width=2 has no matched twin"):
         structure(settings(depth=8, width=2, twin=Twin.matched))
@@ -247,6 +251,7 @@ def test_addition_matches_its_plain_twin_as_it_is() -> None:
 # Choosing it
 
 
+@pytest.mark.process
 def test_the_configurations_are_the_papers_network_and_its_sum() -> None:
     one = compose(["experiment=blobs", "depth=23", "width=64", "norm=none", "padding=valid"])
     network = models.structure(one.settings, 1, 2)

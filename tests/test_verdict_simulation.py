@@ -201,6 +201,7 @@ POWERS = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("rise", "sd", "seeds", "power"), POWERS)
 def test_the_power_is_as_computed(rise: float, sd: float, seeds: int, power: float) -> None:
     assert share_degrading(rise, sd, seeds, draws=1000) == pytest.approx(
@@ -241,6 +242,7 @@ def test_a_plateau_takes_no_power() -> None:
 # --- coverage
 
 
+@pytest.mark.process
 def test_intervals_of_every_contrast_cover_the_truth_at_their_rate() -> None:
     generator = np.random.default_rng(11)
     truth = {"plain": 24.0, "residual": -2.0, "difference": 26.0}
