@@ -171,6 +171,7 @@ def test_images_that_teach_another_task_are_refused() -> None:
 # The table
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", choices.options("arch"))
 def test_the_rows_add_up_to_what_is_measured(arch: str) -> None:
     found = shallow(arch)

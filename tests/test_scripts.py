@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,29 @@ def test_bash_can_read_a_script(script: Path) -> None:
     checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert os.access(script, os.X_OK)
+
+
+@pytest.mark.process
+def test_a_sweep_gives_its_words_to_resexp_and_ends_as_the_verdict_does(tmp_path: Path) -> None:
+    """sweep.sh, as the scripts of the committed sweeps use it, from a checkout of nothing else."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/sweep.sh", tmp_path / "scripts")
+    (tmp_path / "results/digits/x").mkdir(parents=True)
+    resexp = tmp_path / "resexp"
+    resexp.write_text('#!/bin/sh\necho "$*" >>said\n[ "$1" != verdict ] || exit 4\n')
+    resexp.chmod(0o755)
+    script = tmp_path / "scripts/x.sh"
+    script.write_text('. "$(dirname "$0")/sweep.sh"\non_digits x depth=8 "$@"\nwritten\n')
+    told = environment(RESEXP=resexp)
+    assert subprocess.run(["bash", script, "threads=2"], cwd="/", env=told).returncode == 4
+    here = "results/digits/x"
+    assert (tmp_path / "said").read_text().splitlines() == [
+        "run -m results=results/digits name=x launch=processes threads=1 depth=8 threads=2",
+        f"table {here} --format markdown",
+        f"report {here}",
+        f"verdict {here}",
+    ]
+    assert (tmp_path / here / "table.md").exists() and (tmp_path / here / "verdict.txt").exists()
 
 
 @pytest.mark.process
