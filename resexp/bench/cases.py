@@ -70,21 +70,9 @@ def planned(words: Sequence[str], compose: Callable[[Sequence[str]], Job]) -> Pl
     swept = [alternatives(word) for word in [*usual, *chosen]]
     if any(len(values) > 1 and key(values[0]) == "device" for values in swept):
         raise UsageError("device has several values. Give one.")
-    found: dict[str, list[Job]] = {}  # by network, in the order of their first
-    for choice in itertools.product(*swept):
-        job = compose(list(choice))
-        chosen = [word for word, values in zip(choice, swept, strict=True) if len(values) > 1]
-        more = [
-            word for word in chosen if key(word) not in ("arch", "depth", "engine", "precision")
-        ]
-        engine, every = job.settings.engine, [one for one in Engine if one is not Engine.auto]
-        network = " ".join([f"{job.arch}-{job.settings.depth}", *more])
-        for one in every if engine is Engine.auto else [engine]:
-            with_engine = replace(job, settings=replace(job.settings, engine=one))
-            found.setdefault(network, []).append(with_engine)
     plan = Plan([], [], device)
     baselines: dict[str, str] = {}  # what a baseline loop does, and the network that has it
-    for network, job in ((network, job) for network, jobs in found.items() for job in jobs):
+    for network, job in networks(swept, compose):
         images = images_of(job, device, noisy)
         if (why := refusal(job, images, device)) is not None:
             plan.left_out.extend([] if why in plan.left_out else [why])
@@ -99,6 +87,26 @@ def planned(words: Sequence[str], compose: Callable[[Sequence[str]], Job]) -> Pl
     if not plan.cases:
         raise UsageError(plan.left_out[0])
     return plan
+
+
+def networks(
+    swept: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Job]
+) -> list[tuple[str, Job]]:
+    """Every combination of the words, by every engine where that is ``auto``: name and job.
+
+    A name is residual-20, and what else tells it from the others. Jobs of one name stand together.
+    """
+    found: dict[str, list[Job]] = {}
+    for choice in itertools.product(*swept):
+        job = compose(list(choice))
+        apart = [word for word, values in zip(choice, swept, strict=True) if len(values) > 1]
+        more = [w for w in apart if key(w) not in ("arch", "depth", "engine", "precision")]
+        name = " ".join([f"{job.arch}-{job.settings.depth}", *more])
+        every = [one for one in Engine if one is not Engine.auto]
+        engines = every if job.settings.engine is Engine.auto else [job.settings.engine]
+        jobs = [replace(job, settings=replace(job.settings, engine=one)) for one in engines]
+        found.setdefault(name, []).extend(jobs)
+    return [(name, job) for name, jobs in found.items() for job in jobs]
 
 
 def key(word: str) -> str:
