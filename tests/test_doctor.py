@@ -13,7 +13,7 @@ import pytest
 from fake_results import write_run
 from small_images import pack, pack_masks, six
 
-from resexp.analysis.results import find_runs
+from resexp.analysis.results import export_runs, find_runs
 from resexp.commands import doctor
 from resexp.commands.doctor_results import Trouble, inspect, text
 from resexp.config import compose
@@ -162,6 +162,18 @@ def test_a_sound_tree_has_nothing_wrong(tmp_path: Path) -> None:
     write_run(tmp_path, "residual", 56, 0, extras={"lr": 0.1}, name="rates")
     assert inspect(tmp_path) == []
     assert text(tmp_path, []) == f"ok    {tmp_path}: nothing is wrong"
+
+
+def test_an_exported_sweep_is_looked_through(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "plain", 20, seed)
+    [pair] = export_runs(tmp_path, [], tmp_path / "out")
+    assert inspect(tmp_path / "out") == []
+    rows = (pair / "rows.csv").read_text()
+    (pair / "runs.csv").write_text((pair / "runs.csv").read_text().replace("0.02", "0.03"))
+    assert {one.level for one in inspect(pair)} == {"fail"}  # digests differ
+    (pair / "rows.csv").write_text(rows[: len(rows) // 2])
+    assert ["runs.csv" in one.what for one in inspect(pair)] == [True]
 
 
 def test_the_committed_results_have_nothing_wrong() -> None:

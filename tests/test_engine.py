@@ -90,9 +90,11 @@ ARCHS = {
     "plain": Arch(),
     "residual": Arch(merge=Merge.residual),
     "preact": Arch(merge=Merge.residual, order=Order.full_preactivation),
-    "highway": Arch(merge=Merge.highway),
+    "highway": Arch(merge="highway"),
     "group": Arch(merge=Merge.residual, norm=Normalisation.group),
-    "fixup": Arch(merge=Merge.scaled, order=Order.fixup, branch_start=1.0, scalar_lr=0.1),
+    "fixup": Arch(
+        merge=Merge.scaled, order=Order.fixup, options={"branch_start": 1.0}, scalar_lr=0.1
+    ),
 }
 
 

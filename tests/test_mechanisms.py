@@ -166,7 +166,8 @@ def test_git_takes_the_committed_folder_without_checkpoints() -> None:
         return subprocess.run(command).returncode == 0
 
     assert ignored("plain-8-s0/checkpoint.pt")
-    assert not ignored("plain-8-s0/metrics.csv")
+    assert ignored("plain-8-s0/metrics.csv")
+    assert not ignored("rows.csv")
     assert not ignored("probe-gradients.csv")
 
 

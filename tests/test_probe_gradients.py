@@ -156,6 +156,6 @@ def test_an_arm_has_its_skips_whatever_it_was_made_from() -> None:
 
 
 def test_networks_without_their_twins_are_refused() -> None:
-    case = Case("highway", Settings(arch=Arch(merge=Merge.highway)))
+    case = Case("highway", Settings(arch=Arch(merge="highway")))
     with pytest.raises(UsageError, match="arch=plain,residual"):
         gradients.measure([case], lambda done, of, what: None)

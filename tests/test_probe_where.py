@@ -17,7 +17,7 @@ from resexp.probes import Case, Verdict, where
 from resexp.probes import run as probing
 from resexp.probes.where import ARMS, gains, settings_of
 from resexp.runs.run import perform
-from resexp.settings import Arch, Merge, Settings, UsageError
+from resexp.settings import Arch, Settings, UsageError
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -82,6 +82,6 @@ def test_runs_with_skips_in_single_stages_are_used(tmp_path: Path) -> None:
 
 
 def test_other_networks_are_refused() -> None:
-    highway = Case("highway", Settings(arch=Arch(merge=Merge.highway)))
+    highway = Case("highway", Settings(arch=Arch(merge="highway")))
     with pytest.raises(UsageError, match="arch=residual"):
         where.measure([highway], lambda done, of, what: None)

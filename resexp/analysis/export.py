@@ -91,6 +91,11 @@ def read(folder: Path) -> list[Exported]:
         ) from error
 
 
+def is_pair(folder: Path) -> bool:
+    """Whether both files are in ``folder``."""
+    return (folder / RUNS).is_file() and (folder / ROWS).is_file()
+
+
 def metrics(columns: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of one run's metrics.csv; none of a run without rows."""
     if not rows:

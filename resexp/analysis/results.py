@@ -229,7 +229,7 @@ def find_runs(
     record of a run is left out, and a sentence about it added to ``skipped``. Raises UsageError for
     a filter whose setting does not exist, and for a damaged pair.
     """
-    if (root.parent / export.RUNS).is_file() and not (root / RECORD).exists():
+    if export.is_pair(root.parent) and not (root / RECORD).exists():
         runs = [run for run in _exported(root.parent) if root.name in (run.run, export.RUNS)]
     else:
         runs = _runs_below(root, skipped)
@@ -242,8 +242,9 @@ def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
     """The runs of the first level that holds any."""
     for run_level, pair_level in ((RECORD, None), (f"*/{RECORD}", ""), (f"*/*/{RECORD}", "*/")):
         runs: dict[Path, Run] = {}
-        for pair in root.glob(f"{pair_level}{export.RUNS}") if pair_level is not None else ():
-            runs |= {run.path: run for run in _exported(pair.parent)}
+        pairs = root.glob(f"{pair_level}{export.RUNS}") if pair_level is not None else ()
+        for folder in (path.parent for path in pairs if export.is_pair(path.parent)):
+            runs |= {run.path: run for run in _exported(folder)}
         records = sorted(root.glob(run_level))
         for path in records:
             record = _read(path)

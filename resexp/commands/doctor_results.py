@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resexp.analysis.results import Run, fault
+from resexp.analysis import export
+from resexp.analysis.results import Run, fault, find_runs
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, is_held
 from resexp.runs.records import (
     BEGUN,
@@ -109,7 +110,8 @@ def troubles(directory: Path) -> Iterator[Found]:
         meaning = "resexp run refuses it: writing would change another place"
         yield "fail", f"{links[0]} is a link", meaning, f"rm {quoted(directory / links[0])}"
     if RECORD not in names:
-        yield from without_record(directory, names)
+        pair = export.is_pair(directory)
+        yield from of_pair(directory) if pair else without_record(directory, names)
         return
     record = read_json(directory / RECORD)
     reason = "it is no JSON object" if not isinstance(record, dict) else fault(record)
@@ -124,6 +126,18 @@ def troubles(directory: Path) -> Iterator[Found]:
     yield from of_rows(Run(directory, record))
     yield from of_status(record)
     yield from leftovers(directory, names, record)
+
+
+def of_pair(directory: Path) -> Iterator[Found]:
+    """An exported sweep: two files in place of run directories."""
+    try:
+        runs = find_runs(directory)
+    except UsageError as refusal:
+        yield "fail", str(refusal), "none of its runs is read", f"git checkout {quoted(directory)}"
+        return
+    for run in runs:
+        yield from of_record(run.path, run.record)
+        yield from of_rows(run)
 
 
 def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
