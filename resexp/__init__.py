@@ -28,7 +28,7 @@ def run(**settings: Any) -> Run:
     """
     from resexp.analysis.results import Run
     from resexp.config import compose
-    from resexp.runs.run import perform
+    from resexp.launch.local import perform
 
     words = [f"{key.replace('__', '.')}={spell(value)}" for key, value in settings.items()]
     job = compose(words)

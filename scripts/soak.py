@@ -5,7 +5,7 @@ Hardware   two CPU cores, 1 GB of memory
 Cost       2 to 5 s a kill: an hour or so; stopped at any time, the same command goes on
 Expected   rows lost 0, rows doubled 0, rows changed 0, runs repeated 0
 
-Two workers share sweeps of tiny networks on the digits through ``resexp.runs.run.perform``, so they
+Two workers share sweeps of tiny networks on the digits through ``launch.local.perform``, so they
 claim, train, save, record and finish as every launcher does. They are forked from a process that
 has imported PyTorch, since a kill would else cost seconds of imports. At random moments, some of
 them chosen while a row, a checkpoint or the end of a run is being written, one is killed, and
@@ -36,10 +36,12 @@ from typing import Any
 
 import torch
 
+from resexp.launch import local
 from resexp.runs import records, run
-from resexp.runs.records import FINISHED, METRICS, RECORD, TIME_COLUMNS
+from resexp.runs.records import FINISHED, METRICS, RECORD
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train import fit
+from resexp.train.row import TIME_COLUMNS
 
 RUNS = 24  # of one sweep: seeds, half plain and half residual
 AT_A_TIME = 2
@@ -97,7 +99,7 @@ def work(jobs: list[Job], mark: Any) -> None:
     while left:
         index, job = left.pop(0)
         mark[0], mark[2] = index, 0
-        if run.perform(job, watch).claim is records.Claim.busy:
+        if local.perform(job, watch).claim is records.Claim.busy:
             left.append((index, job))
             time.sleep(0.05)
         mark[1] = BETWEEN

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resexp.runs.records import COLUMNS, spell
+from resexp.runs.records import spell
 from resexp.settings import Settings, as_dict, digest, run_name
+from resexp.train.row import COLUMNS
 
 PARAMETERS = {8: 75_290, 20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
 

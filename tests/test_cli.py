@@ -31,9 +31,9 @@ import resexp
 from resexp import config
 from resexp.analysis.results import load_results
 from resexp.cli import app, main
-from resexp.runs.records import COLUMNS
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
+from resexp.train.row import COLUMNS
 
 pytestmark = pytest.mark.process
 

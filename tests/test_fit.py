@@ -16,11 +16,12 @@ from torch.nn.functional import cross_entropy
 from resexp import models
 from resexp.data import Images, batches
 from resexp.models.merges import SUMS
-from resexp.runs.records import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row, spell
+from resexp.runs.records import spell
 from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
 from resexp.train import device
 from resexp.train.fit import State, begin, fit
 from resexp.train.precision import autocast
+from resexp.train.row import COLUMNS, IOU_COLUMNS, TIME_COLUMNS, Row
 
 #: Seven steps with rows after four and seven; both drops of the rate fall between them.
 SMALL = Settings(

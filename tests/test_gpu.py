@@ -12,14 +12,14 @@ import torch
 
 from resexp import data, models
 from resexp.config import compose
-from resexp.launch.local import run_all
+from resexp.launch.local import perform, run_all
 from resexp.runs.messages import Over, Step
-from resexp.runs.records import COLUMNS, METRICS, TIME_COLUMNS, Row, spell
-from resexp.runs.run import perform
+from resexp.runs.records import METRICS, spell
 from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
 from resexp.train.device import prepare
 from resexp.train.engine import choose
 from resexp.train.fit import State, begin, fit
+from resexp.train.row import COLUMNS, TIME_COLUMNS, Row
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,11 +19,13 @@ import pytest
 import torch
 
 from resexp import config, data
+from resexp.launch import local
 from resexp.runs import checkpoint, records
-from resexp.runs import run as task
-from resexp.runs.records import Claim, Row
+from resexp.runs import run as running
+from resexp.runs.records import Claim
 from resexp.settings import Arch, Job, Merge, Settings, UsageError
 from resexp.train import fit
+from resexp.train.row import Row
 
 
 def make_job(results: Path, **settings: Any) -> Job:
@@ -44,7 +46,7 @@ def make_job(results: Path, **settings: Any) -> Job:
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None:
-    monkeypatch.setattr(task, "load", lambda settings, device: few_digits)
+    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
 
 
 def cells(job: Job) -> list[list[str]]:
@@ -111,7 +113,7 @@ def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, part: str
 ) -> None:
     whole = make_job(tmp_path / "whole")
-    task.perform(whole)
+    local.perform(whole)
     size = {"row": 300, "checkpoint": 20_000, "record": 1000}[part]
     job = make_job(tmp_path / "full")
     started = False
@@ -125,13 +127,13 @@ def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(records.Unwritten, match="could not be written") as caught:
-            task.perform(job, watch)
+            local.perform(job, watch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in records.first_line(caught.value)
     assert str(job.directory) in records.first_line(caught.value)
     assert not [path for path in job.directory.iterdir() if path.name == "checkpoint.pt.tmp"]
-    assert task.perform(job).claim is Claim.resume
+    assert local.perform(job).claim is Claim.resume
     assert cells(job) == cells(whole)
     assert records.read_record(job.directory)["status"] in records.FINISHED
 
@@ -230,7 +232,7 @@ def test_a_read_only_results_folder_is_refused_before_anything(
 def test_a_clock_that_goes_backwards_changes_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task.perform(make_job(tmp_path / "usual"))
+    local.perform(make_job(tmp_path / "usual"))
     now = [2e9]
 
     def backwards() -> float:
@@ -238,11 +240,11 @@ def test_a_clock_that_goes_backwards_changes_no_number(
         return now[0]
 
     monkeypatch.setattr(time, "time", backwards)
-    monkeypatch.setattr(task, "now", lambda: f"{backwards():.0f}")
+    monkeypatch.setattr(running, "now", lambda: f"{backwards():.0f}")
     job = make_job(tmp_path / "set", checkpoint_every=3600.0)
     saved: list[int] = []
-    monkeypatch.setattr(task, "save", lambda job, state, record: saved.append(state.step))
-    task.perform(job)
+    monkeypatch.setattr(running, "save", lambda job, state, record: saved.append(state.step))
+    local.perform(job)
     assert saved == []  # an hour went by on the wall's clock alone
     assert cells(job) == cells(make_job(tmp_path / "usual"))
     assert float((job.directory / "metrics.csv").read_text().split(",")[-1]) >= 0
@@ -272,7 +274,7 @@ def test_a_slow_evaluation_does_not_put_checkpoints_off(
 ) -> None:
     clock, steps = [0.0], []
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(task, "save", lambda job, state, record: steps.append(state.step))
+    monkeypatch.setattr(running, "save", lambda job, state, record: steps.append(state.step))
 
     def slow(*words: Any) -> Row:
         clock[0] += 100.0
@@ -280,7 +282,7 @@ def test_a_slow_evaluation_does_not_put_checkpoints_off(
 
     evaluation = fit.evaluation
     monkeypatch.setattr(fit, "evaluation", slow)
-    task.perform(make_job(tmp_path, checkpoint_every=60.0))
+    local.perform(make_job(tmp_path, checkpoint_every=60.0))
     assert steps == [2, 3, 4, 5]  # after each evaluation, and once it is known, before each
 
 
@@ -303,7 +305,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, what: str, overwrite:
         job.directory.mkdir(parents=True)
         (job.directory / what).symlink_to(outside)
     with pytest.raises(UsageError, match="is a link"):
-        task.perform(job)
+        local.perform(job)
     if outside.is_dir():
         assert list(outside.iterdir()) == []
     else:
@@ -315,7 +317,7 @@ def test_a_results_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "results").symlink_to(tmp_path / "scratch")
     job = make_job(tmp_path / "results")
-    assert task.perform(job).record["status"] in ("ok", "collapsed")
+    assert local.perform(job).record["status"] in ("ok", "collapsed")
 
 
 @pytest.mark.parametrize(
@@ -359,10 +361,10 @@ def test_a_malicious_checkpoint_is_set_aside_and_not_run(
             raise Stopped
 
     with pytest.raises(Stopped):
-        task.perform(job, stop)
+        local.perform(job, stop)
     torch.save({"digest": Evil(), "network": Evil()}, job.directory / "checkpoint.pt")
     (job.directory / "checkpoint.before.pt").write_bytes(pickle.dumps(Evil()))
-    outcome = task.perform(job)
+    outcome = local.perform(job)
     assert not (tmp_path / "executed").exists()
     assert len([line for line in outcome.warnings if "cannot be used" in line]) == 2
     assert [row[0] for row in cells(job)[1:]] == ["2", "4", "6"]
@@ -380,14 +382,14 @@ def test_python_tags_in_a_run_directory_are_text(
 
     monkeypatch.chdir(tmp_path)
     job = make_job(tmp_path / "results")
-    task.perform(job)
+    local.perform(job)
     (job.directory / "config.yaml").write_text(TAGS)
     assert len(find_runs(tmp_path / "results")) == 1
-    assert task.perform(job).claim is Claim.done
+    assert local.perform(job).claim is Claim.done
     (job.directory / "run.json").write_text(TAGS)
     assert find_runs(tmp_path / "results") == []
     with pytest.raises(UsageError, match="is not a record"):
-        task.perform(job)
+        local.perform(job)
     assert [one.level for one in inspect(tmp_path / "results")] == ["fail"]
     assert not (tmp_path / "executed").exists()
 

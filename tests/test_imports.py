@@ -35,7 +35,14 @@ ONLY_IN = {
 WITHOUT_TORCH = [
     *("__init__.py", "__main__.py", "cli.py", "config.py", "settings/", "commands/listing.py"),
     *("runs/records.py", "runs/messages.py", "runs/stop.py"),
-    *("launch/cluster.py", "launch/processes.py", "launch/progress.py", "launch/session.py"),
+    *(
+        "console.py",
+        "train/row.py",
+        "launch/cluster.py",
+        "launch/processes.py",
+        "launch/progress.py",
+        "launch/session.py",
+    ),
     *("analysis/", "_plugins/", "data/__init__.py"),
 ]
 
@@ -135,7 +142,7 @@ def test_leaves_know_nothing_above_them(leaf: str) -> None:
 
 
 def test_the_analysis_knows_records_and_settings_only() -> None:
-    known = {"resexp.analysis", "resexp.runs.records", "resexp.settings"}
+    known = {"resexp.analysis", "resexp.runs.records", "resexp.settings", "resexp.train.row"}
     users = [
         (module, name)
         for module in MODULES
@@ -144,6 +151,23 @@ def test_the_analysis_knows_records_and_settings_only() -> None:
         if within(name, "resexp") and not any(within(name, one) for one in known)
     ]
     assert [user for user in users if user[1] != "resexp"] == []
+
+
+def test_arrows_between_folders_run_one_way() -> None:
+    arrows: dict[str, set[str]] = {}
+    for module in MODULES:
+        room = Path(module).parts[0].removesuffix(".py")
+        if room == "_plugins":  # Hydra calls them, and they call back
+            continue
+        for name in imported(parse(module)):
+            if within(name, "resexp") and name.count("."):
+                arrows.setdefault(room, set()).add(name.split(".")[1])
+    rooms = {Path(module).parts[0].removesuffix(".py") for module in MODULES}
+    left = {room: (to & rooms) - {room} for room, to in arrows.items()}
+    while free := [room for room, to in left.items() if not to & left.keys()]:
+        for room in free:
+            del left[room]
+    assert left == {}, "these rooms need each other"
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:

@@ -25,10 +25,11 @@ from test_pool import jobs_in
 import resexp
 from resexp.config import explain, launch
 from resexp.launch import cluster
+from resexp.launch.local import perform
 from resexp.launch.session import Session
 from resexp.runs.messages import Failed, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, claim, read_record, write_record
-from resexp.runs.run import perform, record_failure
+from resexp.runs.run import record_failure
 from resexp.runs.stop import Interrupted, Stop, stop_signals, submitit_listens
 from resexp.settings import Job, Launch, Settings, UsageError
 from resexp.settings.choices import config_folder

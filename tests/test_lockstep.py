@@ -18,12 +18,11 @@ from test_pool import jobs_in, numbers
 from resexp import data
 from resexp.data import Images
 from resexp.launch import local
-from resexp.launch.local import run_all
+from resexp.launch.local import perform, run_all
 from resexp.launch.session import Session
-from resexp.runs import run as task
+from resexp.runs import run as running
 from resexp.runs.messages import Failed, Message, Over, Step
 from resexp.runs.records import METRICS, Claim, claim, read_record
-from resexp.runs.run import perform
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
 from resexp.train.fit import State, fit
@@ -34,8 +33,8 @@ pytestmark = pytest.mark.process
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: Images) -> None:
     """Train on forty images, unknown outside, and let the disk flush when it likes."""
-    monkeypatch.setattr(task, "_newest", None)
-    monkeypatch.setattr(task, "_loaded", WeakValueDictionary())
+    monkeypatch.setattr(running, "_newest", None)
+    monkeypatch.setattr(running, "_loaded", WeakValueDictionary())
     monkeypatch.setattr(data, "load", lambda settings: replace(few_digits))
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
@@ -88,7 +87,7 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
     jobs, alone = eight(tmp_path / "together"), eight(tmp_path / "alone")
     victim = jobs[2]
     with monkeypatch.context() as patch:
-        patch.setattr(task, "fit", failing(victim, 4))
+        patch.setattr(running, "fit", failing(victim, 4))
         ends = together(jobs)
     assert {run for run, end in ends.items() if isinstance(end, Failed)} == {victim.run}
     assert len(ends) == 8
@@ -131,7 +130,7 @@ def test_images_are_loaded_once_for_all_and_once_for_each_set(
     assert all_over(mixed)
     assert loads == ["digits", "others"]
     gc.collect()
-    assert [key[0] for key in task._loaded] == [
+    assert [key[0] for key in running._loaded] == [
         repr(other)
     ]  # the newest alone is kept for the next sweep
 
@@ -170,7 +169,7 @@ def test_after_a_failure_with_fail_fast_runs_are_saved_and_no_more_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_in(tmp_path, range(4), fail_fast=True)
-    monkeypatch.setattr(task, "fit", failing(jobs[0], 2))
+    monkeypatch.setattr(running, "fit", failing(jobs[0], 2))
     ends = together(jobs, at_a_time=3)
     kinds = [type(ends[job.run]).__name__ for job in jobs[:3]]
     assert kinds == ["Failed", "Stopped", "Stopped"]
@@ -184,14 +183,14 @@ def test_a_run_that_cannot_be_saved_keeps_no_other_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_in(tmp_path, range(3))
-    real = task.save
+    real = running.save
 
     def save(job: Job, *rest: Any) -> None:
         if job is jobs[0]:
             raise OSError("no space left on device")
         real(job, *rest)
 
-    monkeypatch.setattr(task, "save", save)
+    monkeypatch.setattr(running, "save", save)
     with pytest.raises(Interrupted):
         together(jobs, signal_at(jobs[2], 2, signal.SIGTERM))
     statuses = [read_record(job.directory)["status"] for job in jobs]
@@ -206,7 +205,7 @@ def test_threads_are_each_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             used.add((settings.threads, torch.get_num_threads()))
             yield row
 
-    monkeypatch.setattr(task, "fit", watched)
+    monkeypatch.setattr(running, "fit", watched)
     jobs = [
         *jobs_in(tmp_path, range(1), threads=1),
         *jobs_in(tmp_path, range(1, 2), threads=2, steps=2),
@@ -217,7 +216,7 @@ def test_threads_are_each_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_run_alone_sets_its_threads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    for module in (task, local):
+    for module in (running, local):
         monkeypatch.setattr(module, "prepare", lambda threads, *_: calls.append(threads))
     list(run_all(jobs_in(tmp_path, range(2))))
     assert calls == [1, 1]
@@ -227,7 +226,7 @@ def test_the_command_counts_the_failure_and_forgets_its_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_in(tmp_path, range(3), launch=Launch(name="lockstep"))
-    monkeypatch.setattr(task, "fit", failing(jobs[1], 3))
+    monkeypatch.setattr(running, "fit", failing(jobs[1], 3))
     session = Session()
     session.plan(jobs)
     session.note_all(session.carry_out(session.jobs))

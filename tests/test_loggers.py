@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from resexp.launch import local
 from resexp.runs import loggers, records
-from resexp.runs import run as task
+from resexp.runs import run as running
 from resexp.runs.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
 from resexp.settings import Job, Settings, UsageError, as_dict
 
@@ -279,12 +280,12 @@ def test_a_run_feeds_its_loggers_what_its_csv_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ear = Fake()
-    monkeypatch.setattr(task, "check_loggers", lambda names: None)
-    monkeypatch.setattr(task, "open_loggers", lambda *arguments: [ear])
+    monkeypatch.setattr(running, "check_loggers", lambda names: None)
+    monkeypatch.setattr(running, "open_loggers", lambda *arguments: [ear])
     settings = Settings(depth=8, width=4, steps=4, eval_every=2, batch_size=8, threads=1)
     settings = replace(settings, results=str(tmp_path), loggers=["ear"])
     job = Job(settings=settings, arch="plain", extras={}, overrides=[], config="")
-    task.perform(job)
+    local.perform(job)
     rows = records.keep_rows(job.directory, 4)
     said = [(step, values["test_error"]) for step, values in ear.taken]
     assert said == [(row.step, row.test_error) for row in rows]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from resexp.launch.local import perform
 from resexp.launch.processes import placed, run_all
 from resexp.launch.session import Session
 from resexp.runs.messages import Failed, Over, Step, Stopped, WorkerDied
 from resexp.runs.records import METRICS, Claim, read_record
-from resexp.runs.run import perform
 from resexp.runs.stop import Interrupted
 from resexp.settings import Job, Launch, Settings
 

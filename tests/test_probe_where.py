@@ -12,11 +12,11 @@ import torch
 from resexp import models
 from resexp.analysis.statistics import paired_t
 from resexp.config import compose
+from resexp.launch.local import perform
 from resexp.models.merges import Add, Drop
 from resexp.probes import Case, Verdict, where
 from resexp.probes import run as probing
 from resexp.probes.where import ARMS, gains, settings_of
-from resexp.runs.run import perform
 from resexp.settings import Arch, Settings, UsageError
 
 

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from resexp.config import compose
+from resexp.launch.local import perform
 from resexp.probes import Case, Verdict, highway, identity, landscape, lesion, paths, responses
 from resexp.probes import run as probing
 from resexp.probes.rows import values
-from resexp.runs.run import perform
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

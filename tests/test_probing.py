@@ -18,9 +18,9 @@ from resexp import probes
 from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
+from resexp.launch.local import perform
 from resexp.probes import Case, Cell, Needs, Tell, Verdict, networks, rank, rows
 from resexp.probes import run as probing
-from resexp.runs.run import perform
 from resexp.settings import (
     Arch,
     Data,

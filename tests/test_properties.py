@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resexp import config, data
+from resexp.launch import local
 from resexp.runs import records
-from resexp.runs import run as task
-from resexp.runs.records import Row
+from resexp.runs import run as running
 from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
+from resexp.train.row import Row
 
 pytestmark = pytest.mark.process
 
@@ -91,11 +92,11 @@ class Killed(BaseException):
 
 def saving_and_killing(
     patch: pytest.MonkeyPatch, saved: int, killed: int, steps: int
-) -> task.Watch:
+) -> local.Watch:
     """A watcher that has a checkpoint written after one step and kills after another."""
 
     def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
-        patch.setattr(task.checkpoint.Timer, "due", lambda *_, **__: step == saved)
+        patch.setattr(running.checkpoint.Timer, "due", lambda *_, **__: step == saved)
         if killed <= step < steps:
             raise Killed
 
@@ -122,18 +123,18 @@ def test_a_run_saved_and_killed_at_random_steps_equals_one_that_was_not(choose: 
         test_labels=digits.test_labels[:8],
     )
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "load", lambda settings, device: few)
+        patch.setattr(running, "load", lambda settings, device: few)
         whole, parts = (make_job(Path(folder) / name, *shape) for name in ("whole", "parts"))
-        task.perform(whole)
+        local.perform(whole)
         for _ in range(choose.draw(st.integers(1, 3), "kills")):
             saved, killed = sorted(choose.draw(st.tuples(*[st.integers(1, steps)] * 2), "at"))
 
             watch = saving_and_killing(patch, saved, killed, steps)
             try:
-                task.perform(parts, watch)
+                local.perform(parts, watch)
             except Killed:
                 continue
-        task.perform(parts)
+        local.perform(parts)
         assert cells(parts) == cells(whole)
         last = [records.read_record(job.directory)["last"] for job in (parts, whole)]
         for one in last:

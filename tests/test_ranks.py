@@ -20,16 +20,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from resexp import data, models
 from resexp.config import compose
 from resexp.data import batches
+from resexp.launch.local import Watch, perform
 from resexp.launch.ranks import RankFailed
 from resexp.models.layers import Norm
-from resexp.runs.records import METRICS, Claim, Row, look, read_record
-from resexp.runs.run import Watch, perform
+from resexp.runs.records import METRICS, Claim, look, read_record
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Job, Launch, Merge, Settings, UsageError, identity
 from resexp.settings import as_dict as plain
 from resexp.train.device import check_gpus
 from resexp.train.fit import begin
 from resexp.train.ranks import ALONE, Ranks, SynchronisedNorm, synchronise
+from resexp.train.row import Row
 from resexp.train.schedule import learning_rate
 
 pytestmark = pytest.mark.process

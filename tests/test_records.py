@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resexp.runs import records
-from resexp.runs.records import Claim, Row
+from resexp.runs.records import Claim
 from resexp.settings import (
     BnEval,
     Job,
@@ -26,6 +26,7 @@ from resexp.settings import (
     UsageError,
     as_dict,
 )
+from resexp.train.row import Row
 
 HEADER = (
     "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"

@@ -31,8 +31,8 @@ from resexp.analysis.report.origin import sweeps
 from resexp.analysis.report.page import MOST_CSV, page, write_report
 from resexp.analysis.results import find_runs
 from resexp.analysis.statistics import paired_t
-from resexp.runs.records import COLUMNS
 from resexp.settings import UsageError
+from resexp.train.row import COLUMNS
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(1)</script>\"'&amp;${x}{{ 7 * 7 }}</svg>"

@@ -13,8 +13,8 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.results import LABELS, Run, find_runs, load_results, require_runs
-from resexp.runs.records import COLUMNS
 from resexp.settings import UsageError
+from resexp.train.row import COLUMNS
 
 
 @pytest.fixture

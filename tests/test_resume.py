@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from resexp import data
+from resexp.launch import local
 from resexp.runs import records
-from resexp.runs import run as task
-from resexp.runs.records import Claim, Row
+from resexp.runs import run as running
+from resexp.runs.records import Claim
 from resexp.runs.stop import STOPPING, Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train.fit import State, fit
+from resexp.train.row import Row
 
 pytestmark = pytest.mark.process
 
@@ -58,7 +60,7 @@ def make_job(results: Path, **settings: Any) -> Job:
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None:
     """Train on forty images, and let the disk flush when it likes."""
-    monkeypatch.setattr(task, "load", lambda settings, device: few_digits)
+    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
@@ -88,7 +90,7 @@ def weights(job: Job) -> dict[str, torch.Tensor]:
     return network
 
 
-def kill_at(step: int) -> task.Watch:
+def kill_at(step: int) -> local.Watch:
     """A watcher that kills after this step: its row is written, its checkpoint is not."""
 
     def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
@@ -98,10 +100,10 @@ def kill_at(step: int) -> task.Watch:
     return watch
 
 
-def killed(job: Job, watch: task.Watch | None = None) -> bool:
+def killed(job: Job, watch: local.Watch | None = None) -> bool:
     """Whether training ``job`` was ended by ``Killed``."""
     try:
-        task.perform(job, watch)
+        local.perform(job, watch)
     except Killed:
         return True
     return False
@@ -112,11 +114,11 @@ def killed(job: Job, watch: task.Watch | None = None) -> bool:
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts", checkpoint_every=1e6)
-    task.perform(whole)
+    local.perform(whole)
     for step in (5, 2, 4):
         assert killed(parts, kill_at(step))
     steps: list[int] = []
-    assert task.perform(parts, lambda record, step, row: steps.append(step)).claim is Claim.resume
+    assert local.perform(parts, lambda record, step, row: steps.append(step)).claim is Claim.resume
     assert steps[0] == 0
     assert outcome(parts) == outcome(whole)
 
@@ -124,10 +126,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -
 def test_the_weights_are_equal_bit_for_bit(tmp_path: Path) -> None:
     whole = make_job(tmp_path / "whole", keep_checkpoint=True)
     parts = make_job(tmp_path / "parts", keep_checkpoint=True)
-    task.perform(whole)
+    local.perform(whole)
     for step in (1, 2, 4):
         assert killed(parts, kill_at(step))
-    task.perform(parts)
+    local.perform(parts)
     assert weights(parts).keys() == weights(whole).keys()
     assert all(torch.equal(weights(parts)[name], value) for name, value in weights(whole).items())
 
@@ -137,22 +139,22 @@ def test_a_resumed_run_adds_up_its_time(tmp_path: Path) -> None:
     assert killed(job, kill_at(5))
     before = float((job.directory / "metrics.csv").read_text().splitlines()[-1].split(",")[-1])
     started = records.read_record(job.directory)["started"]
-    record = task.perform(job).record
+    record = local.perform(job).record
     assert record["started"] == started
     assert record["seconds"] > before > 0
 
 
 def test_a_run_killed_at_its_very_end_has_the_same_record(tmp_path: Path) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    expected = task.perform(whole).record["last"]
+    expected = local.perform(whole).record["last"]
 
     def die(*_: object) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "finish", die)
+        patch.setattr(running, "finish", die)
         assert killed(parts)
-    record = task.perform(parts).record
+    record = local.perform(parts).record
     assert record["seconds"] == pytest.approx(record["last"]["seconds"])
     assert record["seconds"] > 0
     assert record["images_per_second"] == pytest.approx(record["last"]["images_per_second"])
@@ -162,7 +164,7 @@ def test_a_run_killed_at_its_very_end_has_the_same_record(tmp_path: Path) -> Non
 
 def test_a_resumed_run_keeps_the_threads_it_began_with(tmp_path: Path) -> None:
     assert killed(make_job(tmp_path, threads=1), kill_at(3))
-    record = task.perform(make_job(tmp_path, threads=2)).record
+    record = local.perform(make_job(tmp_path, threads=2)).record
     assert record["environment"]["threads"] == 1
     assert torch.get_num_threads() == 1
 
@@ -171,7 +173,7 @@ def test_after_a_failure_the_run_goes_on_and_its_traceback_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(whole)
+    local.perform(whole)
 
     def failing(state: State, *words: Any) -> Iterator[Row | None]:
         for row in fit(state, *words):
@@ -180,12 +182,12 @@ def test_after_a_failure_the_run_goes_on_and_its_traceback_goes(
                 raise RuntimeError("the GPU fell off the bus")
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "fit", failing)
+        patch.setattr(running, "fit", failing)
         with pytest.raises(RuntimeError, match="fell off"):
-            task.perform(parts)
+            local.perform(parts)
     assert records.read_record(parts.directory)["status"] == "failed"
     assert "fell off" in (parts.directory / "error.txt").read_text()
-    assert task.perform(parts).claim is Claim.resume
+    assert local.perform(parts).claim is Claim.resume
     assert outcome(parts) == outcome(whole)
     assert not (parts.directory / "error.txt").exists()
 
@@ -233,7 +235,7 @@ def writes_of(job: Job) -> int:
     """How many writes the whole of ``job`` makes; trains it."""
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(patch)
-        task.perform(job)
+        local.perform(job)
     return disk.writes
 
 
@@ -251,7 +253,7 @@ def test_a_run_killed_at_any_write_ends_as_if_it_had_not_been(tmp_path: Path) ->
     for write in range(1, count + 1):
         parts = make_job(tmp_path / f"parts-{write}", steps=3)
         assert killed_at_write(parts, write)
-        task.perform(parts)
+        local.perform(parts)
         if outcome(parts) != outcome(whole):
             unlike.append(write)
     assert unlike == [], f"of {count} writes"
@@ -267,7 +269,7 @@ def test_a_diverging_run_killed_at_any_write_ends_as_if_it_had_not_been(tmp_path
     for write in range(count - 11, count + 1):
         parts = make_job(tmp_path / f"parts-{write}", lr=1e6, steps=40)
         assert killed_at_write(parts, write)
-        task.perform(parts)
+        local.perform(parts)
         if outcome(parts) != outcome(whole):
             unlike.append(write)
     assert unlike == [], f"of {count} writes"
@@ -291,11 +293,11 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["empty", "half", "garbage", "gone"])
 def test_a_torn_checkpoint_costs_one_step(tmp_path: Path, how: str) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(whole)
+    local.perform(whole)
     assert killed(parts, kill_at(5))
     damage(parts.directory / "checkpoint.pt", how)
     steps: list[int] = []
-    done = task.perform(parts, lambda record, step, row: steps.append(step))
+    done = local.perform(parts, lambda record, step, row: steps.append(step))
     assert steps[0] == 3  # of the checkpoint before
     assert outcome(parts) == outcome(whole)
     assert len(done.warnings) == (how != "gone")
@@ -304,11 +306,11 @@ def test_a_torn_checkpoint_costs_one_step(tmp_path: Path, how: str) -> None:
 
 def test_without_a_checkpoint_that_can_be_read_it_starts_again(tmp_path: Path) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(whole)
+    local.perform(whole)
     assert killed(parts, kill_at(5))
     for name in ("checkpoint.pt", "checkpoint.before.pt"):
         damage(parts.directory / name, "half")
-    done = task.perform(parts)
+    done = local.perform(parts)
     assert len(done.warnings) == 2
     assert outcome(parts) == outcome(whole)
 
@@ -316,12 +318,12 @@ def test_without_a_checkpoint_that_can_be_read_it_starts_again(tmp_path: Path) -
 def test_another_runs_checkpoint_is_set_aside(tmp_path: Path) -> None:
     other = make_job(tmp_path / "other", lr=0.5, keep_checkpoint=True)
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(other)
-    task.perform(whole)
+    local.perform(other)
+    local.perform(whole)
     assert killed(parts, kill_at(1))
     foreign = (other.directory / "checkpoint.pt").read_bytes()
     (parts.directory / "checkpoint.pt").write_bytes(foreign)
-    done = task.perform(parts)
+    done = local.perform(parts)
     assert "other settings" in done.warnings[0]
     assert (parts.directory / "checkpoint.pt.bad").read_bytes() == foreign
     assert outcome(parts) == outcome(whole)
@@ -330,11 +332,11 @@ def test_another_runs_checkpoint_is_set_aside(tmp_path: Path) -> None:
 def test_a_lost_metrics_file_is_no_reason_to_end_without_rows(tmp_path: Path) -> None:
     """A checkpoint says that rows exist; where they do not, the run must not pass for whole."""
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(whole)
+    local.perform(whole)
     assert killed(parts, kill_at(5))
     (parts.directory / "metrics.csv").unlink()
     with contextlib.suppress(Exception):  # to refuse would be as good as to begin again
-        task.perform(parts)
+        local.perform(parts)
     finished = records.read_record(parts.directory)["status"] in records.FINISHED
     assert not finished or outcome(parts) == outcome(whole)
 
@@ -342,7 +344,7 @@ def test_a_lost_metrics_file_is_no_reason_to_end_without_rows(tmp_path: Path) ->
 # --- signals, in this process
 
 
-def signal_at(step: int, *signals: signal.Signals) -> task.Watch:
+def signal_at(step: int, *signals: signal.Signals) -> local.Watch:
     def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
         if done == step:
             for one in signals:
@@ -357,45 +359,45 @@ def signal_at(step: int, *signals: signal.Signals) -> task.Watch:
 def test_a_signal_saves_and_stops(tmp_path: Path, step: int, one: signal.Signals) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
     parts.settings.checkpoint_every = 1e6
-    task.perform(whole)
+    local.perform(whole)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as stop:
-        task.perform(parts, signal_at(step, one))
+        local.perform(parts, signal_at(step, one))
     assert stop.value.exit_code == (130 if one == signal.SIGINT else 75)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     record = records.read_record(parts.directory)
     assert record["status"] == "interrupted"
     steps: list[int] = []
-    task.perform(parts, lambda record, step, row: steps.append(step))
+    local.perform(parts, lambda record, step, row: steps.append(step))
     assert steps[0] == step
     assert outcome(parts) == outcome(whole)
 
 
 def test_a_signal_at_the_last_step_comes_too_late_to_matter(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    done = task.perform(job, signal_at(STEPS, signal.SIGTERM))
+    done = local.perform(job, signal_at(STEPS, signal.SIGTERM))
     assert done.record["status"] in records.FINISHED
 
 
 def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
     whole, parts = make_job(tmp_path / "whole"), make_job(tmp_path / "parts")
-    task.perform(whole)
+    local.perform(whole)
     with pytest.raises(KeyboardInterrupt) as stop:
-        task.perform(parts, signal_at(3, signal.SIGINT, signal.SIGINT))
+        local.perform(parts, signal_at(3, signal.SIGINT, signal.SIGINT))
     assert not isinstance(stop.value, Interrupted)
     assert records.read_record(parts.directory)["status"] == "running"
-    task.perform(parts)
+    local.perform(parts)
     assert outcome(parts) == outcome(whole)
 
 
 def test_a_signal_in_a_diverged_row_does_not_train_on(tmp_path: Path) -> None:
     whole = make_job(tmp_path / "whole", lr=1e6, steps=40)
     parts = make_job(tmp_path / "parts", lr=1e6, steps=40)
-    task.perform(whole)
+    local.perform(whole)
     end = records.read_record(whole.directory)["last"]["step"]
     with contextlib.suppress(Interrupted):
-        task.perform(parts, signal_at(end, signal.SIGTERM))
-    task.perform(parts)
+        local.perform(parts, signal_at(end, signal.SIGTERM))
+    local.perform(parts)
     assert outcome(parts) == outcome(whole)
 
 
@@ -418,7 +420,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
         eval_every=6,
         clean_every=3,
     )
-    task.perform(job)
+    local.perform(job)
     return cells(job.directory)
 
 

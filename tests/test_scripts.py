@@ -102,6 +102,7 @@ def test_a_sweep_gives_its_words_to_resexp_and_ends_as_the_verdict_does(tmp_path
     here = "results/digits/x"
     assert (tmp_path / "said").read_text().splitlines() == [
         "run -m results=results/digits name=x launch=processes threads=1 depth=8 threads=2",
+        f"export {here} --out results/digits",
         f"table {here} --format markdown",
         f"report {here}",
         f"verdict {here}",

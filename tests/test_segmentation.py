@@ -24,14 +24,15 @@ from resexp.analysis.results import Run, find_runs, load_results
 from resexp.config import compose
 from resexp.data import UNLABELLED, Images, batches
 from resexp.data.sets import blobs, masks
+from resexp.launch import local
 from resexp.launch.progress import errors, headline
 from resexp.runs import records
-from resexp.runs import run as task
-from resexp.runs.records import COLUMNS, HEADERS, IOU_COLUMNS, Row
+from resexp.runs import run as running
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Normalise, Precision, Settings, UsageError
 from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, per_label
 from resexp.train.fit import begin, fit
+from resexp.train.row import COLUMNS, HEADERS, IOU_COLUMNS, Row
 
 BLOBS = Data(name="blobs", loader="blobs", size=16)
 
@@ -57,7 +58,7 @@ def job(results: Path, *words: str) -> records.Job:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch, few_blobs: Images) -> None:
     """Train on the few images, and let the disk flush when it likes."""
-    monkeypatch.setattr(task, "load", lambda settings, device: few_blobs)
+    monkeypatch.setattr(running, "load", lambda settings, device: few_blobs)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
@@ -323,7 +324,7 @@ def test_a_run_learns_blobs_and_records_overlaps(tmp_path: Path, loaded: None) -
     # In so few steps a moving average of the statistics lags behind.
     words = ["steps=40", "width=8", "batch_size=12", "eval_every=20", "bn_eval=recalibrated"]
     one = job(tmp_path, *words)
-    outcome = task.perform(one)
+    outcome = local.perform(one)
     lines = (one.directory / records.METRICS).read_text().splitlines()
     assert lines[0] == ",".join([*COLUMNS, "clean_train_iou", "test_iou"])
     first, last = Run.read(one.directory).rows()
@@ -345,7 +346,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     tmp_path: Path, loaded: None, words: list[str]
 ) -> None:
     whole = job(tmp_path / "whole", *words)
-    task.perform(whole)
+    local.perform(whole)
 
     def stop(record: dict[str, Any], step: int, row: Row | None) -> None:
         if step == 3:
@@ -353,9 +354,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
     parts = job(tmp_path / "parts", *words)
     with pytest.raises(Interrupted):
-        task.perform(parts, stop)
+        local.perform(parts, stop)
     assert records.read_record(parts.directory)["status"] == "interrupted"
-    task.perform(parts)
+    local.perform(parts)
 
     def cells(one: records.Job) -> list[dict[str, Any]]:
         rows = [asdict(row) for row in Run.read(one.directory).rows()]
@@ -372,10 +373,10 @@ def test_a_network_that_answers_the_commonest_class_has_collapsed() -> None:
 
     settings = Settings(collapse_after=0.0)
     # 5 % of the pixels are of rarer classes: an error of 4 % is a network that finds some.
-    assert task.status([row(5.0)], settings, 5.0) == "collapsed"
-    assert task.status([row(4.0)], settings, 5.0) == "ok"
-    assert task.status([row(88.5)], settings, 90.0) == "collapsed"
-    assert task.status([row(87.5)], settings, 90.0) == "ok"
+    assert running.status([row(5.0)], settings, 5.0) == "collapsed"
+    assert running.status([row(4.0)], settings, 5.0) == "ok"
+    assert running.status([row(88.5)], settings, 90.0) == "collapsed"
+    assert running.status([row(87.5)], settings, 90.0) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +390,7 @@ def test_a_network_that_cannot_learn_the_set_is_refused(
     tmp_path: Path, words: str, advice: list[str]
 ) -> None:
     with refused(*advice):
-        task.check(compose([*words.split(), f"results={tmp_path}"]))
+        running.check(compose([*words.split(), f"results={tmp_path}"]))
     assert not list(tmp_path.iterdir())
 
 
@@ -399,10 +400,10 @@ def test_a_network_that_cannot_learn_the_set_is_refused(
 def test_the_csv_of_a_classification_run_is_what_it_was(
     tmp_path: Path, few_digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task, "load", lambda settings, device: few_digits)
+    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
     small = ["depth=8", "width=2", "steps=2", "eval_every=1", "batch_size=8", "threads=1"]
     one = compose([*small, f"results={tmp_path}"])
-    record = task.perform(one).record
+    record = local.perform(one).record
     header, *lines = (one.directory / records.METRICS).read_text().splitlines()
     assert header == (
         "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,"
@@ -594,6 +595,6 @@ def test_a_folder_trains_from_the_command_line(tmp_path: Path) -> None:
     pack_masks(tmp_path / "cells", (0, 255), size=16)
     one = job(tmp_path / "results", "data=masks", f"data.root={tmp_path / 'cells'}", "data.size=8")
     assert one.settings.data.name == "cells"
-    record = task.perform(one).record
+    record = local.perform(one).record
     assert record["status"] in ("ok", "collapsed")
     assert record["data"]["shape"] == [8, 8, 3]

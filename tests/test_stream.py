@@ -19,8 +19,9 @@ from resexp.data import batches, stream
 from resexp.data.batches import statistics
 from resexp.data.sets import imagefolder
 from resexp.data.stream import Damaged, Feed, Held, Streamed, look_ahead
+from resexp.launch import local
 from resexp.runs import records
-from resexp.runs import run as task
+from resexp.runs import run as running
 from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream
 from resexp.train import evaluate
 
@@ -275,7 +276,7 @@ def rows(job: Job) -> list[list[str]]:
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """No data set of an earlier run is used again."""
-    monkeypatch.setattr(task, "_loaded", {})
+    monkeypatch.setattr(running, "_loaded", {})
 
 
 @pytest.mark.process
@@ -283,7 +284,7 @@ def test_two_processes_train_the_run_that_images_in_memory_train(
     root: Path, forgetful: None
 ) -> None:
     runs = [make_job(root, choice, choice) for choice in (Stream.always, Stream.never)]
-    streamed, decoded = (task.perform(job).record for job in runs)
+    streamed, decoded = (local.perform(job).record for job in runs)
     assert rows(runs[0]) == rows(runs[1]) and len(rows(runs[0])) == 4
     assert (streamed["data"]["streamed"], decoded["data"]["streamed"]) == ("files", None)
     assert streamed["digest"] == decoded["digest"]
@@ -302,10 +303,10 @@ def test_a_streamed_run_that_was_stopped_goes_on_as_if_it_was_not(
 
     job = make_job(root, "stopped", Stream.always, checkpoint_every=0.0)
     with pytest.raises(Killed):
-        task.perform(job, kill)
-    task.perform(job)
+        local.perform(job, kill)
+    local.perform(job)
     whole = make_job(root, "whole", Stream.never)
-    task.perform(whole)
+    local.perform(whole)
     assert rows(job) == rows(whole)
 
 
@@ -317,7 +318,7 @@ def test_a_damaged_image_fails_the_run_by_its_name(
     path.write_bytes(path.read_bytes()[:-60])  # its head is whole
     job = make_job(root, "damaged", Stream.always)
     with pytest.raises(Damaged, match=r"^train/cat/03.jpeg cannot be decoded: .*truncated"):
-        task.perform(job)
+        local.perform(job)
     record = records.read_record(job.directory)
     assert record["status"] == "failed"
     assert record["error"].startswith("train/cat/03.jpeg cannot be decoded")

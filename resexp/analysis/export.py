@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resexp.runs.records import HEADERS, write_atomically
+from resexp.runs.records import write_atomically
 from resexp.settings import UsageError
+from resexp.train.row import HEADERS
 
 RUNS, ROWS = "runs.csv", "rows.csv"
 

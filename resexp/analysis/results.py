@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resexp.analysis import export
-from resexp.runs.records import COLUMNS as METRIC_COLUMNS
-from resexp.runs.records import (
-    FINISHED,
-    HEADERS,
-    METRICS,
-    RECORD,
-    UNFINISHED,
-    Row,
-    parse_row,
-    read_json,
-)
+from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row, read_json
 from resexp.settings import UsageError, complete, earlier, flatten
+from resexp.train.row import COLUMNS as METRIC_COLUMNS
+from resexp.train.row import HEADERS, Row
 
 if TYPE_CHECKING:
     import pandas as pd

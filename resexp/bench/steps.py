@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn
 
 from resexp import models
 from resexp.bench import baseline, roofline
 from resexp.bench.cases import BASELINE, Case, groups, planned
+from resexp.console import bar_of
 from resexp.data.stream import workers
-from resexp.launch.progress import talk
 from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import finite, first_line, write_atomically
 from resexp.runs.run import now
@@ -80,8 +79,7 @@ def perform(
     for group in groups(plan.cases) if plan.device.type == "cuda" else []:
         what = f"{len(group)} networks in lockstep, {group[0].engine}"
         work.append((what, partial(lockstep, group, seconds, found)))
-    columns = (TextColumn("bench"), BarColumn(bar_width=16), TextColumn("{task.description}"))
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
+    with bar_of("bench") as progress:
         bar = progress.add_task("", total=len(work))
         for what, measure in work:
             progress.update(bar, description=what)

@@ -23,12 +23,12 @@ from resexp.runs.records import (
     FINISHED,
     METRICS,
     RECORD,
-    TIME_COLUMNS,
     as_written,
     read_json,
     row_steps,
 )
 from resexp.settings import Settings, UsageError, as_dict, digest, flatten, run_name
+from resexp.train.row import TIME_COLUMNS
 
 OURS = {RECORD, METRICS, CONFIG, ERROR, LOCK}
 CHECKPOINT = "checkpoint"  # how the names of all checkpoints begin

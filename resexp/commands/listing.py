@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resexp.analysis.results import Run, find_runs
-from resexp.launch.progress import clock, percent, talk
+from resexp.console import clock, console, percent
 from resexp.runs.records import ERROR
 from resexp.settings import UsageError, choices, complete
 
@@ -23,7 +23,7 @@ def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
     skipped: list[str] = []
     found = find_runs(root, filters, skipped)
     for sentence in skipped:
-        talk.print(f"warning: {sentence}")
+        console.print(f"warning: {sentence}")
     records = [run.record | run.record["last"] for run in found]
     return [{key: record.get(key) for key in COLUMNS} for record in records]
 

@@ -17,9 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from resexp.console import console
 from resexp.launch.processes import placed
 from resexp.launch.processes import run_all as run_in_processes
-from resexp.launch.progress import Display, console
+from resexp.launch.progress import Display
 from resexp.runs import records
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, FINISHED, RECORD, Claim

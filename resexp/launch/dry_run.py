@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from resexp import models
+from resexp.console import clock
 from resexp.data import Images
-from resexp.launch.progress import clock
 from resexp.runs.records import Claim
 from resexp.runs.run import load
 from resexp.settings import Job

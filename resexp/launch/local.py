@@ -10,18 +10,43 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from resexp.runs.messages import Failed, Message, Messages, Over, Step, Stopped
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
 from resexp.runs.run import Turns, train
 from resexp.runs.stop import Interrupted, stop_signals
 from resexp.settings import Job, UsageError
 from resexp.train.device import choose_device, prepare
+from resexp.train.row import Row
 
 AT_MOST = 64  # runs at a time unless launch.jobs says otherwise: each has a file open, or several
+
+
+#: Called after every step with the record so far, the step, and the row if there is a new one.
+Watch = Callable[[dict[str, Any], int, Row | None], None]
+
+
+def perform(job: Job, watch: Watch | None = None) -> Outcome:
+    """Train ``job`` to its end, from its checkpoint if there is one, for callers in Python.
+
+    A failure is recorded in the run directory and raised; an interruption saves and raises
+    Interrupted.
+    """
+    with closing(run_all([job])) as messages:
+        for _, message in messages:
+            match message:
+                case Step(record, step, row) if watch is not None:
+                    watch(record, step, row)
+                case Failed(error):
+                    raise error
+                case Over(outcome):
+                    return outcome
+    raise AssertionError("a job ends with its outcome or an error")
 
 
 @dataclass(slots=True, eq=False)

@@ -6,33 +6,12 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from resexp.console import clock, console, counted, percent
 from resexp.runs.messages import Step
-from resexp.runs.records import Row
 from resexp.settings import Job
-
-#: What happens is told on stderr; results go to stdout.
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-talk = console  # its name before, in the modules that have not changed yet
-
-
-def clock(seconds: float) -> str:
-    """0:17, 12:05 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def counted(number: int, noun: str) -> str:
-    """1 thread, 2 threads."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def percent(value: float | None) -> str:
-    """An error as ``12.2 %``, or a dash where there is none."""
-    return "-" if value is None else f"{value:.1f} %"
+from resexp.train.row import Row
 
 
 def errors(last: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from resexp.console import clock, console, percent
 from resexp.launch import cluster
-from resexp.launch.progress import Display, clock, console, percent
+from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
 from resexp.settings import Job, Merge, Twin, UsageError

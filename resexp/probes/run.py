@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn
-
 from resexp.analysis.results import require_runs
-from resexp.launch.progress import clock, talk
+from resexp.console import bar_of, clock, console
 from resexp.probes import Case, Cell, Finding, Needs, names, probe, rows
 from resexp.runs.provenance import environment
 from resexp.runs.records import finite, write_atomically
@@ -106,7 +104,7 @@ def perform_all(measurements: Sequence[Measurement], command: str) -> Iterator[d
             if len(refusals) == len(measurements) - 1:
                 raise
             refusals.append(one.name)
-            talk.print(f"left out: {refusal}")
+            console.print(f"left out: {refusal}")
 
 
 def perform(wanted: Measurement, command: str) -> dict[str, Any]:
@@ -145,8 +143,7 @@ def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
 
 def measure(name: str, cases: Sequence[Case]) -> list[dict[str, Cell]]:
     """The rows, with a bar on a terminal while they are measured."""
-    columns = (TextColumn(name), BarColumn(bar_width=16), TextColumn("{task.description}"))
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
+    with bar_of(name) as progress:
         bar = progress.add_task("", total=1)
 
         def tell(done: int, of: int, what: str) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from resexp.runs.records import Claim, Row, first_line
+from resexp.runs.records import Claim, first_line
 from resexp.settings import Job, UsageError
+from resexp.train.row import Row
 
 SHOW_EVERY = 0.2  # seconds between two messages about the steps of one run
 

@@ -12,13 +12,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, check_held, hold
 from resexp.settings import Job, UsageError, as_dict, identity
+from resexp.train.row import COLUMNS, HEADERS, Row
 
 RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
 
@@ -27,34 +28,6 @@ BEGUN = {LOCK, CONFIG, ERROR, f"{CONFIG}.tmp", f"{RECORD}.tmp", f"{ERROR}.tmp"}
 
 FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
 UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
-
-
-@dataclass(kw_only=True, slots=True)
-class Row:
-    """One evaluation. Errors in percent, losses in nats, None where not measured.
-
-    Errors are of images, or where masks are learnt of their labelled pixels.
-    """
-
-    step: int  # optimizer steps done
-    epoch: float  # passes over the training set done
-    lr: float  # of the last step
-    train_loss: float  # running mean since the last row: augmented, training mode
-    train_error: float
-    clean_train_loss: float | None  # the whole training set, not augmented, evaluation mode
-    clean_train_error: float | None
-    test_loss: float
-    test_error: float
-    images_per_second: float  # while training, evaluation left out
-    seconds: float  # since the run began, pauses between resumed parts left out
-    clean_train_iou: float | None = None  # of masks: mean intersection over union, percent
-    test_iou: float | None = None
-
-
-IOU_COLUMNS = ("clean_train_iou", "test_iou")
-COLUMNS = tuple(field.name for field in fields(Row) if field.name not in IOU_COLUMNS)
-HEADERS = (COLUMNS, (*COLUMNS, *IOU_COLUMNS))  # of images with a class each, and with masks
-TIME_COLUMNS = ("images_per_second", "seconds")
 
 
 def spell(value: float | None) -> str:

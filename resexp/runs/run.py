@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +19,9 @@ from resexp import models
 from resexp.data import batches
 from resexp.runs import checkpoint, records
 from resexp.runs.loggers import check_loggers, open_loggers
-from resexp.runs.messages import Failed, Outcome, Over, Step
+from resexp.runs.messages import Outcome, Step
 from resexp.runs.provenance import environment, peak_memory_mb
-from resexp.runs.records import Claim, Row
+from resexp.runs.records import Claim
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
 from resexp.train.device import (
@@ -36,6 +36,7 @@ from resexp.train.engine.choose import choose
 from resexp.train.engine.graph import check_engine, check_repeats
 from resexp.train.fit import State, begin, fit, is_last
 from resexp.train.ranks import ALONE, Ranks, synchronise
+from resexp.train.row import Row
 from resexp.train.schedule import next_row
 
 AT_CHANCE = 2.0  # points: an error this close to always answering the commonest class is chance
@@ -44,29 +45,6 @@ AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class
 
 #: A job under way, a step a turn.
 Turns = Generator[Step, None, Outcome]
-
-#: Called after every step with the record so far, the step, and the row if there is a new one.
-Watch = Callable[[dict[str, Any], int, Row | None], None]
-
-
-def perform(job: Job, watch: Watch | None = None) -> Outcome:
-    """Train ``job`` to its end, from its checkpoint if there is one, for callers in Python.
-
-    A failure is recorded in the run directory and raised; an interruption saves and raises
-    Interrupted.
-    """
-    from resexp.launch.local import run_all
-
-    with closing(run_all([job])) as messages:
-        for _, message in messages:
-            match message:
-                case Step(record, step, row) if watch is not None:
-                    watch(record, step, row)
-                case Failed(error):
-                    raise error
-                case Over(outcome):
-                    return outcome
-    raise AssertionError("a job ends with its outcome or an error")
 
 
 def check(job: Job, *, here: bool = True) -> Claim:

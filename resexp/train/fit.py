@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
 from resexp.models.merges import draw, drawn
-from resexp.runs.records import Row
 from resexp.settings import Engine, Settings
 from resexp.train.engine.graph import ready
 from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, per_label
 from resexp.train.precision import CastWeights, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
+from resexp.train.row import Row
 from resexp.train.schedule import learning_rate, next_row
 from resexp.train.sgd import Momentum
 from resexp.train.step_inputs import StepInputs

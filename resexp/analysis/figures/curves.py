@@ -23,7 +23,7 @@ from resexp.analysis.figures.canvas import (
 )
 from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
 from resexp.analysis.results import Run, order
-from resexp.runs.records import Row
+from resexp.train.row import Row
 
 TALLEST = 235 * MM  # of a page of small panels, so that it fits A4
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from resexp.models.merges import drawn
-from resexp.runs.records import first_line
 from resexp.settings import Engine, Precision, Settings, UsageError
 from resexp.train.engine.graph import check_engine
 
@@ -57,7 +56,7 @@ def kernels_fault(precision: Precision, device: str) -> str:
     try:
         error = child.submit(worst_error, precision, device).result(PATIENCE)
     except Exception as failure:  # no compiler, no memory, a fault on the device, no answer
-        return first_line(failure) or type(failure).__name__
+        return (str(failure) or type(failure).__name__).splitlines()[0]
     finally:
         for process in list((child._processes or {}).values()):  # one that hangs, too
             process.kill()
