@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resexp.analysis.figures import FIGURES
 from resexp.runs.records import Unwritten
 from resexp.settings import UsageError
 from resexp.settings.choices import complete
@@ -53,14 +54,8 @@ class Style(StrEnum):
     paper = "paper"
 
 
-class Kind(StrEnum):
-    """A figure that ``resexp plot`` can draw."""
-
-    curves = "curves"
-    depth = "depth"
-    difference = "difference"
-    seeds = "seeds"
-    families = "families"
+#: A figure that ``resexp plot`` can draw.
+Kind = StrEnum("Kind", {name: name for name in FIGURES})  # type: ignore[misc]
 
 
 class Listing(StrEnum):

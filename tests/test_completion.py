@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from resexp import config
-from resexp.settings import UsageError, choices
+from resexp.settings import LAUNCHERS, UsageError, choices
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +74,7 @@ def test_plain_and_residual_are_offered_first() -> None:
 def test_every_value_offered_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     known = {key: choices.values(key) for key in (*choices.settings(), "data", "recipe")}
-    known["launch"] = ["local", "processes", "lockstep"]  # the others need packages
+    known["launch"] = list(LAUNCHERS)  # the others need packages
     known["data.stream"] = ["auto", "never"]  # always is for image folders
     assert sum(map(len, known.values())) > 50
     for turn in range(max(map(len, known.values()))):

@@ -15,6 +15,7 @@ from test_cli import EXTRAS, call, record, run
 
 from resexp.launch import processes as pool
 from resexp.launch.processes import Worker
+from resexp.settings import LAUNCHERS
 from resexp.train.fit import fit
 
 pytestmark = pytest.mark.process
@@ -109,7 +110,7 @@ def test_with_overwrite_only_what_failed_is_retried(
     assert all("seed=0" in one for one in retries)
 
 
-@pytest.mark.parametrize("launch", ["local", "processes", "lockstep"])
+@pytest.mark.parametrize("launch", LAUNCHERS)
 def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, launch: str) -> None:
     monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
     monkeypatch.setattr(pool, "start", dying(pool.start))  # a worker knows nothing of a patch

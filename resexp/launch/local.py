@@ -106,6 +106,11 @@ def run_all(jobs: list[Job], at_a_time: int = 1) -> Messages:
                 work.turns.close()
 
 
+def lockstep(jobs: list[Job]) -> Messages:
+    """Carry out ``jobs`` as launch=lockstep does: launch.jobs at a time, or as many as may be."""
+    return run_all(jobs, jobs[0].settings.launch.jobs or AT_MOST)
+
+
 def begin(job: Job, alone: bool) -> Work:
     """A job that has not had a turn. Nothing in a step waits for a GPU, so runs can share one."""
     several = job.settings.launch.ranks > 1

@@ -78,6 +78,14 @@ def run_all(jobs: list[Job], at_a_time: int) -> Messages:
                 end(worker)
 
 
+def launch(jobs: list[Job]) -> Messages:
+    """Carry out ``jobs`` as launch=processes does: launch.jobs at a time, or as the machine has."""
+    from resexp.train.device import cores, gpus
+
+    at_a_time = jobs[0].settings.launch.jobs or 2 * gpus() or min(cores(), 8)
+    return run_all(placed(jobs, gpus()), min(at_a_time, len(jobs)))
+
+
 def assign(workers: list[Worker], job: Job, at_a_time: int) -> None:
     """Give ``job`` to a worker without one, or to a new one of ``at_a_time``."""
     worker = next((one for one in workers if one.job is None), None)

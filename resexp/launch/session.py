@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from threading import Thread
 from typing import Any
 
@@ -16,7 +17,7 @@ from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
-from resexp.settings import Job, Merge, Twin, UsageError
+from resexp.settings import LAUNCHERS, Job, Merge, Twin, UsageError
 
 
 class Session:
@@ -64,17 +65,10 @@ class Session:
 
     def carry_out(self, jobs: list[Job]) -> Messages:
         """Train planned jobs on this machine, as their settings say: yields their messages."""
-        launch = jobs[0].settings.launch
-        if launch.name == "processes":
-            from resexp.launch import processes
-            from resexp.train.device import cores, gpus
-
-            at_a_time = min(launch.jobs or 2 * gpus() or min(cores(), 8), len(jobs))
-            return processes.run_all(processes.placed(jobs, gpus()), at_a_time)
-        from resexp.launch import local
-
-        at_a_time = (launch.jobs or local.AT_MOST) if launch.name == "lockstep" else 1
-        return local.run_all(jobs, at_a_time)
+        # A config of one's own may name launch as it likes.
+        launcher = LAUNCHERS.get(jobs[0].settings.launch.name, LAUNCHERS["local"])
+        messages: Messages = resolve_name(launcher.run_all)(jobs)
+        return messages
 
     def follow(self, jobs: list[Job], launch: Callable[[], object]) -> None:
         """Show what planned jobs do while ``launch`` has others carry them out."""

@@ -17,6 +17,7 @@ from resexp.settings.job import (
     run_name,
 )
 from resexp.settings.schema import (
+    LAUNCHERS,
     Arch,
     BnEval,
     BottleneckStride,
@@ -41,6 +42,7 @@ from resexp.settings.schema import (
 )
 
 __all__ = [
+    "LAUNCHERS",
     "Above",
     "Arch",
     "BnEval",

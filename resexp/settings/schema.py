@@ -172,6 +172,22 @@ class Data:
     workers: Annotated[int, Range(0, 1024), "processes that decode; 0: a core each, to 16"] = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Who carries out the runs of a command on this machine."""
+
+    run_all: str  # module:function that makes Messages of jobs; a name, for it imports torch
+    several: bool = False  # whether networks are trained at the same time
+
+
+#: By launch.name; the launchers that are not here are packages of Hydra's.
+LAUNCHERS = {
+    "local": Launcher("resexp.launch.local:run_all"),
+    "lockstep": Launcher("resexp.launch.local:lockstep", several=True),
+    "processes": Launcher("resexp.launch.processes:launch", several=True),
+}
+
+
 @dataclass(kw_only=True, slots=True)
 class Launch:
     """How the runs of a sweep are carried out."""
@@ -298,7 +314,8 @@ def check_ranks(settings: Settings) -> None:
         )
     if ranks == 1:
         return
-    if settings.launch.name in ("lockstep", "processes"):
+    launcher = LAUNCHERS.get(settings.launch.name)
+    if launcher is not None and launcher.several:
         raise UsageError(
             f"launch.ranks={ranks} trains one network on several processes, and "
             f"launch={settings.launch.name} several networks at a time. Leave one of them out."

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
+from resexp.analysis.figures import FIGURES
 from resexp.analysis.figures.canvas import check_form, save
 from resexp.analysis.figures.chart import Chart, Nothing, draw
-from resexp.analysis.figures.curves import curves, families
-from resexp.analysis.figures.depth import depth, difference
 from resexp.analysis.figures.paper import paper
-from resexp.analysis.figures.seeds import seeds
 from resexp.analysis.results import Run, require_runs
 from resexp.runs.records import METRICS, RECORD
 from resexp.settings import UsageError
@@ -22,11 +21,7 @@ from resexp.settings import UsageError
 STYLES = ("screen", "paper")
 
 KINDS: dict[str, Callable[[Sequence[Run]], Chart]] = {
-    "curves": curves,
-    "depth": depth,
-    "difference": difference,
-    "seeds": seeds,
-    "families": families,
+    name: resolve_name(function) for name, function in FIGURES.items()
 }
 USUAL = ("curves", "depth", "difference")  # those drawn unless others are asked for
 
