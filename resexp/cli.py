@@ -243,7 +243,7 @@ def verdict(
     selection: Selection = None,
     deep: Annotated[int | None, typer.Option(help="The deeper network; default: deepest.")] = None,
     shallow: Annotated[
-        int | None, typer.Option(help="The shallower; default: the first of at least 20.")
+        int | None, typer.Option(help="The shallower; default: smallest depth >= 20.")
     ] = None,
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Compare runs of unlike settings, data or code.")
@@ -252,8 +252,7 @@ def verdict(
         str | None,
         typer.Option(
             metavar="SERIES",
-            help="The networks asked whether they degrade; default: plain. A control: "
-            "--baseline residual.",
+            help="Series tested for degradation; default: plain. A control: --baseline residual.",
             show_default=False,
         ),
     ] = None,

@@ -85,6 +85,10 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 #: Those that ask, and train nothing.
 QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
 
+#: Those of which Hydra takes one: by its short name, each.
+EXCLUSIVE = {"-m": "-m", "--multirun": "-m", "--cfg": "--cfg", "-c": "--cfg"}
+EXCLUSIVE |= {"--info": "--info", "-i": "--info"}
+
 #: Flags whose value is a folder of one's own configs.
 OWN_CONFIGS = {"--config-dir", "-cd"}
 
@@ -294,6 +298,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             choice = f": one of {', '.join(known)}" if known else ""
             raise UsageError(f"{what}{choice}. See resexp run --help.")
         flags.append(value)
+    asked = list(dict.fromkeys(EXCLUSIVE[flag] for flag in flags if flag in EXCLUSIVE))
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} do not go together. Give one of them.")
     if any(word.startswith("arch.merge=") for word in overrides):  # then of any arch's options
         overrides = ["++" * word.startswith(OPTIONS) + word for word in overrides]
     return flags, overrides

@@ -106,6 +106,8 @@ RUN = [
     ("run --frobnicate", ["--frobnicate", "resexp run --help"]),
     ("run --dry-rum depth=8", ["--dry-rum", "--dry-run"]),
     ("run --cfg foo", ["--cfg", "foo", "job"]),
+    ("run --cfg job -m depth=8,20", ["--cfg and -m", "one of them"]),
+    ("run -i config -c job", ["--info and --cfg", "one of them"]),
     ("run --info foo", ["--info", "foo", "defaults"]),
     ("run --config-dir nowhere", ["nowhere"]),
     ("run --config-name foo", ["foo", "config"]),

@@ -442,7 +442,7 @@ def test_a_signal_saves_ends_the_sweep_and_says_how_to_go_on(
     again = run("-m", "seed=0,1")
     assert again.code == 0
     assert again.out.startswith("2 done")
-    assert "goes on from step 1" in again.err
+    assert "resuming from step 1" in again.err
     rows = directory / "metrics.csv"
     assert without_time(rows) == without_time(trained / rows)
 

@@ -156,7 +156,7 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
     fresh = {"RESULTS": tmp_path / "fresh", "FROM": pieces, "OUT": tmp_path / "out"}
     code, output = ended(figure6(*words, **fresh, **variables))
     assert code == 0, output
-    assert output.count("goes on from step") == 4
+    assert output.count("resuming from step") == 4
     assert rows(tmp_path / "fresh/figure6") == rows(whole)
     log = (tmp_path / "fresh/figure6/pieces.csv").read_text().splitlines()
     assert [line.split(",")[-1] for line in log] == ["exit_code", "75", "0"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resexp.analysis.results import Run, find_runs
-from resexp.console import clock, console, percent
+from resexp.console import clock, console, counted, percent
 from resexp.runs.records import ERROR
 from resexp.settings import UsageError, choices, complete
 
@@ -64,8 +64,8 @@ def text(rows: list[dict[str, Any]]) -> str:
         table.add_column(key.replace("_", " "))
     for row in rows:
         table.add_row(*(cell(key, value) for key, value in row.items()))
-    console = Console(highlight=False)
-    wide = Console(highlight=False, width=console.width if console.is_terminal else 160)
+    out = Console(highlight=False)
+    wide = Console(highlight=False, width=out.width if out.is_terminal else 160)
     with wide.capture() as capture:
         wide.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
@@ -123,8 +123,9 @@ def show(record: dict[str, Any]) -> str:
         f"{clock(record['seconds'])} of training, last at {record['updated']}",
         "errors": f"train {percent(last.get('train_error'))}   "
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
-        "machine": f"{place['device_name']}, {place['threads']} CPU threads, {place['precision']}, "
-        f"engine {place.get('engine', 'eager')}, torch {place['torch']}, Python {place['python']}",
+        "machine": f"{place['device_name']}, {counted(place['threads'], 'CPU thread')}, "
+        f"{place['precision']}, engine {place.get('engine', 'eager')}, torch {place['torch']}, "
+        f"Python {place['python']}",
         "code": f"commit {place['git_commit']}{dirty}"
         if place["git_commit"]
         else f"resexp {place['resexp'] or 'of unknown version'}",

@@ -51,6 +51,7 @@ class Display:
 
     def __init__(self, jobs: list[Job]) -> None:
         self.several = len(jobs) > 1
+        self.width = max((len(job.run) for job in jobs), default=0)
         self.weights = {key(job.settings.name, job.run): weight(job) for job in jobs}
         self.shares = dict.fromkeys(self.weights, 0.0)  # of each run, done
         self.over = 0  # runs
@@ -100,7 +101,7 @@ class Display:
         if not self.several:
             console.print(headline(record))
         if step:
-            console.print(f"{record['run']} goes on from step {step:,}")
+            console.print(f"{record['run']}: resuming from step {step:,}")
         steps = record["settings"]["steps"]
         self.rows[run] = self.progress.add_task(record["run"], total=steps, state="", pace="")
         self.begun[run] = time.monotonic(), step
@@ -128,7 +129,7 @@ class Display:
         self.skipped += 0.0 if trained else self.weights.get(run, 0.0)
         if self.several:
             count = len(self.weights)
-            console.print(f"{self.over:>3}/{count}  {job.run:<20} {message}")
+            console.print(f"{self.over:>3}/{count}  {job.run:<{self.width}}  {message}")
         self.show_whole()
 
     def close(self) -> None:

@@ -51,7 +51,8 @@ def code(place: dict[str, Any]) -> str:
 
 def machine(place: dict[str, Any]) -> str:
     name = place.get("device_name") or place.get("device")
-    threads = f"{place['threads']} CPU threads" if place.get("threads") else None
+    count = place.get("threads")
+    threads = f"{count} CPU thread{'s' if count > 1 else ''}" if count else None
     return ", ".join(str(part) for part in (name, threads, place.get("precision")) if part)
 
 
