@@ -300,6 +300,9 @@ def test_a_sweep_trains_each_combination_once_and_skips_the_finished(here: Path)
     assert answer.out == (
         "3 done, 1 skipped (finished before)\nnext: resexp plot, resexp table, resexp verdict\n"
     )
+    columns = [line.index("clean") for line in answer.err.splitlines() if "clean" in line]
+    assert len(columns) == 4
+    assert len(set(columns)) == 1  # aligned, whatever the length of a name
     names = sorted(path.parent.name for path in here.rglob("run.json"))
     assert names == [
         f"{arch}-8-s{seed},{EXTRAS}" for arch in ("plain", "residual") for seed in "01"
