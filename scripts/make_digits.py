@@ -4,7 +4,7 @@
 
 Needs scikit-learn (``pip install resexp[dev]``), which carries the 1,797 test images of the UCI set
 "Optical Recognition of Handwritten Digits". Takes a second, needs no network, and writes the same
-arrays every time; it prints their SHA-256, which resexp/data/digits.py compares.
+arrays every time; it prints their SHA-256, which resexp/data/sets/digits.py compares.
 
 The split: images in order of class, and of file within a class; every fifth is a test image. That
 gives 1,437 and 360, and each class's share of the test set is right to within one image.
