@@ -12,7 +12,7 @@ them chosen while a row, a checkpoint or the end of a run is being written, one 
 another takes its place. Where a worker was when it died is read from memory that it shared.
 
 A finished run must have every row of the same run trained undisturbed, in every column but the
-two of time, and must never be written again. Writes kills.csv (a row a kill), runs.csv (a row a
+two of time, and must never be written again. Writes kills.csv (a row a kill), sweeps.csv (a row a
 run) and tally.json (the sums) to ``--out``; the runs themselves go to ``--work``.
 """
 
@@ -173,13 +173,13 @@ def fingerprint(job: Job) -> str:
 
 
 def compare(jobs: list[Job], undisturbed: list[Job], seen: dict[str, str], out: Path) -> None:
-    """Write a row of runs.csv for each run of a sweep that is over."""
+    """Write a row of sweeps.csv for each run of a sweep that is over."""
     kills = Counter(kill["run"] for kill in read(out / "kills.csv"))
     for job, whole in zip(jobs, undisturbed, strict=True):
         mine = rows(job)
         steps, expected = [row[0] for row in mine], {row[0]: row for row in rows(whole)}
         append(
-            out / "runs.csv",
+            out / "sweeps.csv",
             run=where(job),
             rows=len(mine),
             kills=kills[where(job)],
@@ -212,7 +212,7 @@ def append(path: Path, **row: object) -> None:
 
 def tally(out: Path) -> dict[str, Any]:
     """The sums, written to tally.json."""
-    kills, runs = read(out / "kills.csv"), read(out / "runs.csv")
+    kills, runs = read(out / "kills.csv"), read(out / "sweeps.csv")
     sums = {"rows": "rows", "rows lost": "rows_lost", "rows doubled": "rows_doubled"}
     sums |= {"rows changed": "rows_changed", "runs repeated": "repeated"}
     found = {
@@ -245,7 +245,7 @@ def main() -> None:
     number = 0
     while len(read(asked.out / "kills.csv")) < asked.kills or number == 0:
         jobs = sweep(number, asked.work / "disturbed")
-        if where(jobs[-1]) not in {one["run"] for one in read(asked.out / "runs.csv")}:
+        if where(jobs[-1]) not in {one["run"] for one in read(asked.out / "sweeps.csv")}:
             seen = disturb(jobs, asked.out, asked.kills, asked.pace)
             compare(jobs, whole, seen, asked.out)
             print(f"sweep {number}: {json.dumps(tally(asked.out))}", flush=True)
