@@ -19,7 +19,7 @@ from resexp.launch import local
 from resexp.runs import records
 from resexp.runs import run as running
 from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
-from resexp.train.row import Row
+from resexp.train.row import TIME_COLUMNS, Row
 
 pytestmark = pytest.mark.process
 
@@ -138,6 +138,6 @@ def test_a_run_saved_and_killed_at_random_steps_equals_one_that_was_not(choose: 
         assert cells(parts) == cells(whole)
         last = [records.read_record(job.directory)["last"] for job in (parts, whole)]
         for one in last:
-            for key in records.TIME_COLUMNS:
+            for key in TIME_COLUMNS:
                 assert math.isfinite(one.pop(key))
         assert last[0] == last[1]

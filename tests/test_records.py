@@ -26,7 +26,7 @@ from resexp.settings import (
     UsageError,
     as_dict,
 )
-from resexp.train.row import Row
+from resexp.train.row import COLUMNS, TIME_COLUMNS, Row
 
 HEADER = (
     "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"
@@ -86,7 +86,7 @@ def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     records.append_row(tmp_path, make_row(22))
     text = (tmp_path / "metrics.csv").read_text()
     assert text == f"{HEADER}\n22,0.98,0.05,2.25,87.5,,,2.5,90,1234.5,0.25\n"
-    assert records.TIME_COLUMNS == ("images_per_second", "seconds")
+    assert TIME_COLUMNS == ("images_per_second", "seconds")
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 def test_a_row_reads_back_to_seven_digits(
     step: int, values: list[float], clean: tuple[float | None, float | None]
 ) -> None:
-    names = [key for key in records.COLUMNS if key != "step" and not key.startswith("clean_")]
+    names = [key for key in COLUMNS if key != "step" and not key.startswith("clean_")]
     cells = dict(zip(names, values, strict=True))
     row = Row(step=step, clean_train_loss=clean[0], clean_train_error=clean[1], **cells)
-    line = ",".join(records.spell(getattr(row, key)) for key in records.COLUMNS) + "\n"
+    line = ",".join(records.spell(getattr(row, key)) for key in COLUMNS) + "\n"
     again = asdict(records.parse_row(line))
     assert again.pop("step") == step
     for key, value in asdict(row).items():

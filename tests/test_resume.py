@@ -23,7 +23,7 @@ from resexp.runs.records import Claim
 from resexp.runs.stop import STOPPING, Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train.fit import State, fit
-from resexp.train.row import Row
+from resexp.train.row import TIME_COLUMNS, Row
 
 pytestmark = pytest.mark.process
 
@@ -67,7 +67,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None
 def cells(directory: Path) -> list[list[str]]:
     """metrics.csv but for its two columns of time."""
     lines = (directory / records.METRICS).read_text().splitlines()
-    return [line.split(",")[: -len(records.TIME_COLUMNS)] for line in lines]
+    return [line.split(",")[: -len(TIME_COLUMNS)] for line in lines]
 
 
 def outcome(job: Job) -> tuple[list[list[str]], dict[str, Any]]:
@@ -77,7 +77,7 @@ def outcome(job: Job) -> tuple[list[list[str]], dict[str, Any]]:
     last = {
         key: records.spell(value)
         for key, value in record["last"].items()
-        if key not in records.TIME_COLUMNS
+        if key not in TIME_COLUMNS
     }
     same = {key: record[key] for key in ("status", "run", "digest", "parameters", "error")}
     return cells(job.directory), {**same, "last": last}
@@ -158,7 +158,7 @@ def test_a_run_killed_at_its_very_end_has_the_same_record(tmp_path: Path) -> Non
     assert record["seconds"] == pytest.approx(record["last"]["seconds"])
     assert record["seconds"] > 0
     assert record["images_per_second"] == pytest.approx(record["last"]["images_per_second"])
-    for key in set(expected) - set(records.TIME_COLUMNS):
+    for key in set(expected) - set(TIME_COLUMNS):
         assert record["last"][key] == expected[key], key
 
 

@@ -32,7 +32,7 @@ from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Normalise, Precision, Settings, UsageError
 from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, per_label
 from resexp.train.fit import begin, fit
-from resexp.train.row import COLUMNS, HEADERS, IOU_COLUMNS, Row
+from resexp.train.row import COLUMNS, HEADERS, IOU_COLUMNS, TIME_COLUMNS, Row
 
 BLOBS = Data(name="blobs", loader="blobs", size=16)
 
@@ -360,7 +360,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
     def cells(one: records.Job) -> list[dict[str, Any]]:
         rows = [asdict(row) for row in Run.read(one.directory).rows()]
-        return [{k: v for k, v in row.items() if k not in records.TIME_COLUMNS} for row in rows]
+        return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows]
 
     assert len(cells(whole)) == 3
     assert cells(parts) == cells(whole)

@@ -24,6 +24,7 @@ from resexp.runs import records
 from resexp.runs import run as running
 from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream
 from resexp.train import evaluate
+from resexp.train.row import TIME_COLUMNS, Row
 
 TRAIN, TEST = 12, 4  # images of each of two classes
 
@@ -270,7 +271,7 @@ def make_job(root: Path, results: str, choice: Stream, **changes: Any) -> Job:
 def rows(job: Job) -> list[list[str]]:
     """metrics.csv but for its two columns of time."""
     lines = (job.directory / records.METRICS).read_text().splitlines()
-    return [line.split(",")[: -len(records.TIME_COLUMNS)] for line in lines]
+    return [line.split(",")[: -len(TIME_COLUMNS)] for line in lines]
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ def test_a_streamed_run_that_was_stopped_goes_on_as_if_it_was_not(
     class Killed(BaseException):
         pass
 
-    def kill(record: dict[str, Any], step: int, row: records.Row | None) -> None:
+    def kill(record: dict[str, Any], step: int, row: Row | None) -> None:
         if step == 3:
             raise Killed
 
