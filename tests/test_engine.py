@@ -244,6 +244,26 @@ def test_a_check_that_fails_or_dies_in_its_process_costs_the_kernels_alone(
     choose.kernels_fault.cache_clear()
 
 
+def right(precision: Precision, device: str) -> float:
+    return choose.BOUND[precision]
+
+
+def wrong(precision: Precision, device: str) -> float:
+    return math.nan
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("found", "passes"), [(right, True), (wrong, False)])
+def test_the_error_that_the_check_finds_decides(
+    monkeypatch: pytest.MonkeyPatch, found: Any, passes: bool
+) -> None:
+    monkeypatch.setattr(choose, "check_engine", lambda settings, device: None)
+    monkeypatch.setattr(choose, "worst_error", found)
+    choose.kernels_fault.cache_clear()
+    assert (choose.kernels_fault(Precision.fp32, "cpu") == "") == passes
+    choose.kernels_fault.cache_clear()
+
+
 class Sloppy:
     """A stand-in for the kernels, with one thing wrong."""
 
