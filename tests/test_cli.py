@@ -216,6 +216,13 @@ def test_a_run_lies_in_a_folder_named_after_its_data_or_its_experiment() -> None
     assert config.compose(["experiment=he2015"]).settings.name == "he2015"
 
 
+def test_a_command_is_recorded_as_it_was_typed(here: Path) -> None:
+    words = [*EXTRAS.split(","), "flip=true", "nesterov=True"]
+    assert call("run", "depth=8", *words).code == 0
+    [path] = Path("results/digits").iterdir()
+    assert {"flip=true", "nesterov=True"} <= set(record(path)["overrides"])
+
+
 def test_results_and_name_choose_the_place(here: Path) -> None:
     answer = run("results=elsewhere/deep", "name=first-try")
     assert answer.code == 0

@@ -121,4 +121,10 @@ class CheckedSweeper(Sweeper):
         overrides = parser.parse_overrides(arguments)
         check_count(overrides)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        alone = [one for one in overrides if not one.is_sweep_override()]
+        typed = {f"{one.get_key_element()}={one.get_value_element_as_str()}": one for one in alone}
+        jobs = [
+            [typed[word].input_line or word if word in typed else word for word in job]
+            for job in jobs
+        ]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
