@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lint, types and tests; offline once installed, no GPU needed, under 6 minutes on two cores.
+# Lint, types and tests; offline once installed, no GPU needed, about 4 minutes on two cores.
 #   ./scripts/test.sh [--quick | --slow] [PYTEST ARGUMENTS]
-# --quick: tests alone, under 45 s, without those that start processes or train for a second or more
+# --quick: tests alone, a minute and a half, without those that start processes or train for a second or more
 # --slow: those that take minutes, too
 set -euo pipefail
 cd "$(dirname "$0")/.."
