@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resexp.analysis.export import is_pair
 from resexp.analysis.figures import FIGURES
 from resexp.runs.records import Unwritten
 from resexp.settings import UsageError
@@ -101,7 +102,7 @@ def select(words: list[str] | None) -> tuple[Path, list[str]]:
     if len(places) > 1:
         raise UsageError(f"two results folders, {places[0]} and {places[1]}: give one.")
     root = Path(places[0] if places else "results")
-    if not root.is_dir() and not (root.parent / "runs.csv").is_file():
+    if not root.is_dir() and not is_pair(root.parent):
         hint = "Train some runs first: resexp demo" if not places else "Give a results folder"
         raise UsageError(f"there is no folder {root}. {hint}.")
     return root, [word for word in words if "=" in word]

@@ -37,19 +37,14 @@ def write(runs: Sequence[Exported], folder: Path) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"several runs are called {min(twice)}. Choose with a filter.")
     keys = list(dict.fromkeys([*FIRST, *(key for record in records for key in record)]))
-    cells = {key: [cell(record.get(key)) for record in records] for key in keys}
-    # A key that some runs lack is no key that they share: to lack it is not to have null.
-    everywhere = {key for key in keys if all(key in record for record in records)}
-    shared = [
-        key for key in keys if key not in FIRST and key in everywhere and len(set(cells[key])) == 1
-    ]
+    # An empty cell is a key that the run lacks, which is not to have null.
+    cells = {
+        key: [cell(record[key]) if key in record else "" for record in records] for key in keys
+    }
+    shared = {key for key in keys if key not in FIRST and len(set(cells[key])) == 1}
     columns = [key for key in keys if key not in shared]
     once = json.dumps({key: records[0][key] for key in shared}, sort_keys=True)
-    absent = [[key in record for key in columns] for record in records]
-    table = [
-        [cells[key][at] if there else "" for key, there in zip(columns, absent[at], strict=True)]
-        for at in range(len(records))
-    ]
+    table = zip(*(cells[key] for key in columns), strict=True)
     rows = [
         [name, *line.rstrip("\n").split(",")]
         for name, (_, lines) in zip(names, runs, strict=True)

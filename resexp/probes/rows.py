@@ -88,12 +88,6 @@ def decades(values: pd.Series[float]) -> pd.Series[float]:
     return values.where(values > 0).transform(np.log10)
 
 
-def depths_of(rows: pd.DataFrame, column: str, arms: Iterable[str]) -> list[int]:
-    """The depths that all these arms have, from shallow to deep."""
-    found = [set(those(rows, **{column: arm})["depth"]) for arm in arms]
-    return sorted(int(depth) for depth in set.intersection(*found))
-
-
 def seeds_of(rows: pd.DataFrame) -> str:
     """``seeds 0, 1, 2``"""
     return f"seeds {', '.join(map(str, sorted(set(rows['seed']))))}"
