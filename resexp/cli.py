@@ -92,6 +92,10 @@ Selection = Annotated[
         show_default=False,
     ),
 ]
+ChosenOn = Annotated[
+    str | None,
+    typer.Option(metavar="SEEDS", help="Seeds it is chosen on, such as 90,91.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout.")]
 
 
@@ -106,6 +110,14 @@ def select(words: list[str] | None) -> tuple[Path, list[str]]:
         hint = "Train some runs first: resexp demo" if not places else "Give a results folder"
         raise UsageError(f"there is no folder {root}. {hint}.")
     return root, [word for word in words if "=" in word]
+
+
+def numbers(text: str | None) -> list[int]:
+    """Seeds out of 90,91."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise UsageError(f"--chosen-on {text} must be seeds, such as 90,91.") from error
 
 
 def emit(value: Any) -> None:
@@ -179,11 +191,48 @@ def run(
     with stop_said():
         from resexp.config import launch
 
-        session = launch([*(overrides or []), *context.args], dry_run)
+        show = None
+        if dry_run:
+            from resexp.launch.dry_run import show
+        session = launch([*(overrides or []), *context.args], show)
     summary = session.summary()
     if summary:
         print(summary)
     raise typer.Exit(session.exit_code)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="""[bold]Examples[/]
+
+resexp preregister depth=20,56 arch=plain,residual seed=10,11,12,13,14 name=mine
+
+resexp preregister depth=20,56 arch=plain,residual lr=0.1 --hypothesis "plain-56 trains worse"
+
+Then train with the same words: resexp run -m ... The verdict says whether it was fixed before.""",
+)
+def preregister(
+    context: typer.Context,
+    overrides: Overrides = None,
+    hypotheses: Annotated[
+        list[str] | None,
+        typer.Option("--hypothesis", help="What you expect; again for more.", show_default=False),
+    ] = None,
+) -> None:
+    """Fix rule, depths, seeds, recipe and hypotheses in a file, before the runs that test them."""
+    with stop_said():
+        from resexp.commands.preregister import preregister as fix
+        from resexp.config import launch
+
+        words = [*(overrides or []), *context.args]
+        said = [word for text in hypotheses or [] for word in ("--hypothesis", text)]
+        command = shlex.join(["resexp", "preregister", *words, *said])
+        written = []
+        launch(
+            ["-m", *words],
+            lambda jobs, claims: written.append(fix(jobs, claims, hypotheses or [], command)),
+        )
+    print(f"{written[0]}\nnext: {shlex.join(['resexp', 'run', '-m', *words])}")
 
 
 @app.command(
@@ -257,22 +306,82 @@ def verdict(
             show_default=False,
         ),
     ] = None,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Each network at its own best value of it, such as lr; see resexp best.",
+            show_default=False,
+        ),
+    ] = None,
+    chosen_on: ChosenOn = None,
     as_json: Json = False,
 ) -> None:
     """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
     from resexp.analysis import results
     from resexp.analysis import verdict as verdicts
+    from resexp.analysis.verdict import history
 
     root, filters = select(selection)
     runs = results.require_runs(root, filters)
+    if bool(best) != bool(chosen_on):
+        raise UsageError("--best and --chosen-on go together: --best lr --chosen-on 90,91")
     decided = verdicts.decide(
-        runs, deep=deep, shallow=shallow, allow_mixed=mixed, baseline=baseline
+        runs,
+        deep=deep,
+        shallow=shallow,
+        allow_mixed=mixed,
+        baseline=baseline,
+        best=best,
+        chosen_on=numbers(chosen_on),
     )
+    decided.notes += history.asked_again(decided, runs[0].experiment, filters)
     if as_json:
         emit(decided.as_dict())
     else:
         print(verdicts.text(decided))
     raise typer.Exit(decided.exit_code)
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+resexp run -m depth=20,56 arch=plain,residual lr=0.005,0.01,0.02 seed=90,91 name=rates
+
+resexp best results/rates --setting lr --chosen-on 90,91
+
+resexp best results/rates --setting lr --chosen-on 90,91 --then 0,1,2,3,4 | bash
+
+resexp verdict results/rates --best lr --chosen-on 90,91"""
+)
+def best(
+    selection: Selection = None,
+    setting: Annotated[str, typer.Option(help="The setting that was varied.")] = "lr",
+    chosen_on: ChosenOn = None,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDS",
+            help="Print the commands that train these seeds at the best values.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose each network's best learning rate, or other setting, on seeds that are left out."""
+    from resexp.analysis import results
+    from resexp.analysis.verdict import best as choosing
+
+    root, filters = select(selection)
+    seeds = numbers(chosen_on)
+    if not seeds:
+        raise UsageError("name the seeds to choose on: --chosen-on 90,91")
+    choices = choosing.choose(results.require_runs(root, filters), setting, seeds)
+    if as_json:
+        emit([choice.as_dict() for choice in choices])
+    else:
+        lines = choosing.commands(choices, then) if then else choosing.table(choices, setting)
+        print("\n".join(lines))
 
 
 @app.command(

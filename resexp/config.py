@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resexp.launch.cluster import start_ray, work
-from resexp.launch.session import Session
+from resexp.launch.session import Instead, Session
 from resexp.settings import (
     Job,
     Settings,
@@ -125,8 +125,10 @@ def task(config: DictConfig) -> None:
     work(to_job(config, hydra_config), hydra_config.runtime.cwd, hydra_config.job.num)
 
 
-def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
+def launch(arguments: Sequence[str], instead: Instead | None = None) -> Session:
     """Carry out ``resexp run ARGUMENTS``; the session knows what came of every job.
+
+    Or do something else with its jobs ``instead``, such as showing them.
 
     Raises UsageError, with nothing trained or written, if any job cannot be run.
     """
@@ -137,7 +139,7 @@ def launch(arguments: Sequence[str], dry_run: bool = False) -> Session:
     if not several and not QUESTIONS & set(flags):  # a run is a sweep of one
         flags.append("-m")
     run = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
-    session = done = Session(dry_run=dry_run, command=command)
+    session = done = Session(instead=instead, command=command)
     try:
         with command_line([*flags, *overrides]), one_line_errors():
             check(flags, overrides, several)

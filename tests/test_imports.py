@@ -142,7 +142,13 @@ def test_leaves_know_nothing_above_them(leaf: str) -> None:
 
 
 def test_the_analysis_knows_records_and_settings_only() -> None:
-    known = {"resexp.analysis", "resexp.runs.records", "resexp.settings", "resexp.train.row"}
+    known = {
+        "resexp.analysis",
+        "resexp.runs.preregistration",
+        "resexp.runs.records",
+        "resexp.settings",
+        "resexp.train.row",
+    }
     users = [
         (module, name)
         for module in MODULES

@@ -19,12 +19,18 @@ from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step,
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
 from resexp.settings import LAUNCHERS, Job, Merge, Twin, UsageError
 
+#: What is done with checked jobs and their claims where they are not to be trained.
+Instead = Callable[[list[Job], list[Claim]], object]
+
 
 class Session:
-    """What one ``resexp run`` is about to do, does, and did."""
+    """What one ``resexp run`` is about to do, does, and did.
 
-    def __init__(self, *, dry_run: bool = False, command: str = "") -> None:
-        self.dry_run = dry_run
+    ``instead`` is given the checked jobs and their claims in place of the launcher.
+    """
+
+    def __init__(self, *, instead: Instead | None = None, command: str = "") -> None:
+        self.instead = instead
         self.command = command  # as it was typed
         self.jobs: list[Job] = []  # checked
         self.ends: dict[Path, tuple[Job, Message]] = {}  # by run directory: how jobs ended
@@ -51,10 +57,8 @@ class Session:
         from resexp.runs.run import check
 
         claims = [check(job, here=here) for job in jobs]
-        if self.dry_run:
-            from resexp.launch.dry_run import show
-
-            show(jobs, claims)
+        if self.instead is not None:
+            self.instead(jobs, claims)
             return []
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         chosen = sorted(first.values())
@@ -129,7 +133,7 @@ class Session:
         return 1 if self.failures else 75 if self.stopped else 0
 
     def summary(self) -> str:
-        """How it ended and what to type next; nothing of a dry run."""
+        """How it ended and what to type next; nothing if nothing was trained."""
         if len(self.outcomes) == len(self.ends) == 1:
             return conclusion(self.outcomes[0])
         return "\n".join([*self.tally(), *self.retry()]) if self.ends else ""

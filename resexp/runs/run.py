@@ -20,6 +20,7 @@ from resexp.data import batches
 from resexp.runs import checkpoint, records
 from resexp.runs.loggers import check_loggers, open_loggers
 from resexp.runs.messages import Outcome, Step
+from resexp.runs.preregistration import fingerprint
 from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import Claim
 from resexp.runs.stop import Interrupted
@@ -164,6 +165,7 @@ def opened(
         "digest": digest(as_dict(job.settings)),
         "overrides": job.overrides,
         "command": job.command,
+        "preregistration": fingerprint(job.directory.parent),
         "data": {
             "name": data.name,
             "task": data.task,

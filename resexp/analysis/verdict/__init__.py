@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from resexp.analysis.results import Run
-from resexp.analysis.verdict import rule, select
+from resexp.analysis.verdict import history, rule, select
+from resexp.analysis.verdict.best import at_best, choose, sentence
 from resexp.analysis.verdict.rule import EXIT_CODES, LEAST_LOSS, NEITHER, RULE, Verdict
 from resexp.analysis.verdict.text import text
 
@@ -22,15 +23,21 @@ def decide(
     shallow: int | None = None,
     allow_mixed: bool = False,
     baseline: str | None = None,
+    best: str | None = None,
+    chosen_on: Sequence[int] = (),
 ) -> Verdict:
     """Apply the rule to the runs of one experiment.
 
     ``baseline`` names the series that is tested for degradation, in place of plain: a control.
-    Runs at more steps than the others are the budget check. Raises UsageError if the runs are
-    of several experiments, mix settings or code (unless ``allow_mixed``) or have no pair of depths
-    to compare.
+    Runs at more steps than the others are the budget check. With ``best``, a setting such as lr,
+    each network is taken at its own best value, chosen on the seeds ``chosen_on``. Raises
+    UsageError if the runs are of several experiments, mix settings or code (unless ``allow_mixed``)
+    or have no pair of depths to compare.
     """
-    usual, longer, unlike = select.comparable(runs, allow_mixed)
+    choices = choose(runs, best, chosen_on) if best else []
+    if best:
+        runs = at_best(runs, choices, best, chosen_on)
+    usual, longer, unlike = select.comparable(runs, allow_mixed, best)
     arms = select.group(usual, baseline)
     shallow, deep = select.choose_depths(arms, shallow, deep)
     numbers = {series: select.endpoints(group) for series, group in arms.items()}
@@ -64,7 +71,9 @@ def decide(
         at_chance=[f"{run.run} ({run.status})" for run in runs if run.status in select.FAILURES],
         unfinished=statuses["running"] + statuses["interrupted"],
         missing=select.missing(arms, shallow, deep),
+        fixed=history.when_fixed(runs, shallow, deep),
         notes=[
+            *([sentence(choices, best, chosen_on)] if best else []),
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
             *(f"Most of {one}-{shallow} failed: no rise is seen from chance." for one in untrained),

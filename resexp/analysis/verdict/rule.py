@@ -126,6 +126,7 @@ class Verdict:
     at_chance: list[str]  # the runs that failed, and how: they count at chance
     unfinished: int  # running or interrupted
     missing: list[str]  # runs that a pair lacks, and why
+    fixed: str  # before or after the runs: whether the question was preregistered
     notes: list[str]
 
     @property

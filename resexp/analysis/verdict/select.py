@@ -53,11 +53,12 @@ class Mismatch:
 
 
 def comparable(
-    runs: Sequence[Run], allow_mixed: bool
+    runs: Sequence[Run], allow_mixed: bool, free: str | None = None
 ) -> tuple[list[Run], dict[int, list[Run]], list[Mismatch]]:
     """The runs to judge, by steps those that are the budget check, and where they differ.
 
-    Raises UsageError for several experiments, and for a difference unless ``allow_mixed``.
+    Raises UsageError for several experiments, and for a difference unless ``allow_mixed``; those in
+    the setting ``free`` are none.
     """
     folders = sorted({run.experiment for run in runs})
     if not folders:
@@ -71,7 +72,8 @@ def comparable(
             f"Name one: resexp verdict {folders[0]}"
         )
     usual, longer = split_budgets(runs)
-    unlike = mismatches(usual, [run for group in longer.values() for run in group])
+    found = mismatches(usual, [run for group in longer.values() for run in group])
+    unlike = [one for one in found if one.key != free]
     if unlike and not allow_mixed:
         raise UsageError(unlike[0].refusal)
     return usual, longer, unlike

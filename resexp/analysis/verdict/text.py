@@ -40,7 +40,7 @@ def text(verdict: Verdict) -> str:
     rows = [[arm.series, *_secondary(arm.change), MEANINGS[arm.label]] for arm in verdict.arms]
     lines += aligned([heads, *rows])
     lines += _other_pairs(verdict) + _budget(verdict)
-    lines += [RULE, _failures(verdict)]
+    lines += [RULE, verdict.fixed, _failures(verdict)]
     if verdict.missing:
         lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
     return "\n".join(lines + verdict.notes)
