@@ -7,4 +7,5 @@ FIGURES = {
     "difference": "resexp.analysis.figures.depth:difference",
     "seeds": "resexp.analysis.figures.seeds:seeds",
     "families": "resexp.analysis.figures.curves:families",
+    "surface": "resexp.analysis.figures.surface:surface",
 }

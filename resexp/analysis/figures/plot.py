@@ -1,7 +1,8 @@
 """The figures of an experiment, drawn from run.json and metrics.csv alone, into files.
 
 ``curves``: errors while training; ``depth``: final errors by depth; ``difference``: plain minus its
-twin by seed; ``seeds``: learning rate and speed; ``families``: a page of small panels.
+twin by seed; ``seeds``: learning rate and speed; ``families``: a page of small panels;
+``surface``: final error against steps and rate.
 """
 
 from __future__ import annotations
