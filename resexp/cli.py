@@ -435,12 +435,18 @@ def report(
 def export(
     selection: Selection = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("export"),
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="The other way: a pair's runs as folders beside it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write each experiment as two CSV files, runs.csv and rows.csv, that every command reads."""
+    from resexp.analysis import export as pairs
     from resexp.analysis import results
 
-    written = [str(folder) for folder in results.export_runs(*select(selection), out)]
+    root, filters = select(selection)
+    exported = pairs.unpack(root) if unpack else results.export_runs(root, filters, out)
+    written = [str(folder) for folder in exported]
     if as_json:
         emit(written)
     else:

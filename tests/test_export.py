@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from fake_results import write_run
 
 from resexp.analysis import compare, export, results, table, verdict
 from resexp.commands import listing
+from resexp.config import compose
+from resexp.runs.records import Claim, look
 from resexp.settings import UsageError
 
 SEEDS = range(5)
@@ -43,6 +46,34 @@ def test_records_and_rows_come_back_as_they_were(folder: Path, pair: Path) -> No
     assert [run.record for run in after] == [run.record for run in before]
     assert [run.lines() for run in after] == [run.lines() for run in before]
     assert {run.run for run in after if not run.lines()} == {"plain-110-s1"}
+
+
+def test_unpacked_runs_are_those_that_were_exported(folder: Path, pair: Path) -> None:
+    before = {run.run: run for run in results.find_runs(folder)}
+    for run in export.unpack(pair):
+        again = results.Run.read(run)
+        assert again.record == before[run.name].record
+        assert again.lines() == before.pop(run.name).lines()
+    assert not before and export.unpack(pair) == []
+
+
+def test_unpacked_runs_are_not_trained_again(tmp_path: Path) -> None:
+    job = compose([f"results={tmp_path}", "depth=20"])
+    write_run(tmp_path, "plain", 20, 0)
+    results.export_runs(tmp_path, [], tmp_path)
+    shutil.rmtree(job.directory)
+    assert look(job) is Claim.new
+    export.unpack(tmp_path / "digits")
+    assert look(job) is Claim.done
+
+
+def test_a_pair_whose_run_would_lie_elsewhere_is_refused(pair: Path) -> None:
+    runs = pair / export.RUNS
+    runs.write_text(runs.read_text().replace("plain-20-s0", "../plain-20-s0"))
+    rows = pair / export.ROWS
+    rows.write_text(rows.read_text().replace("plain-20-s0", "../plain-20-s0"))
+    with pytest.raises(UsageError, match="Export its runs again"):
+        export.unpack(pair)
 
 
 def test_every_reader_says_the_same(folder: Path, pair: Path) -> None:

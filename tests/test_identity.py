@@ -111,6 +111,7 @@ def test_the_circumstances_are_where_and_how_not_what() -> None:
         "loggers",
         "name",
         "overwrite",
+        "remark",
         "results",
         "threads",
     ]

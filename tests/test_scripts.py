@@ -219,3 +219,32 @@ def test_gpu_check_goes_on_when_a_part_fails_or_hangs(tmp_path: Path) -> None:
         "bench": "ok",
         "microbench": "ok",
     }
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("ended", "code"), [(0, 0), (75, 75), (1, 1)])
+def test_the_cifar10_sweep_takes_up_what_was_exported(
+    tmp_path: Path, ended: int, code: int
+) -> None:
+    """Depths, seeds and steps as variables; what is stopped is exported too, what failed is not."""
+    (tmp_path / "scripts").mkdir()
+    for script in ("sweep.sh", "cifar10.sh"):
+        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    here = tmp_path / "results/cifar10-jpeg"
+    here.mkdir(parents=True)
+    (here / "runs.csv").touch()
+    resexp = tmp_path / "resexp"
+    resexp.write_text(f'#!/bin/sh\necho "$*" >>said\n[ "$1" != run ] || exit {ended}\n')
+    resexp.chmod(0o755)
+    told = environment(RESEXP=resexp, RESEXP_CIFAR10_JPEG=tmp_path / "data/x.tar.xz", STEPS=750)
+    script = tmp_path / "scripts/cifar10.sh"
+    done = subprocess.run(["bash", script], cwd="/", env=told, capture_output=True)
+    assert done.returncode == code
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[:2] == [
+        "export results/cifar10-jpeg --unpack",
+        "run -m experiment=cifar10_short_jpeg data.root=data/x.tar.xz depth=20,56 "
+        "arch=plain,residual seed=0,1,2,3,4 steps=750 results=results name=cifar10-jpeg "
+        "launch=processes threads=1",
+    ]
+    assert (len(said) > 2) == (ended != 1)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resexp.runs.records import write_atomically
+from resexp.runs.records import METRICS, write_atomically, write_record
 from resexp.settings import UsageError
 from resexp.train.row import HEADERS
 
@@ -85,6 +85,24 @@ def read(folder: Path) -> list[Exported]:
             f"{folder} holds no pair {RUNS} and {ROWS} of resexp export ({error}). "
             "Export its runs again."
         ) from error
+
+
+def unpack(folder: Path) -> list[Path]:
+    """Write the pair in ``folder`` back as run directories beside it; returns those written.
+
+    So runs that were exported elsewhere count as finished here. What is there already stays.
+    """
+    written = []
+    for record, lines in read(folder):
+        directory = folder / str(record["run"])
+        if directory.parent != folder:
+            raise UsageError(f"{folder / RUNS} names a run {record['run']}. Export its runs again.")
+        if not directory.exists():
+            directory.mkdir()
+            write_atomically(directory / METRICS, "".join(lines))
+            write_record(directory, record)
+            written.append(directory)
+    return written
 
 
 def is_pair(folder: Path) -> bool:

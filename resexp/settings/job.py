@@ -17,6 +17,7 @@ from resexp.settings.schema import Arch, Launch, Settings
 #: Settings that say where and how a run is carried out. They are not part of its identity.
 CIRCUMSTANCES = frozenset(
     [
+        "remark",
         "name",
         "results",
         "device",

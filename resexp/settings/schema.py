@@ -255,6 +255,7 @@ class Settings:
     threshold: Annotated[float, Above(0, 100), "least rise of log10 clean loss"] = 0.3
 
     # where and how, not what: changing these changes no number of a run
+    remark: Annotated[str, "said with the figures"] = ""
     name: Annotated[str, "folder under results"] = "digits"
     results: Annotated[str, "folder of all runs"] = "results"
     device: Annotated[str, "auto, cpu, cuda or cuda:1"] = "auto"

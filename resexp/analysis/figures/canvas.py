@@ -104,8 +104,14 @@ def heading(runs: Sequence[Run], series: int = 0, most: int = 0) -> str:
     left_out = f" ({most} of {series} series)" if series > most else ""
     return (
         f"Experiment {first.name}: data {data_sets(runs)}, recipe {first.setting('recipe')}, "
-        f"{seeds(runs)}{left_out}"
+        f"{seeds(runs)}{left_out}{remarks(runs, '. ')}"
     )
+
+
+def remarks(runs: Sequence[Run], before: str = "") -> str:
+    """What the runs' settings say beside their numbers, such as how they differ from He's."""
+    said = dict.fromkeys(str(run.setting("remark")) for run in runs if run.setting("remark"))
+    return before + " ".join(said) if said else ""
 
 
 def data_sets(runs: Sequence[Run]) -> str:

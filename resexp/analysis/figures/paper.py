@@ -17,6 +17,7 @@ from resexp.analysis.figures.canvas import (
     STYLE,
     data_sets,
     depth_colour,
+    remarks,
     seeds,
 )
 from resexp.analysis.figures.chart import Chart, Key
@@ -65,7 +66,7 @@ def paper(runs: Sequence[Run]) -> Chart:
         panel.chance = None
         panel.y.ticks = [0, 5, 10, 15, 20] if fits else None
     return Chart(
-        heading="",
+        heading=remarks(runs),
         panels=panels,
         keys=[
             Key(name="training error", colour=INK, width=0.8, stroke=DASHES),
@@ -98,7 +99,9 @@ def remark(runs: Sequence[Run], drawn: Sequence[str], fits: bool) -> str:
     """What a caption must say: data, seeds, and where the axis is not the paper's."""
     shown = [run for run in runs if run.series in drawn]
     counted = seeds(shown)
-    said = [data_sets(shown), "1 seed" if counted == "1 seed" else f"means over {counted}"]
+    lengths = sorted({(run.setting("steps"), run.setting("batch_size")) for run in shown})
+    said = [data_sets(shown), *(f"{steps:,} steps of {size}" for steps, size in lengths)]
+    said += ["1 seed" if counted == "1 seed" else f"means over {counted}"]
     if (series := len({run.series for run in runs})) > len(drawn):
         said.append(f"{len(drawn)} of {series} series")
     if not fits:

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Plain against residual networks on CIFAR-10, at a length that a CPU affords: results/cifar10-short,
+# or results/cifar10-jpeg from JPEG images.
+#   command   ./scripts/cifar10.sh [KEY=VALUE]...   (killed at any moment, run it again: finished runs
+#             are skipped, others go on; runs that were exported elsewhere count as finished)
+#   hardware  any CPU; a core trains about 450 images a second at 20 layers and 150 at 56, so five
+#             seeds of 1,500 steps take 4.6 hours of a core, and half the steps half of that
+#   expected  plain networks degrade from 20 to 56 layers; residual ones do not
+# Rule, depths, seeds and recipe stand in preregistration.yaml there, written before the first run.
+#   DEPTHS=20,56  SEEDS=0,1,2,3,4     STEPS   other lengths, such as 750: a budget check
+#   MINUTES       stop after so many, with everything saved, and exit with 75
+#   RESEXP_CIFAR10_JPEG               an archive or folder of CIFAR-10 as JPEG, in place of data/
+jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
+. "$(dirname "$0")/sweep.sh"
+name=cifar10-short words=(experiment=cifar10_short)
+if [ -n "$jpeg" ]; then # records name no folder of this machine if they need not
+    name=cifar10-jpeg
+    words=(experiment=cifar10_short_jpeg "data.root=$(realpath -m --relative-base="$PWD" "$jpeg")")
+fi
+here=results/$name
+words+=("depth=${DEPTHS:-20,56}" arch=plain,residual "seed=${SEEDS:-0,1,2,3,4}" ${STEPS:+"steps=$STEPS"})
+if [ -e "$here/runs.csv" ]; then
+    "${resexp[@]}" export "$here" --unpack >/dev/null
+fi
+code=0
+timeout --preserve-status --signal=TERM --kill-after=60 "${MINUTES:-0}m" nice -n 19 \
+    "${resexp[@]}" run -m "${words[@]}" results=results "name=$name" launch=processes threads=1 "$@" ||
+    code=$?
+[ $code -eq 0 ] || [ $code -eq 75 ] || [ $code -eq 143 ] || exit $code
+finished=status=ok,collapsed,diverged
+"${resexp[@]}" export "$here" $finished --out results
+"${resexp[@]}" table "$here" $finished --format markdown >"$here/table.md"
+"${resexp[@]}" plot "$here" $finished
+"${resexp[@]}" plot "$here" $finished --style paper --which curves
+"${resexp[@]}" report "$here" $finished
+"${resexp[@]}" verdict "$here" $finished >"$here/verdict.txt" || [ $? -gt 2 ]
+cat "$here/table.md" "$here/verdict.txt"
+exit $code
