@@ -243,8 +243,8 @@ def test_the_cifar10_sweep_takes_up_what_was_exported(
     said = (tmp_path / "said").read_text().splitlines()
     assert said[:2] == [
         "export results/cifar10-jpeg --unpack",
-        "run -m experiment=cifar10_short_jpeg data.root=data/x.tar.xz depth=20,56 "
-        "arch=plain,residual seed=0,1,2,3,4 steps=750 results=results name=cifar10-jpeg "
+        "run -m experiment=cifar10_short_jpeg data.root=data/x.tar.xz steps=750 "
+        "seed=0,1,2,3,4 depth=20,56 arch=plain,residual results=results name=cifar10-jpeg "
         "launch=processes threads=1",
     ]
     assert (len(said) > 2) == (ended != 1)
