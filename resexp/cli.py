@@ -315,6 +315,10 @@ def verdict(
         ),
     ] = None,
     chosen_on: ChosenOn = None,
+    axis: Annotated[
+        str | None,
+        typer.Option(metavar="SETTING", help="A verdict for each value of it.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
@@ -326,15 +330,18 @@ def verdict(
     runs = results.require_runs(root, filters)
     if bool(best) != bool(chosen_on):
         raise UsageError("--best and --chosen-on go together: --best lr --chosen-on 90,91")
-    decided = verdicts.decide(
-        runs,
-        deep=deep,
-        shallow=shallow,
-        allow_mixed=mixed,
-        baseline=baseline,
-        best=best,
-        chosen_on=numbers(chosen_on),
-    )
+    question: dict[str, Any] = {"deep": deep, "shallow": shallow, "allow_mixed": mixed}
+    question |= {"baseline": baseline, "best": best, "chosen_on": numbers(chosen_on)}
+    if axis:
+        from resexp.analysis.verdict import axis as by
+
+        found = by.by_value(runs, axis, **question)
+        if as_json:
+            emit([one.as_dict() for one in found])
+        else:
+            print(by.text(found, axis))
+        return
+    decided = verdicts.decide(runs, **question)
     decided.notes += history.asked_again(decided, runs[0].experiment, filters)
     if as_json:
         emit(decided.as_dict())

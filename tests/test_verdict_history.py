@@ -1,4 +1,4 @@
-"""What was fixed before the runs, how often they were judged, and each network at its best rate."""
+"""What was fixed before, how often it was judged, each network at its best rate, and axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fake_results import write_run
 from typer.testing import CliRunner
 
 from resexp.analysis.results import find_runs
-from resexp.analysis.verdict import best, decide, history
+from resexp.analysis.verdict import axis, best, decide, history
 from resexp.cli import app
 from resexp.runs import preregistration
 from resexp.settings import UsageError
@@ -227,3 +227,52 @@ def test_choices_that_cannot_be_made_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         invoke(words[0], str(rates), *words[1:])
+
+
+# --- one setting's values side by side
+
+
+@pytest.fixture
+def momenta(tmp_path: Path) -> Path:
+    """Without momentum plain networks degrade, with it they do not."""
+    for momentum, deep in ((0.0, 60.0), (0.9, 1.0)):
+        for arch in ("plain", "residual"):
+            for depth, error in ((20, 1.0), (56, deep if arch == "plain" else 1.0)):
+                for seed in SEEDS:
+                    clean = error + (seed * depth) % 3 / 10
+                    extras = {"momentum": momentum}
+                    write_run(tmp_path, arch, depth, seed, clean_error=clean, extras=extras)
+    return tmp_path
+
+
+def test_each_value_of_an_axis_has_its_verdict(momenta: Path) -> None:
+    found = axis.by_value(find_runs(momenta), "momentum")
+    assert {one.value: one.reading for one in found} == {
+        "0.0": "degrades",
+        "0.9": "does not degrade",
+    }
+    alone = decide(find_runs(momenta, ["momentum=0"]))
+    assert found[0].verdict.arms[0].change == alone.arms[0].change
+    said = invoke("verdict", str(momenta), "--axis", "momentum").splitlines()
+    assert said[2].split()[0] == "0.9" and said[2].endswith("does not degrade")
+    listed = json.loads(invoke("verdict", str(momenta), "--axis", "momentum", "--json"))
+    assert [one["value"] for one in listed] == ["0.0", "0.9"]
+
+
+def test_the_answers_of_an_axis_are_adjusted_over_its_values(momenta: Path) -> None:
+    """Ten values with p of 0.01 to 0.05 each: by Holm none of them degrades."""
+    for number in range(10):
+        for depth, errors in ((20, [10, 10, 10, 10, 10]), (56, [10, 12, 14, 17, 20])):
+            for seed, error in enumerate(errors):
+                extras = {"momentum": number / 20 + 0.01}
+                write_run(momenta, "plain", depth, seed, clean_error=error, extras=extras)
+    found = axis.by_value(find_runs(momenta), "momentum")
+    weak = [one for one in found if 4 < one.verdict.arms[0].change.train_error.mean < 5]
+    assert len(weak) == 10 and {one.verdict.outcome for one in weak} == {"degrades"}
+    assert {one.reading for one in weak} == {"inconclusive"}
+    assert {one.reading for one in found} == {"degrades", "does not degrade", "inconclusive"}
+
+
+def test_an_axis_needs_two_values(fixed: Path) -> None:
+    with pytest.raises(UsageError, match="Train other values"):
+        invoke("verdict", str(fixed), "--axis", "lr")

@@ -88,7 +88,7 @@ def at_best(
     value = {choice.network: choice.value for choice in choices}
     varied = varying(runs, setting)
     fresh = [
-        replace(run, record=run.record | {"extras": _without(run.extras, setting)}, _series="")
+        without(run, setting)
         for run in runs
         if run.seed not in seeds and run.setting(setting) == value[name(run, varied)]
     ]
@@ -101,8 +101,10 @@ def at_best(
     return fresh
 
 
-def _without(extras: dict[str, Any], key: str) -> dict[str, Any]:
-    return {other: value for other, value in extras.items() if other != key}
+def without(run: Run, setting: str) -> Run:
+    """The run, named without a setting: so those that differ in it alone are of one kind."""
+    extras = {key: value for key, value in run.extras.items() if key != setting}
+    return replace(run, record=run.record | {"extras": extras}, _series="")
 
 
 def commands(choices: Sequence[Choice], seeds: str) -> list[str]:
