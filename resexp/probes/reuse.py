@@ -23,6 +23,7 @@ above: not supported. Else, and where these words differ or no depth fits: incon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -107,7 +108,7 @@ def read_outs(network: nn.Module, settings: Settings) -> list[dict[str, Cell]]:
     data = load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
     images, labels = some_images(settings, data, IMAGES)
-    some = slice(None, None, max(1, len(data.test_labels) // TEST_IMAGES))
+    some = slice(None, None, math.ceil(len(data.test_labels) / TEST_IMAGES))
     test_images = batches.prepare(data.test_images[some], statistics)
     test_labels = data.test_labels[some].long()
     recalibrated = replace(settings, bn_eval=BnEval.recalibrated)

@@ -180,9 +180,13 @@ def conclude(rows: pd.DataFrame) -> Finding:
             "to be left out, and blocks that stand in for each other look unimportant alone",
         ],
         headlines=[
-            Headline("of ranks are the same blocks for all images", 100 * blocks[0], **PERCENT),
-            Headline("of ranks, added by class", 100 * shares["ranks", "class"], **PERCENT),
-            Headline("of nats are the same blocks for all images", 100 * blocks[1], **PERCENT),
+            Headline(
+                "of the ranks' variance is the same for all images", 100 * blocks[0], **PERCENT
+            ),
+            Headline("is added by class", 100 * shares["ranks", "class"], **PERCENT),
+            Headline(
+                "of the nats' variance is the same for all images", 100 * blocks[1], **PERCENT
+            ),
             Headline("mean rank correlation of two images", alike),
         ],
     )
