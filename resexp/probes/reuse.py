@@ -118,13 +118,13 @@ def read_outs(network: nn.Module, settings: Settings) -> list[dict[str, Cell]]:
     classes = one_hot(labels, len(data.classes)).double().cpu()
     stem, test_stem = fitted[0], judged[0]
     small, test_small = pooled(images, PIXELS), pooled(test_images, PIXELS)
+    wanted = torch.cat([stem, small, classes], 1)
+    columns = (stem.shape[1], stem.shape[1] + small.shape[1])  # where the next begins
     error = 100 * (logits.argmax(1) != labels).double().mean().item()
     rows: list[dict[str, Cell]] = []
     for number, (x, test) in enumerate(zip(fitted, judged, strict=True)):
-        read = ridge(x, torch.cat([stem, small, classes], 1), test)
-        of_stem, of_image, of_class = read.split(
-            [stem.shape[1], small.shape[1], classes.shape[1]], 1
-        )
+        read = ridge(x, wanted, test)
+        of_stem, of_image, of_class = torch.tensor_split(read, columns, dim=1)
         wrong = of_class.argmax(1) != test_labels.cpu()
         rows.append(
             {
@@ -150,7 +150,7 @@ def outputs(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
 
 def pooled(x: Tensor, most: int) -> Tensor:
     """[N, C, H, W] averaged over at most ``most`` by ``most`` places: float64 [N, features]."""
-    sides = [min(side, most) for side in x.shape[2:]]
+    sides = min(x.shape[2], most), min(x.shape[3], most)
     return adaptive_avg_pool2d(x.double(), sides).flatten(1).cpu()
 
 
@@ -160,7 +160,8 @@ def ridge(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     scale = torch.where(spread > 0, 1 / spread, 0.0)
     x, test = (x - centre) * scale, (test - centre) * scale
     penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    return y.mean(0) + test @ torch.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean(0)))
+    weights: Tensor = torch.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean(0)))
+    return y.mean(0) + test @ weights
 
 
 def explained(prediction: Tensor, truth: Tensor) -> float:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -160,7 +160,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         for of in ("ranks", "nats")
     )
     return Finding(
-        judge(*(paired_t(list(some)) for some in blocks), list(p)),
+        judge(paired_t(list(blocks[0])), paired_t(list(blocks[1])), list(p)),
         f"what leaving out a block of residual-{depth} adds to an image's loss varies by {ranks} "
         f"(ranks of blocks within an image) or {nats} (nats); class by chance at most "
         f"{100 * mean(chance):.0f} % of ranks; two images' blocks rank alike by {mean(alike):.2f}; "
@@ -180,12 +180,13 @@ def conclude(rows: pd.DataFrame) -> Finding:
             "to be left out, and blocks that stand in for each other look unimportant alone",
         ],
         headlines=[
-            Headline(
-                "of the ranks' variance is the same for all images", 100 * blocks[0], **PERCENT
-            ),
-            Headline("is added by class", 100 * shares["ranks", "class"], **PERCENT),
-            Headline(
-                "of the nats' variance is the same for all images", 100 * blocks[1], **PERCENT
+            *(
+                Headline(what, 100 * some, "%", ".1f")
+                for what, some in (
+                    ("of the ranks' variance is the same for all images", blocks[0]),
+                    ("is added by class", shares["ranks", "class"]),
+                    ("of the nats' variance is the same for all images", blocks[1]),
+                )
             ),
             Headline("mean rank correlation of two images", alike),
         ],
@@ -196,9 +197,6 @@ def shares_of(rows: pd.DataFrame) -> dict[tuple[str, str], pd.Series[float]]:
     """Shares of ranks and of nats by part, by seed."""
     kinds = product(("ranks", "nats"), PARTS)
     return {(of, part): values(rows, "value", of=of, what=part) for of, part in kinds}
-
-
-PERCENT: dict[str, str] = {"unit": "%", "form": ".1f"}
 
 
 def judge(ranks: Interval, nats: Interval, p: Sequence[float]) -> Verdict:
@@ -232,7 +230,10 @@ def draw(rows: pd.DataFrame) -> Figure:
             shares.plot([at - 0.35, at + 0.35], [level, level], color=colour, lw=1, ls=DOTS)
     shares.set_xticks([0.5, 2.5, 4.5], ["block alone", "added by class", "image's own"])
     shares.set(ylabel="share of the variance", ylim=(0, 1))
-    styles = {"left: one class": {"color": grey, "lw": 0.6}, "all images": {"color": blue}}
+    styles: dict[str, dict[str, Any]] = {
+        "left: one class": {"color": grey, "lw": 0.6},
+        "all images": {"color": blue},
+    }
     dot = {"marker": "o", "ls": "none"}
     styles |= {"right: ranks": {"color": blue} | dot, "nats": {"color": grey} | dot}
     styles |= {"by chance (95 %)": {"color": grey, "ls": DOTS}}

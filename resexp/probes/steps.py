@@ -154,17 +154,17 @@ def conclude(rows: pd.DataFrame) -> Finding:
             "what comes with degradation need not cause it: see which changes of the steps cure it",
         ],
         headlines=[
-            Headline(f"plain-{depth}, first over last layers, step 1", tilted["plain", 1], **LOG),
-            Headline(f"plain-{depth}, step {last}", tilted["plain", last], **LOG),
-            Headline(f"residual-{depth}, step 1", tilted["residual", 1], **LOG),
-            Headline(f"residual-{depth}, step {last}", tilted["residual", last], **LOG),
-            Headline("unevenness, plain less residual", less, **LOG),
+            Headline(what, some, "decades", "+.2f")
+            for what, some in (
+                (f"plain-{depth}, first over last layers, step 1", tilted["plain", 1]),
+                (f"plain-{depth}, step {last}", tilted["plain", last]),
+                (f"residual-{depth}, step 1", tilted["residual", 1]),
+                (f"residual-{depth}, step {last}", tilted["residual", last]),
+                ("unevenness, plain less residual", less),
+            )
         ],
         account=account(mean(tilted["plain", 1]), course),
     )
-
-
-LOG: dict[str, str] = {"unit": "decades", "form": "+.2f"}
 
 
 def account(plain: float, course: dict[str, str]) -> tuple[Account, str] | None:
