@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -74,6 +75,16 @@ def test_blocks_that_are_the_identity_keep_all_but_what_a_stride_drops() -> None
     assert r2[7:] == pytest.approx([r2[7]] * 3)
     assert 1 > r2[3] > r2[4] > r2[7]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_moving_statistics_which_a_fresh_network_lacks_play_no_part() -> None:
+    shallow = replace(RESIDUAL, depth=8, width=4)
+    network = at_start(shallow, load(shallow))
+    rows = reuse.read_outs(network, shallow)
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(100)
+    assert reuse.read_outs(network, shallow) == rows
 
 
 def test_the_regression_is_that_of_an_augmented_least_squares() -> None:

@@ -61,6 +61,7 @@ def test_importance_is_each_images_own_loss(patient: Patient) -> None:
     with torch.no_grad():
         expected = loss(7) - loss(None)
     assert nats[:, patient.movable.index(7)] == pytest.approx(expected.numpy(), abs=1e-6)
+    assert np.abs(importance(patient, recalibrate=True) - nats).max() > 1e-2
 
 
 def test_shares_of_effects_that_are_known() -> None:
