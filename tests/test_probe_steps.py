@@ -118,17 +118,28 @@ def test_the_verdict_follows_its_rule(
     assert steps.conclude(table(plain, residual, seeds)).verdict == verdict
 
 
-def test_headlines_are_decades_by_seed_and_the_textbook_goes_by_sign() -> None:
+def test_headlines_are_decades_by_seed_and_step() -> None:
     finding = steps.conclude(table(3.0, 0.5))
     first, last, *_, less = finding.headlines
     assert list(first.values) == pytest.approx([3, 3.01, 3.02, 3.03, 3.04])
     assert list(last.values) == pytest.approx([-3, -3.01, -3.02, -3.03, -3.04])
     assert list(less.values) == pytest.approx([2.5] * 5)
-    assert finding.account is not None
-    assert finding.account[0] is Account.contradicted
-    vanishing = steps.conclude(table(-3.0, 0.5)).account
-    assert vanishing is not None
-    assert vanishing[0] is Account.right
+
+
+@pytest.mark.parametrize(
+    ("plain", "word"),
+    [
+        ([-3.0, -2.0], Account.right),
+        ([3.0, -2.0], Account.overgeneralised),
+        ([3.0, -0.2], Account.contradicted),  # within a factor of two
+        ([3.0, math.nan], None),
+    ],
+)
+def test_the_textbook_is_right_where_first_layers_of_plain_networks_lag(
+    plain: list[float], word: Account | None
+) -> None:
+    found = steps.account(plain, {"plain": "", "residual": ""})
+    assert (found[0] if found else None) is word
 
 
 def test_a_network_that_diverges_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
