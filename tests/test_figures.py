@@ -473,7 +473,7 @@ def test_paper_style_has_the_layout_of_figure_6(he2015: Path) -> None:
     assert training.colour == named(residual, "56 test").colour
     assert ends(plain) == {"plain-20", "plain-32", "plain-44", "plain-56"}
     assert "residual-20" in ends(residual)
-    assert legend(chart)[-1] == "cifar10, means over 2 seeds, 2 of 4 series"
+    assert legend(chart)[-1] == "cifar10, 64,000 steps of 64, means over 2 seeds, 2 of 4 series"
 
 
 def test_a_curve_above_the_papers_axis_is_named_and_if_all_are_the_data_decide(
