@@ -144,7 +144,7 @@ class Probe(Protocol):
     def draw(self, rows: pd.DataFrame) -> Figure: ...
 
 
-SHARED = {"run", "networks", "rows", "drawing"}  # modules of this package that are no probes
+SHARED = {"run", "networks", "rows", "drawing", "sweeps"}  # modules of this package that are no probes
 
 
 def names() -> list[str]:
