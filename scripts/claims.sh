@@ -62,4 +62,7 @@ stochastic_depth() {
 
 for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth}; do
     "$claim" "$@"
+    "${resexp[@]}" export "$here" --out "$(dirname "$here")"
+    "${resexp[@]}" probe "$claim" "$here"
 done
+"$python" scripts/mechanisms.py
