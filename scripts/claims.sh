@@ -37,7 +37,7 @@ spans() {
 norms() {
     local rates=lr=0.002,0.02,0.2
     on_digits norms depth=56 arch=plain,residual arch.norm=batch,group,none $rates $choice "$@"
-    on_digits norms depth=56 arch=fixup $rates $choice "$@"
+    on_digits norms depth=56 arch=skipinit $rates $choice "$@"
     at_best lr "$@"
 }
 

@@ -22,9 +22,9 @@ def errors(**changes: float) -> Errors:
     ("changes", "verdict", "account"),
     [
         ({}, "supported", None),
-        ({"fixup": 0.3}, "not supported", Account.overgeneralised),
+        ({"skipinit": 0.3}, "not supported", Account.overgeneralised),
         ({"plain_group": 0.3}, "not supported", None),
-        ({"plain_group": 0.3, "fixup": 0.3}, "not supported", None),
+        ({"plain_group": 0.3, "skipinit": 0.3}, "not supported", None),
         ({"residual_batch": CHANCE}, "inconclusive", None),  # all failed
     ],
 )
@@ -46,18 +46,18 @@ def test_networks_are_judged_at_the_rate_that_was_chosen() -> None:
     other = rows[rows["seed"] < 90].assign(value=0.02, train_error_percent=0.0)
     found = norms.conclude(pd.concat([rows, other]))
     assert found.numbers == norms.conclude(rows).numbers
-    assert "0.002 (fixup-56)" in found.conventions[0]
+    assert "0.002 (skipinit-56)" in found.conventions[0]
 
 
 def test_the_seven_networks_are_read_at_their_own_rates() -> None:
     kinds = [
         f"arch={arch} arch.norm={norm}" for arch in ("plain", "residual") for norm in norms.NORMS
     ]
-    rates = {one: 0.002 * (1 + at % 2) for at, one in enumerate([*kinds, "arch=fixup"])}
+    rates = {one: 0.002 * (1 + at % 2) for at, one in enumerate([*kinds, "arch=skipinit"])}
     sweep = [
         f"{one} depth=56 lr={rate} seed={seed}"
         for one, rate in rates.items()
         for seed in (10, 90, 91)
     ]
-    others = ["arch=residual depth=56 arch.norm=layer lr=1", "arch=skipinit depth=56 lr=1"]
+    others = ["arch=residual depth=56 arch.norm=layer lr=1", "arch=fixup depth=56 lr=1"]
     assert measured(norms, [*sweep, *others]) == {(one, 56) for one in norms.ARMS}

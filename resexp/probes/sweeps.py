@@ -17,7 +17,7 @@ scripts/claims.sh trains the seeds that judge with them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +112,8 @@ def best(rows: pd.DataFrame) -> dict[Network, float]:
     means = groups.mean()[groups.size() == len(CHOICE)]
     first = means.sort_values([ERROR, LOSS], kind="stable").reset_index()
     first = first.drop_duplicates(["arm", "depth"]).sort_values(["arm", "depth"])
-    return {(one.arm, int(one.depth)): float(one.value) for one in first.itertuples()}
+    chosen = first[["arm", "depth", "value"]].to_numpy().tolist()
+    return {(arm, int(depth)): float(value) for arm, depth, value in chosen}
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -252,7 +253,7 @@ def chosen_values(rows: pd.DataFrame, key: str) -> str:
     )
 
 
-def drawn(rows: pd.DataFrame, title: str, arms: Mapping[str, str] | Sequence[str]) -> Figure:
+def drawn(rows: pd.DataFrame, title: str, arms: Sequence[str]) -> Figure:
     """Training and test error: a dot per network that judges, a line at each mean.
 
     From top to bottom the arms, each from shallow to deep.
@@ -263,7 +264,7 @@ def drawn(rows: pd.DataFrame, title: str, arms: Mapping[str, str] | Sequence[str
     rows = judged(rows)
     some = [(arm, depth) for arm in arms for depth in sorted(set(those(rows, arm=arm)["depth"]))]
     figure, axes = panels(2, 22 + 6 * len(some), sharey=True)
-    for axis, (column, what) in zip(axes, ((ERROR, "training"), (TEST, "test")), strict=True):
+    for axis, (column, what) in zip(axes, ((ERROR, "clean training"), (TEST, "test")), strict=True):
         for at, (arm, depth) in enumerate(some):
             errors, colour = those(rows, arm=arm, depth=depth)[column], depth_colour(depth)
             axis.plot(errors, [at] * len(errors), "o", color=colour, ms=4, alpha=0.7)
