@@ -2,9 +2,11 @@
 
     python scripts/mechanisms.py [FOLDER [PAGE]]
 
-Every probe is concluded again from FOLDER/probe-<name>.csv, in case its rule or words changed, and
-the page is filled from the probe-<name>.json alone: the same files give the same page, byte for
-byte. What a probe has to tell there stands in its own module (TEXTBOOK, headlines, account).
+FOLDER holds findings of several probes; that of a sweep stands in a folder beside it that has the
+probe's name, if the sweep was trained. Every probe is concluded again from probe-<name>.csv, in
+case its rule or words changed, and the page is filled from the probe-<name>.json alone: the same
+files give the same page, byte for byte. What a probe has to tell there stands in its own module
+(TEXTBOOK, headlines, account).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import jinja2
 
 from resexp.analysis.statistics import paired_t
-from resexp.probes import probe
+from resexp.probes import names, probe
 from resexp.probes.rows import read
 from resexp.probes.run import as_record
 from resexp.runs.records import finite
@@ -39,12 +41,23 @@ def concluded(table: Path) -> dict[str, Any]:
     return found | {key: value for key, value in about.items() if key not in found}
 
 
-def page(folder: Path, link: str) -> str:
-    """The whole page from the findings in ``folder``, which ``link`` leads to from the page.
+def findings(folder: Path) -> list[Path]:
+    """Every probe-<name>.csv of ``folder``, and of a sweep's own folder beside it; by name."""
+    beside = (folder.parent / name / f"probe-{name}.csv" for name in names())
+    found = {*folder.glob("probe-*.csv"), *(path for path in beside if path.exists())}
+    return sorted(found, key=lambda path: path.name)
+
+
+def page(tables: Sequence[Path], target: Path) -> str:
+    """The whole page from the findings beside ``tables``, with links to them from ``target``.
 
     Raises ValueError if a probe has no number to tell.
     """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("probe-*.json"))]
+    found = [
+        json.loads(path.with_suffix(".json").read_text())
+        | {"link": Path(os.path.relpath(path.parent, target.parent)).as_posix()}
+        for path in tables
+    ]
     if silent := [one["probe"] for one in found if not one["headlines"]]:
         raise ValueError(f"no headlines: {', '.join(silent)}. Conclude again from probe-*.csv.")
     environment = jinja2.Environment(
@@ -55,8 +68,9 @@ def page(folder: Path, link: str) -> str:
     )
     environment.filters |= {"plain": plain, "number": number, "seeds": seeds}
     environment.filters["circumstances"] = circumstances
-    recipes = dict.fromkeys(one["recipe"] for one in found)
-    return environment.get_template(TEMPLATE).render(found=found, link=link, recipes=recipes)
+    recipes = dict.fromkeys(part for one in found for part in one["recipe"].split("; "))
+    links = dict.fromkeys(one["link"] for one in found)
+    return environment.get_template(TEMPLATE).render(found=found, links=links, recipes=recipes)
 
 
 # --- words
@@ -109,12 +123,12 @@ def plain(text: str) -> str:
 
 
 def main(folder: Path = FOLDER, target: Path = PAGE) -> None:
-    for table in sorted(folder.glob("probe-*.csv")):
+    tables = findings(folder)
+    for table in tables:
         text = json.dumps(concluded(table), indent=1) + "\n"
         table.with_suffix(".json").write_text(text)
-    link = Path(os.path.relpath(folder, target.parent)).as_posix()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(folder, link))
+    target.write_text(page(tables, target))
 
 
 if __name__ == "__main__":

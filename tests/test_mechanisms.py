@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from resexp.probes import Account, Finding, Headline, Verdict, names, probe
-from resexp.probes.rows import read
-from resexp.probes.run import as_record
+from resexp.probes import Account, Finding, Headline, Needs, Verdict, names, probe
+from resexp.probes.rows import as_csv, read
+from resexp.probes.run import as_record, of_runs, recipe
 from resexp.runs.records import finite
 
 ROOT = Path(__file__).parents[1]
@@ -41,23 +41,38 @@ mechanisms = script()
 # --- the committed page
 
 
+TABLES = {path.stem.removeprefix("probe-"): path for path in mechanisms.findings(COMMITTED)}
+
+
 def committed(name: str) -> dict[str, Any]:
     if not COMMITTED.exists():
         pytest.skip("results/digits/mechanisms is not here: ./scripts/mechanisms.sh makes it")
-    found: dict[str, Any] = json.loads((COMMITTED / f"probe-{name}.json").read_text())
+    if name not in TABLES and probe(name).NEEDS is Needs.runs:
+        pytest.skip(f"results/digits/{name} is not here: ./scripts/claims.sh makes it")
+    found: dict[str, Any] = json.loads(TABLES[name].with_suffix(".json").read_text())
     return found
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_committed_finding_is_that_of_its_rows(name: str) -> None:
     found = committed(name)
-    again = mechanisms.concluded(COMMITTED / f"probe-{name}.csv")
+    again = mechanisms.concluded(TABLES[name])
     assert alike(again) == alike(found), "run: python scripts/mechanisms.py"
-    one, rows = probe(name), read(COMMITTED / f"probe-{name}.csv")
+    one, rows = probe(name), read(TABLES[name])
     backwards = finite(as_record(name, one.conclude(rows.iloc[::-1])))
     assert alike(found).items() >= alike(backwards).items()
     axes = one.draw(rows).axes
     assert all(axis.lines or axis.collections for axis in axes)
+
+
+@pytest.mark.parametrize("name", [one for one in names() if probe(one).NEEDS is Needs.runs])
+def test_a_committed_finding_of_a_sweep_is_that_of_its_runs(name: str) -> None:
+    """Of the pair beside it, which is all that is committed of them."""
+    found = committed(name)
+    [one] = of_runs(name, TABLES[name].parent, [])
+    rows = probe(name).measure(one.cases, lambda done, of, what: None)
+    assert as_csv(rows) == TABLES[name].read_text()
+    assert recipe(Needs.runs, one.cases) == found["recipe"]
 
 
 def alike(found: Any) -> Any:
@@ -72,9 +87,11 @@ def alike(found: Any) -> Any:
 @pytest.mark.process
 def test_the_page_is_that_of_the_committed_findings() -> None:
     committed("rank")
-    made = mechanisms.page(COMMITTED, "../results/digits/mechanisms")
+    made = mechanisms.page(mechanisms.findings(COMMITTED), PAGE)
     assert PAGE.read_bytes() == made.encode(), "run: python scripts/mechanisms.py"
-    assert re.findall(r"^## (.*)$", made, re.MULTILINE) == names()
+    sweeps = {name for name in names() if probe(name).NEEDS is Needs.runs}
+    assert re.findall(r"^## (.*)$", made, re.MULTILINE) == sorted(TABLES)
+    assert TABLES.keys() >= set(names()) - sweeps
 
 
 def test_nothing_of_the_committed_page_was_left_unfilled() -> None:
@@ -85,7 +102,8 @@ def test_nothing_of_the_committed_page_was_left_unfilled() -> None:
 def test_every_link_of_the_committed_page_leads_somewhere() -> None:
     committed("rank")
     links = re.findall(r"[^\\]\]\(([^)#]+)\)", PAGE.read_text())
-    assert len(links) == 1 + 2 * len(names())
+    folders = {path.parent for path in TABLES.values()}
+    assert len(links) == len(folders) + 2 * len(TABLES)
     assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
@@ -211,7 +229,9 @@ def test_a_number_without_a_seed_is_not_told() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two findings as resexp probe leaves them."""
+    """A folder ``here`` with two findings as resexp probe leaves them."""
+    here = tmp_path / "here"
+    here.mkdir()
     headlines = [
         Headline("this", pd.Series([1.0, 2.0])),
         Headline("that", pd.Series([1.0, 2.0, 3.0])),
@@ -229,13 +249,19 @@ def folder(tmp_path: Path) -> Path:
             "seconds": 1.5,
             "environment": about,
         }
-        (tmp_path / f"probe-{name}.json").write_text(json.dumps(found))
-    return tmp_path
+        (here / f"probe-{name}.json").write_text(json.dumps(found))
+        (here / f"probe-{name}.csv").touch()
+    return here
+
+
+def page_of(folder: Path) -> str:
+    made: str = mechanisms.page(mechanisms.findings(folder), folder.parent / "docs/page.md")
+    return made
 
 
 @pytest.mark.process
 def test_the_page_has_a_row_a_figure_and_a_section_for_every_probe(folder: Path) -> None:
-    text = mechanisms.page(folder, "../here")
+    text = page_of(folder)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2
     for line in lines:  # a pipe within a cell is escaped
@@ -255,7 +281,26 @@ def test_a_probe_without_a_number_is_refused_by_name(folder: Path) -> None:
     path = folder / "probe-rank.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"headlines": []}))
     with pytest.raises(ValueError, match="rank"):
-        mechanisms.page(folder, "../here")
+        page_of(folder)
+
+
+def test_the_finding_of_a_sweep_stands_in_a_folder_beside_and_has_its_own_links(
+    folder: Path,
+) -> None:
+    without = page_of(folder)
+    spans = folder.parent / "spans"
+    spans.mkdir()
+    assert page_of(folder) == without  # not trained: no row
+    found = json.loads((folder / "probe-rank.json").read_text())
+    found |= {"probe": "spans", "recipe": "data digits; data blobs"}
+    (spans / "probe-spans.json").write_text(json.dumps(found))
+    (spans / "probe-spans.csv").touch()
+    (spans / "probe-speed.csv").touch()  # of another probe: passed over
+    text = page_of(folder)
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["rank", "spans", "speed"]
+    assert text.count("](../spans/probe-spans.png)") == 2
+    assert "left in [here](../here), [spans](../spans);" in text
+    assert "(data digits; data blobs)" in text
 
 
 def test_the_script_concludes_again_and_links_relative_to_the_page(tmp_path: Path) -> None:

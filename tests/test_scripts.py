@@ -111,6 +111,43 @@ def test_a_sweep_gives_its_words_to_resexp_and_ends_as_the_verdict_does(tmp_path
 
 
 @pytest.mark.process
+def test_claims_are_trained_at_what_was_chosen_then_exported_and_probed(tmp_path: Path) -> None:
+    """claims.sh with a resexp that writes down its words, and a choice of two networks."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("sweep.sh", "claims.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    resexp, python = tmp_path / "resexp", tmp_path / "python"
+    resexp.write_text('#!/bin/sh\necho "$*" >>said\ncat >/dev/null\n')  # a greedy reader of stdin
+    python.write_text(
+        '#!/bin/sh\necho "$*" >>said\nprintf "%s\\n" "depth=20 b=-1" "depth=56 b=-3"\n'
+    )
+    for command in (resexp, python):
+        command.chmod(0o755)
+    told = environment(RESEXP=resexp, PYTHON=python, CLAIMS="gates spans", SEEDS="92")
+    script = tmp_path / "scripts/claims.sh"
+    assert subprocess.run([script, "steps=2"], cwd="/", env=told, input="").returncode == 0
+    said = (tmp_path / "said").read_text().splitlines()
+    gates, spans = (
+        f"run -m results=results/digits name={name} launch=processes threads=1 depth="
+        for name in ("gates", "spans")
+    )
+    assert said == [
+        f"{gates}20,56 arch=residual seed=92 steps=2",
+        f"{gates}20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 seed=90,91 steps=2",
+        "-m resexp.probes.sweeps results/digits/gates arch.gate_bias",
+        f"{gates}20 b=-1 seed=92 steps=2",
+        f"{gates}56 b=-3 seed=92 steps=2",
+        "export results/digits/gates --out results/digits",
+        "probe gates results/digits/gates",
+        f"{spans}20,56 arch=plain seed=92 steps=2",
+        f"{spans}20,56 arch=residual arch.skip_span=1,2,3 seed=92 steps=2",
+        "export results/digits/spans --out results/digits",
+        "probe spans results/digits/spans",
+        "scripts/mechanisms.py",
+    ]
+
+
+@pytest.mark.process
 def test_figure6_plans_the_papers_eight_runs(tmp_path: Path) -> None:
     images = jpegs(tmp_path / "jpeg")
     variables = {"DRY": 1, "RESULTS": tmp_path, "RESEXP_CIFAR10_JPEG": images}

@@ -17,13 +17,15 @@ torch and pandas are imported at the top; matplotlib, and ``resexp.probes.drawin
 
 ``measure`` is given cases, one per network, in order of arch, depth and seed. With NEEDS
 ``trained`` each has a run with a checkpoint, with ``settings`` a case may have one or not
-(``case.checkpoint``). resexp.probes.networks has what makes networks of them: ``trained(case,
-data)``, ``at_start(settings, data)``, ``snapshots(settings, data, steps)``, which trains;
-``load(settings)`` gives the images, on the device, and ``some_images`` a fixed subset, ready for a
-network. Cases are whatever the user has: choose the plain and residual ones and the first few seeds
-(``places``, ``twins``), and raise UsageError (one sentence: what is missing and what to type) if
-those needed are not there. ``tell(done, of, what)`` shows progress: call it often. Networks are the
-probe's own: alter them, but build them one at a time and remove hooks.
+(``case.checkpoint``), with ``runs`` each has a run (or a line of an exported pair), which may have
+failed: resexp.probes.sweeps has what such probes share. resexp.probes.networks has what makes
+networks of them: ``trained(case, data)``, ``at_start(settings, data)``, ``snapshots(settings, data,
+steps)``, which trains; ``load(settings)`` gives the images, on the device, and ``some_images`` a
+fixed subset, ready for a network. Cases are whatever the user has: choose the plain and residual
+ones and the first few seeds (``places``, ``twins``), and raise UsageError (one sentence: what is
+missing and what to type) if those needed are not there. ``tell(done, of, what)`` shows progress:
+call it often. Networks are the probe's own: alter them, but build them one at a time and remove
+hooks.
 
 It returns tidy rows: one measurement per row, the same keys in each, numbers in SI or in the unit
 that the key names; None where not measured, nan where the network diverged. They are written as
@@ -62,6 +64,7 @@ class Needs(StrEnum):
     """What a probe measures."""
 
     trained = "trained"  # networks of finished runs that kept their checkpoint
+    runs = "runs"  # final numbers of runs, failed ones too; checkpoints or not
     settings = "settings"  # networks that it builds, and may train, from settings
     nothing = "nothing"  # small networks of its own
 
@@ -144,7 +147,8 @@ class Probe(Protocol):
     def draw(self, rows: pd.DataFrame) -> Figure: ...
 
 
-SHARED = {"run", "networks", "rows", "drawing"}  # modules of this package that are no probes
+#: Modules of this package that are no probes.
+SHARED = {"run", "networks", "rows", "drawing", "sweeps"}
 
 
 def names() -> list[str]:

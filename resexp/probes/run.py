@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resexp.analysis.results import require_runs
+from resexp.analysis.results import Run, require_runs
 from resexp.console import bar_of, clock, console
 from resexp.probes import Case, Cell, Finding, Needs, names, probe, rows
 from resexp.runs.provenance import environment
@@ -45,7 +45,7 @@ def claims() -> list[dict[str, Any]]:
 
 
 def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Measurement]:
-    """The probe, or all, on the runs under ``root`` that are finished and did not diverge.
+    """The probe, or all, on the runs under ``root`` that it can read.
 
     Raises UsageError if there are none, or several experiments.
     """
@@ -55,15 +55,23 @@ def of_runs(name: str, root: Path, filters: Sequence[str]) -> list[Measurement]:
     folders = sorted({run.experiment for run in runs})
     if len(folders) > 1:
         raise UsageError(f"{root} holds {len(folders)} experiments. Give one: {folders[0]}")
-    cases = [
-        Case(run.arch, from_dict(run.record["settings"]), run)
-        for run in runs
-        if run.finished and run.status != "diverged"
-    ]
-    if not cases:
-        raise UsageError(f"no run in {root} is finished and finite. See resexp list.")
     folder = root if runs[0].path == root else folders[0]
-    return [Measurement(one, folder, cases) for one in (names() if name == ALL else [name])]
+    wanted = names() if name == ALL else [name]
+    found = [Measurement(one, folder, cases_of(runs, probe(one).NEEDS)) for one in wanted]
+    if not any(one.cases for one in found):
+        raise UsageError(f"no run in {root} is finished and finite. See resexp list.")
+    return [one for one in found if one.cases]
+
+
+def cases_of(runs: Sequence[Run], needs: Needs) -> list[Case]:
+    """The runs that are finished and did not diverge; or all that ended, in whatever way."""
+
+    def fits(run: Run) -> bool:
+        if needs is Needs.runs:
+            return run.finished or run.status == "failed"
+        return run.finished and run.status != "diverged"
+
+    return [Case(run.arch, from_dict(run.record["settings"]), run) for run in runs if fits(run)]
 
 
 def of_words(
@@ -75,9 +83,14 @@ def of_words(
     is left open is as usual for the probe. Raises UsageError where it needs trained runs.
     """
     if name == ALL:
-        able = [one for one in names() if probe(one).NEEDS is not Needs.trained]
+        able = [one for one in names() if probe(one).NEEDS not in (Needs.trained, Needs.runs)]
         return [of_words(one, words, compose)[0] for one in able]
     one = probe(name)
+    if one.NEEDS is Needs.runs:
+        raise UsageError(
+            f"{name} reads finished runs. Give their folder: resexp probe {name} "
+            f"results/digits/{name} (train them with CLAIMS={name} scripts/claims.sh)."
+        )
     if one.NEEDS is Needs.trained:
         raise UsageError(
             f"{name} measures trained networks. Give their folder: resexp probe {name} "
@@ -114,20 +127,33 @@ def perform(wanted: Measurement, command: str) -> dict[str, Any]:
     """
     name, folder, needs = wanted.name, wanted.folder, probe(wanted.name).NEEDS
     cases = with_checkpoints(name, wanted.cases) if needs is Needs.trained else wanted.cases
-    settings = cases[0].settings
-    device = choose_device(settings.device)
-    size = load(settings.data, device).size
-    threads = prepare(threads_for(settings, size), settings.deterministic, device)
+    ran_on = of_first(cases) if needs is Needs.runs else prepared(cases[0].settings)
     started = time.monotonic()
     measured = measure(name, cases)
     about = {
-        "recipe": recipe(needs, settings),
+        "recipe": recipe(needs, cases),
         "command": command,
         "seconds": round(time.monotonic() - started, 1),
         "measured": now(),
-        "environment": environment(settings, device, threads),
+        "environment": ran_on,
     }
     return {"folder": str(folder), **write(name, folder, measured, about)}
+
+
+def prepared(settings: Settings) -> dict[str, Any]:
+    """What this process measures on, made ready."""
+    device = choose_device(settings.device)
+    size = load(settings.data, device).size
+    threads = prepare(threads_for(settings, size), settings.deterministic, device)
+    return environment(settings, device, threads)
+
+
+def of_first(cases: Sequence[Case]) -> dict[str, Any]:
+    """What the first run was trained on; with uncommitted changes if any of them was."""
+    told: list[dict[str, Any]] = [
+        case.run.record.get("environment") or {} for case in cases if case.run is not None
+    ]
+    return told[0] | {"git_dirty": any(one.get("git_dirty") for one in told)}
 
 
 def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
@@ -152,14 +178,21 @@ def measure(name: str, cases: Sequence[Case]) -> list[dict[str, Cell]]:
         return probe(name).measure(cases, tell)
 
 
-def recipe(needs: Needs, settings: Settings) -> str:
-    """Under what a verdict holds."""
+def recipe(needs: Needs, cases: Sequence[Case]) -> str:
+    """Under what a verdict holds: the first case, or all that are compared as runs."""
     if needs is Needs.nothing:
         return "networks of the probe's own"
-    return (
-        f"data {settings.data.name}, recipe {settings.recipe}, {settings.steps:,} steps of "
-        f"{settings.batch_size}, rate {settings.lr:g}"
+    rates: dict[str, set[float]] = {}
+    for settings in (case.settings for case in (cases if needs is Needs.runs else cases[:1])):
+        under = (
+            f"data {settings.data.name}, recipe {settings.recipe}, {settings.steps:,} steps of "
+            f"{settings.batch_size}, rate "
+        )
+        rates.setdefault(under, set()).add(settings.lr)
+    found = (
+        under + " or ".join(f"{rate:g}" for rate in sorted(some)) for under, some in rates.items()
     )
+    return "; ".join(found)
 
 
 def write(

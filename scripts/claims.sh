@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Claims about skips that a sweep of trained networks decides, and the sweeps: a folder each under
+# results/digits, named as the probe that reads it.
+#   command   ./scripts/claims.sh            (again: finished runs are skipped, probes are not)
+#             CLAIMS="orders spans" ./scripts/claims.sh launch.jobs=1
+#   hardware  any CPU; about an hour of one core, at 16 s for 56 layers and 6 s for 20:
+#             orders 7 minutes, spans 7, norms 21, gates 11, transformers 4, concatenation 7,
+#             stochastic_depth 4
+#   expected  nothing: every rule stands in the docstring of its probe, written before these runs
+# Seeds 10 to 14 judge. Where a setting is chosen (gate biases; rates without normalisation and
+# with), seeds 90 and 91 choose it, the same number of values for every network.
+. "$(dirname "$0")/sweep.sh"
+python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
+seeds=seed=${SEEDS:-10,11,12,13,14}
+choice=seed=90,91
+
+# at_best KEY KEY=VALUE...: train each network of $here at the value that chose seeds like best
+at_best() {
+    local key=$1 lines line words
+    lines=$("$python" -m resexp.probes.sweeps "$here" "$key")
+    while IFS= read -r line <&3; do
+        read -r -a words <<<"$line"
+        on_digits "$(basename "$here")" "${words[@]}" "$seeds" "${@:2}"
+    done 3<<<"$lines"
+}
+
+orders() {
+    local all=original,bn_after_addition,relu_before_addition,relu_only_preactivation
+    on_digits orders depth=56 arch=residual "arch.order=$all,full_preactivation" "$seeds" "$@"
+}
+
+spans() {
+    on_digits spans depth=20,56 arch=plain "$seeds" "$@"
+    on_digits spans depth=20,56 arch=residual arch.skip_span=1,2,3 "$seeds" "$@"
+}
+
+norms() {
+    local rates=lr=0.002,0.02,0.2
+    on_digits norms depth=56 arch=plain,residual arch.norm=batch,group,none $rates $choice "$@"
+    on_digits norms depth=56 arch=skipinit $rates $choice "$@"
+    at_best lr "$@"
+}
+
+gates() {
+    on_digits gates depth=20,56 arch=residual "$seeds" "$@"
+    on_digits gates depth=20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 $choice "$@"
+    at_best arch.gate_bias "$@"
+}
+
+transformers() {
+    on_digits transformers depth=2,4,8 arch=transformer twin=none,plain "$seeds" "$@"
+}
+
+concatenation() {
+    on_digits concatenation depth=22,40 arch=dense twin=none,plain "$seeds" "$@"
+    on_digits concatenation experiment=blobs depth=13,18,23 arch=unet twin=none,plain "$seeds" "$@"
+}
+
+stochastic_depth() {
+    on_digits stochastic_depth depth=20,56 arch=residual,stochastic_depth "$seeds" "$@"
+}
+
+for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth}; do
+    "$claim" "$@"
+    "${resexp[@]}" export "$here" --out "$(dirname "$here")"
+    "${resexp[@]}" probe "$claim" "$here"
+done
+"$python" scripts/mechanisms.py
