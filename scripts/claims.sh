@@ -14,13 +14,13 @@ python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 seeds=seed=${SEEDS:-10,11,12,13,14}
 choice=seed=90,91
 
-# at_best KEY KEY=VALUE...: train each network of $here at the value that chose seeds like best
+# at_best KEY KEY=VALUE...: train each network of $here at its best value, chosen on seeds 90 and 91
 at_best() {
-    local key=$1 lines line words
-    lines=$("$python" -m resexp.probes.sweeps "$here" "$key")
+    local lines line words
+    lines=$("${resexp[@]}" best "$here" --setting "$1" --chosen-on 90,91 --then "${seeds#seed=}")
     while IFS= read -r line <&3; do
-        read -r -a words <<<"$line"
-        on_digits "$(basename "$here")" "${words[@]}" "$seeds" "${@:2}"
+        read -r -a words <<<"${line#resexp }"
+        "${resexp[@]}" "${words[@]}" "${@:2}"
     done 3<<<"$lines"
 }
 

@@ -117,10 +117,12 @@ def test_claims_are_trained_at_what_was_chosen_then_exported_and_probed(tmp_path
     for name in ("sweep.sh", "claims.sh"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     resexp, python = tmp_path / "resexp", tmp_path / "python"
-    resexp.write_text('#!/bin/sh\necho "$*" >>said\ncat >/dev/null\n')  # a greedy reader of stdin
-    python.write_text(
-        '#!/bin/sh\necho "$*" >>said\nprintf "%s\\n" "depth=20 b=-1" "depth=56 b=-3"\n'
+    chosen = "resexp run -m results=r depth=20 b=-1\nresexp run -m results=r depth=56 b=-3"
+    resexp.write_text(
+        f'#!/bin/sh\necho "$*" >>said\n[ "$1" = best ] && echo "{chosen}"\n'
+        "cat >/dev/null\n"  # a greedy reader of stdin
     )
+    python.write_text('#!/bin/sh\necho "$*" >>said\n')
     for command in (resexp, python):
         command.chmod(0o755)
     told = environment(RESEXP=resexp, PYTHON=python, CLAIMS="gates spans", SEEDS="92")
@@ -134,9 +136,9 @@ def test_claims_are_trained_at_what_was_chosen_then_exported_and_probed(tmp_path
     assert said == [
         f"{gates}20,56 arch=residual seed=92 steps=2",
         f"{gates}20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 seed=90,91 steps=2",
-        "-m resexp.probes.sweeps results/digits/gates arch.gate_bias",
-        f"{gates}20 b=-1 seed=92 steps=2",
-        f"{gates}56 b=-3 seed=92 steps=2",
+        "best results/digits/gates --setting arch.gate_bias --chosen-on 90,91 --then 92",
+        "run -m results=r depth=20 b=-1 steps=2",
+        "run -m results=r depth=56 b=-3 steps=2",
         "export results/digits/gates --out results/digits",
         "probe gates results/digits/gates",
         f"{spans}20,56 arch=plain seed=92 steps=2",

@@ -6,28 +6,21 @@ is an **effect** if its mean is at least 1 point and its one-sided 95 % lower bo
 above 0, and **none** if its upper bound is below 1 point and the other network trained: at most
 half of its runs failed, so that two failures are not alike. p of several contrasts by Holm. Fewer
 than five seeds decide nothing, and neither does a nan. Where a setting is chosen, seeds 90 and 91
-choose it and do not judge.
-
-    python -m resexp.probes.sweeps FOLDER KEY
-
-prints, for each network of FOLDER, the words that train it at the value of KEY that did best:
-scripts/claims.sh trains the seeds that judge with them.
+choose it, as ``resexp best`` does, and do not judge.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from resexp.analysis.results import Run, require_runs, spell
+from resexp.analysis.results import Run
 from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.analysis.verdict.rule import ENOUGH_SEEDS, LEAST_RISE, LEVEL
-from resexp.analysis.verdict.select import FAILURES, endpoint, mismatches, of_arch
+from resexp.analysis.verdict.select import FAILURES, endpoint, mismatches
 from resexp.probes import Account, Case, Cell, Finding, Headline, Tell, Verdict
 from resexp.probes.rows import difference, seeds_of, those, values
 from resexp.settings import UsageError
@@ -102,15 +95,14 @@ def row_of(run: Run, arm: str, key: str | None) -> dict[str, Cell]:
 
 
 def best(rows: pd.DataFrame) -> dict[Network, float]:
-    """By arm and depth the value with the least mean error over seeds CHOICE.
+    """By arm and depth the value with the least mean log loss over seeds CHOICE.
 
-    Of equals the one of least log loss, then the smallest. A value that one of these seeds lacks is
-    none of them.
+    A value that one of these seeds lacks is none of them.
     """
-    own = rows[rows["seed"].isin(CHOICE)].dropna(subset=[ERROR, LOSS])
-    groups = own.groupby(["arm", "depth", "value"])[[ERROR, LOSS]]
+    own = rows[rows["seed"].isin(CHOICE)].dropna(subset=[LOSS])
+    groups = own.groupby(["arm", "depth", "value"])[[LOSS]]
     means = groups.mean()[groups.size() == len(CHOICE)]
-    first = means.sort_values([ERROR, LOSS], kind="stable").reset_index()
+    first = means.sort_values(LOSS, kind="stable").reset_index()
     first = first.drop_duplicates(["arm", "depth"]).sort_values(["arm", "depth"])
     chosen = first[["arm", "depth", "value"]].to_numpy().tolist()
     return {(arm, int(depth)): float(value) for arm, depth, value in chosen}
@@ -248,7 +240,7 @@ def chosen_values(rows: pd.DataFrame, key: str) -> str:
     tried = sorted(set(rows["value"].dropna()))
     named = ", ".join(f"{value:g} ({arm}-{depth})" for (arm, depth), value in best(rows).items())
     return (
-        f"{key} out of {', '.join(f'{value:g}' for value in tried)} by the error on seeds "
+        f"{key} out of {', '.join(f'{value:g}' for value in tried)} by the loss on seeds "
         f"{CHOICE[0]} and {CHOICE[1]}, which do not judge: {named}"
     )
 
@@ -273,24 +265,3 @@ def drawn(rows: pd.DataFrame, title: str, arms: Sequence[str]) -> Figure:
     axes[0].set_yticks(range(len(some)), [f"{arm}, {depth}" for arm, depth in some])
     axes[0].set_ylim(len(some) - 0.5, -0.5)
     return finish(figure, f"{title}: {rows['seed'].nunique()} seeds")
-
-
-# --- for scripts/claims.sh
-
-
-def words_of(run: Run, key: str) -> str:
-    """What of a run's network was typed, but for ``key``."""
-    typed = {name: value for name, value in run.extras.items() if of_arch(name) and name != key}
-    words = [f"{name}={spell(value)}" for name, value in sorted(typed.items())]
-    return " ".join([f"depth={run.depth}", f"arch={run.arch}", *words])
-
-
-def words_at_best(folder: Path, key: str) -> list[str]:
-    """For each network with seeds CHOICE the words that train it at its best value of ``key``."""
-    rows = [row_of(run, words_of(run, key), key) for run in require_runs(folder)]
-    found = best(pd.DataFrame(rows))
-    return [f"{words} {key}={spell(value)}" for (words, _), value in found.items()]
-
-
-if __name__ == "__main__":
-    print(*words_at_best(Path(sys.argv[1]), sys.argv[2]), sep="\n")

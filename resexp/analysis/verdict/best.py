@@ -39,7 +39,7 @@ class Choice:
 
 
 def choose(runs: Sequence[Run], setting: str, seeds: Sequence[int]) -> list[Choice]:
-    """The best value of ``setting`` for every network, chosen on ``seeds``.
+    """The best value of ``setting`` for every network that has several, chosen on ``seeds``.
 
     Raises UsageError where a network was not trained with all seeds at any value.
     """
@@ -61,6 +61,8 @@ def choose(runs: Sequence[Run], setting: str, seeds: Sequence[int]) -> list[Choi
             for value, losses in values.items()
             if len(losses) == len(set(seeds))
         }
+        if len(values) == 1 and not means:
+            continue  # there is nothing to choose
         if not means:
             wanted = ",".join(map(str, seeds))
             raise UsageError(f"{network} was not trained with seed={wanted} at any {setting}.")
@@ -84,13 +86,17 @@ def name(run: Run, varied: set[str]) -> str:
 def at_best(
     runs: Sequence[Run], choices: Sequence[Choice], setting: str, seeds: Sequence[int]
 ) -> list[Run]:
-    """The runs of all other seeds at the value chosen for their network, named without it."""
-    value = {choice.network: choice.value for choice in choices}
+    """The runs of all other seeds at the value chosen for their network, named without it.
+
+    All those of a network that has one value.
+    """
+    chosen = {choice.network: choice.value for choice in choices}
     varied = varying(runs, setting)
     fresh = [
         without(run, setting)
         for run in runs
-        if run.seed not in seeds and run.setting(setting) == value[name(run, varied)]
+        if run.seed not in seeds
+        and run.setting(setting) == chosen.get(name(run, varied), run.setting(setting))
     ]
     if not fresh:
         raise UsageError(
