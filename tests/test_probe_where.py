@@ -15,7 +15,7 @@ from resexp.analysis.statistics import paired_t, t_p
 from resexp.config import compose
 from resexp.launch.local import perform
 from resexp.models.merges import Add, Drop
-from resexp.probes import Case, Verdict, where
+from resexp.probes import Case, Finding, Verdict, where
 from resexp.probes import run as probing
 from resexp.probes.where import ARMS, settings_of
 from resexp.settings import Arch, Settings, UsageError
@@ -32,15 +32,16 @@ def test_an_arm_has_skips_in_its_stages_alone(arm: str) -> None:
     assert all(torch.equal(plain[name], value) for name, value in network.state_dict().items())
 
 
-def table(**errors: Sequence[float]) -> pd.DataFrame:
-    """Clean training errors by arm; of those not named 60 percent of all, but 0.1 of "all"."""
-    found = {arm: errors.get(f"in_{arm.replace('+', '_')}", [60.0] * 5) for arm in ARMS}
-    found["all"] = errors.get("in_all", [0.1] * 5)
+def concluded(**errors: Sequence[float]) -> Finding:
+    """By clean training errors of some arms; else 60 percent, and 0.1 with skips in all stages."""
+    usual = dict.fromkeys(ARMS, [60.0] * 5) | {"all": [0.1] * 5}
     place = {"depth": 56, "step": 220, "reused": 0, "clean_loss": 0.1}
-    return pd.DataFrame(
-        place | {"arm": arm, "seed": seed, "clean_error_percent": error}
-        for arm, some in found.items()
-        for seed, error in enumerate(some)
+    return where.conclude(
+        pd.DataFrame(
+            place | {"arm": arm, "seed": seed, "clean_error_percent": error}
+            for arm, some in (usual | errors).items()
+            for seed, error in enumerate(some)
+        )
     )
 
 
@@ -48,7 +49,7 @@ SMALL = [0.2, 0.1, 0.3, 0.2, 0.1]
 
 
 def test_two_stages_that_suffice_contradict_the_claim() -> None:
-    found = where.conclude(table(in_1_2=SMALL, in_2=[20.0] * 5))
+    found = concluded(**{"1+2": SMALL, "2": [20.0] * 5})
     assert found.verdict is Verdict.not_supported
     assert "): 1+2." in found.sentence
     assert {one.what: list(one.values) for one in found.headlines} == {
@@ -58,29 +59,29 @@ def test_two_stages_that_suffice_contradict_the_claim() -> None:
     }
 
 
-def test_a_claim_is_supported_where_every_arm_is_worse_by_more_than_the_margin() -> None:
-    assert where.conclude(table()).verdict is Verdict.supported
-    assert where.conclude(table(in_3=[1.5, 2.5, 1.0, 3.0, 0.5])).verdict is Verdict.inconclusive
+def test_it_is_supported_where_every_arm_is_worse_by_more_than_the_margin() -> None:
+    assert concluded().verdict is Verdict.supported
 
 
 @pytest.mark.parametrize(
     "errors",
     [
-        {"in_1_2": [0.2, 0.1, 3.0, 0.2, 0.1]},  # sometimes
-        {"in_1_2": SMALL[:4]},  # four seeds
-        {"in_1_2": SMALL, "in_none": [0.3, 0.2, 0.2, 0.1, 0.3]},  # where plain networks train
-        {"in_1_2": [12.0] * 5, "in_all": [12.0] * 5},  # where none do
-        {"in_1_2": [*SMALL[:4], math.nan]},  # a lost network
+        {"3": [1.5, 2.5, 1.0, 3.0, 0.5]},  # by as much as the margin
+        {"1+2": [0.2, 0.1, 3.0, 0.2, 0.1]},  # sometimes
+        {"1+2": SMALL[:4]},  # four seeds
+        {"1+2": SMALL, "none": SMALL},  # where plain networks train
+        {"1+2": [12.0] * 5, "all": [12.0] * 5},  # where none do
+        {"1+2": [*SMALL[:4], math.nan]},  # a lost network
     ],
 )
 def test_what_is_not_shown_decides_nothing(errors: dict[str, Sequence[float]]) -> None:
-    assert where.conclude(table(**errors)).verdict is Verdict.inconclusive
+    assert concluded(**errors).verdict is Verdict.inconclusive
 
 
 def test_all_arms_are_tested_together() -> None:
     """Mean 0.5 above all, deviation 0.4: p = 0.024 alone, more than 0.05 by Holm over six."""
     points = [0.5 + 0.4 * one for one in (-1.2, -0.6, 0.0, 0.6, 1.2)]
-    found = where.conclude(table(in_1_2=[0.1 + one for one in points]))
+    found = concluded(**{"1+2": [0.1 + one for one in points]})
     alone = t_p(paired_t([-one for one in points]), -1)
     assert 0.01 < alone < 0.05
     assert found.numbers["p that it suffices, 1+2"] == pytest.approx(6 * alone)

@@ -51,7 +51,7 @@ from resexp.probes.networks import (
     with_runs,
 )
 from resexp.probes.paths import back, unravelled
-from resexp.probes.rows import FITTED, mean, seeds_of, those, values
+from resexp.probes.rows import FITTED, by_seed, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Order, Twin, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ ARMS = {
 }
 #: What is told of blocks whose shortcut is the identity, in the median.
 BLOCK = ("shortcut_share", "gain", "branch_over_input", "cosine", "clipped")
-WHEN = {"start": "at the start", "end": "trained"}
 
 
 @dataclass(slots=True)
@@ -88,7 +87,11 @@ class Passage:
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     """Each depth and seed at the start; trained the deepest, and others that have checkpoints."""
-    found = places(cases, lambda case: case.settings.arch.family == "cifar", SEEDS)
+
+    def fits(case: Case) -> bool:
+        return case.settings.arch.family == "cifar" and case.settings.arch.skip_span == 2
+
+    found = places(cases, fits, SEEDS)
     if not found:
         raise UsageError("highway needs networks of the cifar family. Choose arch=residual.")
     bases = {place[1:]: case.settings for place, case in reversed(found.items())}
@@ -102,7 +105,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     work += [(case, "end") for case in chosen if case.run or case.settings.depth == deep]
     rows: list[dict[str, Cell]] = []
     for done, (case, when) in enumerate(work):
-        tell(done, len(work), f"{case.arch} {case.settings.depth}, {WHEN[when]}")
+        tell(done, len(work), f"{case.arch} {case.settings.depth}, {when}")
         rows += rows_of(case, when)
     return rows
 
@@ -215,7 +218,8 @@ def conclude(rows: pd.DataFrame) -> Finding:
     worst = float(judged["clean_error_percent"].max(skipna=False))
     n = int(judged["block"].max())
     stage = values(judged, "path_share", arm="residual", block=min(2 * n // 3 + 2, n))
-    single = found["median shortcut_share"].xs(("residual", deep, "end"), level=[0, 1, 2])
+    known = judged.dropna(subset="shortcut_share")
+    single = by_seed(known, "shortcut_share", pd.Series.median, arm="residual")
     told = {f"by shortcuts alone, {arm}-{deep} trained": share for arm, share in shares.items()}
     told[f"residual-{deep}, through its last stage alone"] = stage
     told[f"residual-{deep}, through a single block"] = single

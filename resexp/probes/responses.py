@@ -113,7 +113,7 @@ def responses(network: nn.Module, images: Tensor) -> list[dict[str, Cell]]:
 def sine(x: Tensor, y: Tensor) -> float:
     """Of the angle between two tensors: the norm of y without its part along x, over that of y."""
     rest = y - (x * y).sum() / x.square().sum() * x
-    return (rest.norm() / y.norm()).item()
+    return float(rest.norm() / y.norm())
 
 
 # --- from the rows

@@ -96,8 +96,8 @@ FITTED = 10.0
 def fitted_depth(rows: pd.DataFrame, *archs: str) -> int | None:
     """The greatest depth at which all networks of each of ``archs`` fit, if there is one."""
     by_depth = rows[rows["arch"].isin(archs)].groupby("depth")
-    fit = by_depth["clean_error_percent"].agg(lambda errors: (errors < FITTED).all())
-    depths = fit.index[fit & (by_depth["arch"].nunique() == len(archs))]
+    worst = by_depth["clean_error_percent"].agg(lambda errors: errors.max(skipna=False))
+    depths = worst.index[(worst < FITTED) & (by_depth["arch"].nunique() == len(archs))]
     return int(depths.max()) if len(depths) else None
 
 

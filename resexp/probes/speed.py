@@ -151,8 +151,8 @@ def conclude(rows: pd.DataFrame) -> Finding:
         f"{factor['preact']}, whose claim is of 1001 layers and untested here.",
         numbers=numbers,
         conventions=[
-            f"a loss: mean of the last {BATCHES} batches; ratios: geometric means; one that never "
-            f"gets there counts at one step more than it was given; {seeds_of(rows)}",
+            f"a loss: mean of the last {BATCHES} batches; ratios: geometric; {seeds_of(rows)}",
+            "ReZero here keeps the ReLU after the addition, which its authors move into the branch",
         ],
         headlines=[
             Headline("steps, ReZero over residual", ratios["rezero"], "times", base=2),

@@ -141,9 +141,8 @@ def conclude(rows: pd.DataFrame) -> Finding:
 
 def judge(points: Mapping[str, Interval], p: Mapping[str, float], fitted: float) -> Verdict:
     """The rule: points above all stages, p that partial arms suffice, greatest error of all."""
-    if not (fitted < FITTED and points["none"].lower > MARGIN):
-        return Verdict.inconclusive
-    if any(one.n < SEEDS for one in points.values()):
+    matters = fitted < FITTED and points["none"].lower > MARGIN
+    if not matters or any(one.n < SEEDS for one in points.values()):
         return Verdict.inconclusive
     if any(one < LEVEL for one in p.values()):
         return Verdict.not_supported
