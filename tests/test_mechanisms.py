@@ -148,17 +148,14 @@ def test_numbers_of_the_committed_page_are_those_of_the_rows() -> None:
 #: The first number of a headline out of those that the probe made itself: added, taken away.
 OWN = {
     "gradients": ("log10 rho, plain 56, step 0", None),
-    "highway": ("median shortcut_share, residual 56, end", None),
-    "responses": (
-        "mean std of second convolutions, residual 56, decay on all",
-        "mean std of second convolutions, plain 56, decay on all",
-    ),
+    "highway": ("path share, residual 56, end", None),
+    "responses": ("change, residual 20, end", "change, plain 20, end"),
     "identity": ("nats, scratch", "nats, constructed"),
-    "lesion": ("points, median of single deletions, plain-56", None),
+    "lesion": ("points, median of single deletions, plain-20", None),
     "paths": ("slope of log10 norm per block, end, batch statistics", None),
     "landscape": ("roughness, plain 56", "roughness, residual 56"),
     "shattering": ("lag 1, plain centred, 24 layers", None),
-    "where": (None, "gain in decades, all"),
+    "where": ("points above all, none", None),
     "speed": ("log2 steps, rezero over residual", None),
 }
 

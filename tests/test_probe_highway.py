@@ -1,4 +1,4 @@
-"""The highway probe: the identity at an addition, by finite differences and by dead branches."""
+"""The highway probe: the identity at an addition, and the share of the whole depth."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from itertools import product
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, highway
-from resexp.probes.highway import ARMS, blocks, keeps_shape, passed
+from resexp.models.blocks import Block
+from resexp.probes import Case, Verdict, highway, paths
+from resexp.probes.highway import ARMS, blocks, keeps_shape, passed, path_shares
 from resexp.probes.networks import some_images
-from resexp.settings import Settings
+from resexp.settings import Arch, Settings
 
 
-def batch(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
+def built(arch: Arch, depth: int) -> nn.Module:
+    return models.build(Settings(depth=depth, arch=arch), 1, 10, (8, 8)).double().train()
+
+
+def batch(data: Images) -> tuple[Tensor, Tensor]:
     images, labels = some_images(Settings(), data, 16)
     return images.double(), labels
 
@@ -25,18 +31,17 @@ def batch(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.process
 @pytest.mark.parametrize("arm", ["residual", "preact"])
 def test_the_identity_is_exact(arm: str, few_digits: Images) -> None:
-    network = models.build(Settings(depth=20, arch=ARMS[arm]), 1, 10, (8, 8)).double()
+    network = built(ARMS[arm], 20)
     rows = blocks(network, *batch(few_digits))
-    assert len(rows) == {"residual": 7, "preact": 6}[arm]
-    assert max(float(row["identity_error"] or 0) for row in rows) < 1e-12
+    assert list(rows) == [1, 2, 3, 5, 6, 8, 9][arm == "preact" :]
+    assert max(float(row["identity_error"] or 0) for row in rows.values()) < 1e-12
     assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_the_branch_brings_the_rest_by_finite_differences(few_digits: Images) -> None:
     """He et al. 2016, equation 5: <u, dL/dx - dL/dy> is the slope of <dL/dy, F> along u."""
-    network = models.build(Settings(depth=20, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
     images, labels = batch(few_digits)
-    logits, passages = passed(network, images)
+    logits, passages = passed(built(ARMS["preact"], 20), images)
     for one in filter(keeps_shape, passages):
         loss = cross_entropy(logits, labels)
         at_x, at_y = torch.autograd.grad(loss, [one.x, one.y], retain_graph=True)
@@ -50,71 +55,112 @@ def test_the_branch_brings_the_rest_by_finite_differences(few_digits: Images) ->
 
 
 def test_dead_branches_leave_the_shortcut_everything(few_digits: Images) -> None:
-    network = models.build(Settings(depth=20, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
+    network = built(ARMS["preact"], 20)
     for name, parameter in network.named_parameters():
         if name.endswith("branch.conv2.weight"):
             parameter.data.zero_()
-    rows = blocks(network, *batch(few_digits))
-    for row in rows:
-        assert (row["shortcut_share"], row["gain"], row["direct_share"]) == pytest.approx((1, 1, 1))
+    for row in blocks(network, *batch(few_digits)).values():
+        assert (row["shortcut_share"], row["gain"]) == pytest.approx((1, 1))
         assert (row["branch_over_input"], row["cosine"]) == pytest.approx((0, 1))
+    assert path_shares(network, *batch(few_digits)) == pytest.approx([1] * 9)
 
 
-def test_a_plain_block_has_no_shortcut(few_digits: Images) -> None:
-    network = models.build(Settings(depth=20), 1, 10, (8, 8)).double()
-    for row in blocks(network, *batch(few_digits)):
-        assert row["shortcut_share"] == 0
-        assert row["direct_share"] is None
-        assert float(row["identity_error"] or 0) < 1e-12
+class Quarter(nn.Module):
+    """A branch that adds a quarter of what the shortcut carries."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) / 4
 
 
-def test_the_verdict_needs_the_identity_and_every_network() -> None:
-    assert highway.judge(1e-15, [0.6, 0.7]) is Verdict.supported
-    assert highway.judge(1e-15, [0.6, 0.4]) is Verdict.inconclusive
-    assert highway.judge(1e-15, [0.3, 0.4]) is Verdict.not_supported
-    assert highway.judge(1e-3, [0.6, 0.7]) is Verdict.inconclusive
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_is_judged_is_of_the_whole_depth_not_of_a_block(arm: str, few_digits: Images) -> None:
+    """Four fifths by the shortcut in each of 27 blocks are 0.8^27 by shortcuts alone, 0.24 %."""
+    network = built(ARMS[arm], 56)
+    for block in network.modules():
+        if isinstance(block, Block):
+            block.branch = Quarter(block.merge.get_submodule("shortcut"))
+    per_block = [row["shortcut_share"] for row in blocks(network, *batch(few_digits)).values()]
+    assert per_block == pytest.approx([0.8] * len(per_block))
+    shares = path_shares(network, *batch(few_digits))
+    assert shares == pytest.approx([0.8**left for left in range(27, 0, -1)])
+    seeds = pd.Series([shares[0]] * 5)
+    assert highway.judge(1e-16, 0.0, [seeds, seeds]) is Verdict.not_supported
 
 
-def test_every_arm_is_measured() -> None:
-    rows = highway.measure([Case("plain", Settings(depth=14))], lambda done, of, what: None)
-    assert {row["arm"] for row in rows} == set(ARMS)
-    assert {row["when"] for row in rows} == {"start"}
-    finding = highway.conclude(pd.DataFrame(rows))
-    assert finding.numbers["median shortcut_share, plain 14, start"] == 0
-    assert "at the start" in finding.sentence
-
-
-def test_headlines_are_of_trained_networks_or_of_the_start_without_them() -> None:
-    """Medians over blocks: 0.6 and 0.7 of seeds 0 and 1 trained, 0.5 at the start in both."""
-    rows = pd.DataFrame(
-        {"arm": arm, "depth": depth, "seed": seed, "when": when, "block": block}
-        | dict.fromkeys(highway.NUMBERS, None)
-        | {"shortcut_share": share + (0.1 * seed if when == "end" else -0.1)}
-        | {"identity_error": 1e-16 * (1 + seed)}
-        for arm, depth, seed, when, (block, share) in product(
-            ("residual", "preact"), (8, 56), (0, 1), ("start", "end"), enumerate((0.2, 0.9, 0.6))
-        )
-        if (arm, when) != ("preact", "end")
+def test_it_is_the_share_of_the_shortest_path_of_the_probe_paths(few_digits: Images) -> None:
+    network, images = built(ARMS["residual"], 20), batch(few_digits)
+    assert path_shares(network, *images)[0] == pytest.approx(
+        paths.lengths(network, *images)[0]["share"], rel=1e-9
     )
-    finding = highway.conclude(rows)
-    assert {one.what: list(one.values) for one in finding.headlines} == {
-        "by shortcuts, residual-56 trained": pytest.approx([60, 70]),
-        "by shortcuts, residual-8 trained": pytest.approx([60, 70]),
-        "by shortcuts, preact-56 at the start": pytest.approx([50, 50]),
-        "error of the equation": [1e-16, 2e-16],
+
+
+def test_the_verdict_needs_the_identity_fitted_networks_both_arms_and_five_seeds() -> None:
+    most, few = pd.Series([0.7, 0.8, 0.9, 0.7, 0.8]), pd.Series([0.1, 0.2, 0.1, 0.3, 0.2])
+    unsure = pd.Series([0.4, 0.6, 0.5, 0.45, 0.7])
+    assert highway.judge(1e-15, 0.1, [most, most]) is Verdict.supported
+    assert highway.judge(1e-15, 0.1, [few, few]) is Verdict.not_supported
+    for error, worst, shares in (
+        (1e-15, 0.1, [most, few]),
+        (1e-15, 0.1, [most, unsure]),
+        (1e-3, 0.1, [few, few]),
+        (1e-15, 12.0, [few, few]),
+        (1e-15, 0.1, [few, few[:4]]),
+        (1e-15, 0.1, [few, few.replace(0.3, float("nan"))]),
+    ):
+        assert highway.judge(error, worst, shares) is Verdict.inconclusive
+
+
+@pytest.mark.process
+def test_of_every_depth_the_start_is_measured_and_the_deepest_trained() -> None:
+    cases = [
+        Case("plain", Settings(depth=depth, width=4, steps=3, batch_size=8)) for depth in (8, 14)
+    ]
+    rows = pd.DataFrame(highway.measure(cases, lambda done, of, what: None))
+    seen = rows.groupby(["arm", "depth", "when"])["block"].count().to_dict()
+    assert seen == {
+        (arm, depth, when): (depth - 2) // 2
+        for arm, depth, when in product(ARMS, (8, 14), ("start", "end"))
+        if (depth, when) != (8, "end")
     }
-    assert finding.numbers["median shortcut_share, residual 56, end"] == pytest.approx(0.65)
-    assert finding.verdict is Verdict.supported
-    start = highway.conclude(rows[rows["when"] == "start"])
-    assert start.headlines[0].what == "by shortcuts, residual-56 at the start"
-    assert list(start.headlines[0].values) == pytest.approx([50, 50])
-    lost = rows.assign(shortcut_share=rows["shortcut_share"].where(rows["depth"] == 8))
+    assert rows["path_share"].notna().all()
+    assert rows["clean_error_percent"].notna().equals(rows["when"] == "end")
+
+
+def test_a_network_may_have_no_identity_shortcut(few_digits: Images) -> None:
+    assert blocks(built(ARMS["preact"], 8), *batch(few_digits)) == {}
+
+
+def table() -> pd.DataFrame:
+    """Of six blocks; shares of the gradient: by the way 0.04 and 0.05 trained, by a block 0.6."""
+    return pd.DataFrame(
+        {"arm": arm, "depth": depth, "seed": seed, "when": when, "block": block}
+        | dict.fromkeys(highway.BLOCK, 0.6)
+        | {"clean_error_percent": None if when == "start" else 0.2, "identity_error": 1e-16}
+        | {"path_share": block * (0.04 + 0.01 * seed if when == "end" else 0.02)}
+        for arm, depth, seed, when, block in product(
+            ARMS, (8, 14), (0, 1), ("start", "end"), range(1, 7)
+        )
+        if (depth, when) != (8, "end")
+    )
+
+
+def test_headlines_are_of_the_deepest_trained_networks() -> None:
+    finding = highway.conclude(table())
+    assert {one.what: list(one.values) for one in finding.headlines} == {
+        "by shortcuts alone, residual-14 trained": pytest.approx([4, 5]),
+        "by shortcuts alone, preact-14 trained": pytest.approx([4, 5]),
+        "residual-14, through its last stage alone": pytest.approx([24, 30]),
+        "residual-14, through a single block": pytest.approx([60, 60]),
+        "error of the equation": [1e-16, 1e-16],
+    }
+    assert finding.numbers["path share, residual 8, start"] == pytest.approx(0.02)
+    assert finding.verdict is Verdict.inconclusive  # two seeds
+    more = pd.concat([table().assign(seed=table()["seed"] + 2 * more) for more in range(3)])
+    assert highway.conclude(more).verdict is Verdict.not_supported
+    assert highway.conclude(more.assign(path_share=0.7)).verdict is Verdict.supported
+    lost = more.assign(path_share=more["path_share"].where(more["seed"] > 0))
     assert highway.conclude(lost).verdict is Verdict.inconclusive
-
-
-def test_a_network_without_such_blocks_has_no_rows(few_digits: Images) -> None:
-    shallow = models.build(Settings(depth=8, arch=ARMS["preact"]), 1, 10, (8, 8)).double()
-    assert blocks(shallow, *batch(few_digits)) == []
-    case = Case("preact", Settings(depth=8))
-    found = highway.measure([case], lambda done, of, what: None)
-    assert {row["arm"] for row in found} == {"plain", "residual"}  # they have one

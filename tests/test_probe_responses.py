@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from resexp import models
+from resexp.analysis.statistics import paired_t
 from resexp.data import Images
-from resexp.probes import Verdict, responses
+from resexp.probes import Account, Verdict, responses
 from resexp.probes.networks import some_images
-from resexp.probes.responses import by_seed
+from resexp.probes.responses import by_seed, sine
 from resexp.settings import Arch, Merge, Settings
 
 RESIDUAL = Arch(merge=Merge.residual)
@@ -30,8 +31,11 @@ def test_at_the_start_every_response_is_one(merge: Merge, few_digits: Images) ->
     for row in rows:
         assert row["std"] == pytest.approx(1, abs=2e-3)
         assert row["scale"] == 1
+    changing = [block in (4, 7) for block in range(1, 10)]
+    assert [row["change"] is None for row in rows[1::2]] == changing
+    plain = merge is Merge.plain  # adds to nothing
     assert [row["branch_over_input"] is None for row in rows[1::2]] == [
-        block in (4, 7) for block in range(1, 10)
+        plain or changes for changes in changing
     ]
     assert not any(module._forward_hooks for module in network.modules())
 
@@ -51,7 +55,7 @@ def test_a_response_is_that_of_scales_and_shifts(few_digits: Images) -> None:
     assert row["scale"] == pytest.approx(norm.weight.square().mean().sqrt().item())
 
 
-def test_branch_over_input_is_of_the_blocks_own_tensors(few_digits: Images) -> None:
+def test_change_and_branch_over_input_are_of_the_blocks_own_tensors(few_digits: Images) -> None:
     settings = Settings(depth=8, arch=RESIDUAL)
     network = models.build(settings, 1, 10, (8, 8))
     images, _ = some_images(settings, few_digits, 40)
@@ -59,42 +63,89 @@ def test_branch_over_input_is_of_the_blocks_own_tensors(few_digits: Images) -> N
     with torch.no_grad():
         x = network.train().get_submodule("stem")(images)
         f = network.get_submodule("blocks.0.branch")(x.clone())
+        y = torch.relu(x + f)
     assert rows[1]["branch_over_input"] == pytest.approx((f.norm() / x.norm()).item(), rel=1e-4)
+    cosine = torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item()
+    assert rows[1]["change"] == pytest.approx(math.sqrt(1 - cosine**2), rel=1e-4)
+    assert sine(x, 3 * x) == pytest.approx(0, abs=1e-6)
+    assert sine(torch.tensor([1.0, 0]), torch.tensor([0.0, -2])) == 1
 
 
-def test_means_are_of_second_convolutions_by_seed() -> None:
-    stds = [(0, 1, 9.0), (0, 2, 1.0), (0, 2, 3.0), (1, 2, 5.0), (2, 2, math.nan), (2, 2, 1.0)]
-    rows = pd.DataFrame(stds, columns=["seed", "of_block", "std"])
-    found = by_seed(rows.assign(arch="plain", depth=8, decay="all"), "plain", 8, "all")
-    assert list(found) == pytest.approx([2, 5, math.nan], nan_ok=True)
+@pytest.mark.parametrize("merge", [Merge.plain, Merge.residual])
+def test_change_is_free_of_the_scales_that_std_is(merge: Merge, few_digits: Images) -> None:
+    """In a plain network the next normalisation takes the scale out: std ten times, change none.
+
+    So it does in a residual one if the stream is scaled with its branches.
+    """
+    settings = Settings(depth=14, arch=Arch(merge=merge))
+    network = models.build(settings, 1, 10, (8, 8))
+    images, _ = some_images(settings, few_digits, 40)
+    before = pd.DataFrame(responses.responses(network, images))
+    for name, parameter in network.named_parameters():
+        if name.startswith("stem.norm") or ".norm2." in name:
+            parameter.data.mul_(10)
+    after = pd.DataFrame(responses.responses(network, images))
+    assert (after["std"] / before["std"]).tolist() == pytest.approx([1, 10] * 6, rel=1e-3)
+    assert after["change"].tolist() == pytest.approx(before["change"], rel=1e-3, nan_ok=True)
 
 
-def test_the_deepest_are_compared_under_the_usual_decay() -> None:
-    """Second convolutions: plain 1.2, residual 1.0 deep and 1.1 shallow, 0.1 more each seed."""
-    std = {("plain", 8): 1.1, ("plain", 56): 1.2, ("residual", 8): 1.1, ("residual", 56): 1.0}
-    rows = [
-        {"arch": arch, "depth": depth, "seed": seed, "decay": decay, "layer": layer}
-        | {"of_block": 2 - layer % 2, "scale": 1.0}
-        | {"std": 5.0 if decay == "weights" or layer % 2 else one + 0.1 * seed}
-        | {"branch_over_input": None if layer < 4 else 1.5 if arch == "plain" else 0.5}
-        for ((arch, depth), one), seed, decay, layer in product(
-            std.items(), (0, 1, 2), ("all", "weights"), range(1, 5)
+def measured() -> pd.DataFrame:
+    """Of five seeds: plain-56 does not fit; changes of residual blocks fall with depth, training.
+
+    Blocks have changes 0.1 apart; the first convolutions of a block have none.
+    """
+    change = {
+        ("plain", 20, "end"): 0.9,
+        ("plain", 56, "end"): 0.1,
+        ("residual", 20, "end"): 0.5,
+        ("residual", 56, "end"): 0.3,
+    } | {(arch, depth, "start"): 0.6 for arch, depth in product(("plain", "residual"), (20, 56))}
+    return pd.DataFrame(
+        {"arch": arch, "depth": depth, "seed": seed, "when": when, "layer": layer}
+        | {"clean_error_percent": 60.0 if (arch, depth) == ("plain", 56) else 0.1 * seed}
+        | {"of_block": 2 - layer % 2, "scale": 1.0, "std": 2.0 if arch == "plain" else layer / 3.5}
+        | {"change": None if layer % 2 else one + 0.05 * layer - 0.2 + 0.01 * seed}
+        | {"branch_over_input": None if arch == "plain" or layer % 2 else 0.1 * layer}
+        for ((arch, depth, when), one), seed, layer in product(
+            change.items(), range(5), range(1, 7)
         )
-        if decay == "all" or (arch, depth) == ("residual", 8)
-    ]
-    finding = responses.conclude(pd.DataFrame(rows))
+    )
+
+
+def test_medians_are_over_blocks_and_means_over_second_convolutions() -> None:
+    rows = measured()
+    found = by_seed(rows, "change", "residual", 56, "end")
+    assert list(found) == pytest.approx([0.3 + 0.01 * seed for seed in range(5)])
+    assert list(by_seed(rows, "std", "residual", 56, "end")) == pytest.approx([4 / 3.5] * 5)
+    lost = rows.assign(std=rows["std"].where(rows["layer"] < 6))
+    assert by_seed(lost, "std", "residual", 56, "end").isna().all()
+
+
+def test_a_plain_network_that_does_not_fit_is_compared_with_nothing() -> None:
+    finding = responses.conclude(measured())
     assert finding.verdict is Verdict.supported
-    assert "residual-8 has 5.000 for 1.200; |F(x)|/|x| is 0.50 and 1.50." in finding.sentence
     assert {one.what: list(one.values) for one in finding.headlines} == {
-        "standard deviation, residual-56 less plain-56": pytest.approx([-0.2] * 3),
-        "residual-56 less residual-8": pytest.approx([-0.1] * 3),
-        "|F(x)|/|x|, residual-56 less plain-56": [-1, -1, -1],
+        "change of the signal by a block, residual-20 less plain-20": pytest.approx([-0.4] * 5),
+        "residual-56 less residual-20": pytest.approx([-0.2] * 5),
+        "residual-56, trained less at the start": pytest.approx([-0.3] * 5),
+        "standard deviation, residual-20 less plain-20": pytest.approx([4 / 3.5 - 2] * 5),
     }
+    assert "residual-20 0.52 (before training 0.62), plain-20 0.92" in finding.sentence
+    assert finding.account is not None
+    assert finding.account[0] is Account.right
+    same = measured().assign(std=1.0)
+    assert (account := responses.conclude(same).account) is not None
+    assert account[0] is Account.overgeneralised
+    nowhere = responses.conclude(same.assign(clean_error_percent=11.0))
+    assert nowhere.verdict is Verdict.inconclusive
 
 
-def test_the_verdict_is_by_seed_and_depth() -> None:
-    assert responses.judge([1.1] * 3, [1.0] * 3, [1.3, 1.0]) is Verdict.supported
-    assert responses.judge([1.1] * 3, [1.0] * 3, [1.0, 1.1]) is Verdict.inconclusive
-    assert responses.judge([1.1] * 2, [1.0] * 2, [1.3, 1.0]) is Verdict.inconclusive
-    assert responses.judge([1.1] * 3, [1.0, 1.0, 1.2], [1.3, 1.0]) is Verdict.inconclusive
-    assert responses.judge([1.1] * 3, [1.2] * 3, [1.3, 1.0]) is Verdict.not_supported
+def test_the_verdict_is_of_three_bounds() -> None:
+    less, more, unsure = (
+        paired_t([one - 0.1, one, one, one, one + 0.1]) for one in (-1.0, 1.0, 0.0)
+    )
+    assert responses.judge(True, [less, less, less]) is Verdict.supported
+    assert responses.judge(True, [less, less, unsure]) is Verdict.inconclusive
+    assert responses.judge(True, [less, more, unsure]) is Verdict.not_supported
+    assert responses.judge(False, [less, less, less]) is Verdict.inconclusive
+    assert responses.judge(True, [less, less, paired_t([-1.0] * 4)]) is Verdict.inconclusive

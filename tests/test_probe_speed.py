@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -13,7 +14,7 @@ from resexp.analysis.statistics import paired_t
 from resexp.data import Images
 from resexp.probes import Case, Verdict, speed
 from resexp.probes.networks import first_seeds, usual_depth
-from resexp.probes.speed import losses, running
+from resexp.probes.speed import ARMS, losses, running
 from resexp.settings import Arch, Merge, Settings, UsageError
 from resexp.train.fit import begin, fit
 
@@ -43,32 +44,58 @@ def test_a_network_that_stays_above_counts_one_step_more() -> None:
     rows = speed.measure(cases, lambda done, of, what: None)
     assert {row["steps_to_threshold"] for row in rows} == {13}
     finding = speed.conclude(pd.DataFrame(rows))
-    assert any("8 of 8 networks did not get there" in line for line in finding.conventions)
+    assert "residual 13 (2 never)" in finding.sentence
     assert finding.verdict is Verdict.inconclusive
     assert finding.numbers["log2 steps, rezero over residual"] == 0
 
 
+@pytest.mark.parametrize("steps", [4, 10])
+def test_fewer_steps_than_a_mean_takes_are_refused(steps: int) -> None:
+    with pytest.raises(UsageError, match="steps=11"):
+        speed.measure([Case("residual", replace(TINY, steps=steps))], lambda done, of, what: None)
+    with pytest.raises(UsageError, match="arch=residual"):
+        speed.measure([], lambda done, of, what: None)
+
+
+def test_a_network_that_diverges_at_once_never_gets_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "losses", lambda settings, data: iter([2.0] * 3))
+    rows = speed.measure([Case("residual", TINY)], lambda done, of, what: None)
+    assert [(row["arm"], row["steps_to_threshold"]) for row in rows] == [(arm, 13) for arm in ARMS]
+
+
+def table(**steps: Sequence[int]) -> pd.DataFrame:
+    """Five networks of an arm at depth 56: these steps, and 221 if it does not get there."""
+    return pd.DataFrame(
+        {"arm": arm, "depth": 56, "seed": seed, "step": step, "loss": 2.0}
+        | {"steps_to_threshold": steps[arm][seed % 2], "reached": int(steps[arm][seed % 2] < 221)}
+        for arm, seed, step in product(steps, range(5), (10, 11, 12))
+    )
+
+
 def test_steps_are_compared_with_the_residual_networks_by_seed() -> None:
     """ReZero takes 2 and 8 times the steps, pre-activation half."""
-    steps = {"plain": (60, 60), "residual": (20, 20), "rezero": (40, 160), "preact": (10, 10)}
-    rows = [
-        {"arm": arm, "depth": 20, "seed": seed, "step": step, "loss": 2.0, "reached": 1}
-        | {"steps_to_threshold": steps[arm][seed]}
-        for arm, seed, step in product(steps, (0, 1), (10, 11, 12))
-    ]
-    finding = speed.conclude(pd.DataFrame(rows))
-    assert "plain 60, residual 20, rezero 100, preact 10" in finding.sentence
+    rows = table(plain=(221, 60), residual=(20, 20), rezero=(40, 160), preact=(10, 10))
+    finding = speed.conclude(rows)
+    assert "plain 157 (3 never), residual 20, rezero 88, preact 10" in finding.sentence
+    assert finding.verdict is Verdict.not_supported
+    assert "1001 layers and untested" in finding.sentence
     assert {one.what: (list(one.values), one.base) for one in finding.headlines} == {
-        "steps, ReZero over residual": ([1, 3], 2),
-        "pre-activation over residual": ([-1, -1], 2),
+        "steps, ReZero over residual": ([1, 3, 1, 3, 1], 2),
+        "pre-activation, untested": ([-1] * 5, 2),
     }
 
 
-def test_the_smallest_depth_of_at_least_twenty_is_watched() -> None:
+def test_pre_activation_decides_nothing_nor_a_residual_network_that_never_gets_there() -> None:
+    sooner = {"plain": (30, 30), "residual": (40, 44), "rezero": (20, 21)}
+    for preact in ((10, 10), (221, 221)):
+        assert speed.conclude(table(**sooner, preact=preact)).verdict is Verdict.supported
+    late = table(**sooner | {"residual": (40, 221)}, preact=(10, 10))
+    assert speed.conclude(late).verdict is Verdict.inconclusive
+
+
+def test_the_usual_depth_is_the_smallest_of_at_least_twenty() -> None:
     assert usual_depth([8, 56, 32]) == 32
     assert usual_depth([8, 14]) == 14
-    with pytest.raises(UsageError, match="arch=residual"):
-        speed.measure([], lambda done, of, what: None)
 
 
 def test_of_a_depth_the_first_seeds_are_watched() -> None:
@@ -77,15 +104,14 @@ def test_of_a_depth_the_first_seeds_are_watched() -> None:
     assert first_seeds(cases, 20, 2) == []
 
 
-def test_the_verdict_goes_by_the_bounds_of_both() -> None:
-    sooner, later, open_ = ([-1.0, -1.1, -0.9], [1.0, 1.1, 0.9], [1.0, -1.0, 0.0])
-    table = {
-        (tuple(sooner), tuple(sooner)): Verdict.supported,
-        (tuple(sooner), tuple(later)): Verdict.not_supported,
-        (tuple(sooner), tuple(open_)): Verdict.inconclusive,
-    }
-    for pair, verdict in table.items():
-        assert speed.judge([paired_t(one) for one in pair]) is verdict
+def test_the_verdict_goes_by_the_bounds_at_56_layers() -> None:
+    sooner, later, unsure = (paired_t([one - 0.1, one, one, one, one + 0.1]) for one in (-1, 1, 0))
+    assert speed.judge(sooner, 56, 0) is Verdict.supported
+    assert speed.judge(sooner, 56, 1) is Verdict.inconclusive
+    assert speed.judge(later, 56, 1) is Verdict.not_supported
+    assert speed.judge(unsure, 56, 0) is Verdict.inconclusive
+    assert speed.judge(sooner, 20, 0) is Verdict.inconclusive
+    assert speed.judge(paired_t([-1.0] * 4), 56, 0) is Verdict.inconclusive
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""The where probe: arms that differ in their skips alone, and gains by seed."""
+"""The where probe: arms that differ in their skips alone, and which of them suffice."""
 
 from __future__ import annotations
 
-from itertools import product
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from resexp import models
-from resexp.analysis.statistics import paired_t
+from resexp.analysis.statistics import paired_t, t_p
 from resexp.config import compose
 from resexp.launch.local import perform
 from resexp.models.merges import Add, Drop
-from resexp.probes import Case, Verdict, where
+from resexp.probes import Case, Finding, Verdict, where
 from resexp.probes import run as probing
-from resexp.probes.where import ARMS, gains, settings_of
+from resexp.probes.where import ARMS, settings_of
 from resexp.settings import Arch, Settings, UsageError
 
 
@@ -31,36 +32,60 @@ def test_an_arm_has_skips_in_its_stages_alone(arm: str) -> None:
     assert all(torch.equal(plain[name], value) for name, value in network.state_dict().items())
 
 
-def test_gains_are_decades_paired_by_seed() -> None:
-    losses = [("none", 0, 1.0), ("all", 1, 0.02), ("none", 1, 2.0), ("all", 0, 0.1)]
-    rows = pd.DataFrame(losses, columns=["arm", "seed", "loss"])
-    assert list(gains(rows, "all", "none")) == pytest.approx([1, 2])
+def concluded(**errors: Sequence[float]) -> Finding:
+    """By clean training errors of some arms; else 60 percent, and 0.1 with skips in all stages."""
+    usual = dict.fromkeys(ARMS, [60.0] * 5) | {"all": [0.1] * 5}
+    place = {"depth": 56, "step": 220, "reused": 0, "clean_loss": 0.1}
+    return where.conclude(
+        pd.DataFrame(
+            place | {"arm": arm, "seed": seed, "clean_error_percent": error}
+            for arm, some in (usual | errors).items()
+            for seed, error in enumerate(some)
+        )
+    )
 
 
-def test_the_headlines_compare_all_stages_with_none_and_the_best() -> None:
-    nats = {"none": 1.0, "stage 1": 0.5, "stage 2": 0.5, "stage 3": 0.1, "all": 0.01}
-    place = {"depth": 20, "step": 50, "reused": 0}
-    rows = [
-        place | {"arm": arm, "seed": seed, "loss": loss * 2**seed}
-        for (arm, loss), seed in product(nats.items(), (0, 1, 2))
-    ]
-    found = where.conclude(pd.DataFrame(rows))
-    assert found.numbers["share of the gain, stage 3"] == pytest.approx(0.5)
+SMALL = [0.2, 0.1, 0.3, 0.2, 0.1]
+
+
+def test_two_stages_that_suffice_contradict_the_claim() -> None:
+    found = concluded(**{"1+2": SMALL, "2": [20.0] * 5})
+    assert found.verdict is Verdict.not_supported
+    assert "): 1+2." in found.sentence
     assert {one.what: list(one.values) for one in found.headlines} == {
-        "log10 loss, skips in all stages less none": pytest.approx([-2, -2, -2]),
-        "all less the best alone, stage 3": pytest.approx([-1, -1, -1]),
+        "clean training error, no skips, above all": pytest.approx([59.9] * 5),
+        "clean training error, stage 2 alone, above all": pytest.approx([19.9] * 5),
+        "clean training error, stages 1+2, above all": pytest.approx([0.1, 0, 0.2, 0.1, 0]),
     }
-    assert found.verdict is Verdict.supported
-    rows[-1]["loss"] = None  # a lost network
-    assert where.conclude(pd.DataFrame(rows)).verdict is Verdict.inconclusive
 
 
-def test_the_verdict_is_of_bounds() -> None:
-    better, worse, unsure = (paired_t([x - 0.1, x, x + 0.1]) for x in (1.0, -1.0, 0.0))
-    assert where.judge([better] * 3) is Verdict.supported
-    assert where.judge([better, better, unsure]) is Verdict.inconclusive
-    assert where.judge([better, better, worse]) is Verdict.not_supported
-    assert where.judge([paired_t([1.0, 1.1])] * 3) is Verdict.inconclusive
+def test_it_is_supported_where_every_arm_is_worse_by_more_than_the_margin() -> None:
+    assert concluded().verdict is Verdict.supported
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"3": [1.5, 2.5, 1.0, 3.0, 0.5]},  # by as much as the margin
+        {"1+2": [0.2, 0.1, 3.0, 0.2, 0.1]},  # sometimes
+        {"1+2": SMALL[:4]},  # four seeds
+        {"1+2": SMALL, "none": SMALL},  # where plain networks train
+        {"1+2": [12.0] * 5, "all": [12.0] * 5},  # where none do
+        {"1+2": [*SMALL[:4], math.nan]},  # a lost network
+    ],
+)
+def test_what_is_not_shown_decides_nothing(errors: dict[str, Sequence[float]]) -> None:
+    assert concluded(**errors).verdict is Verdict.inconclusive
+
+
+def test_all_arms_are_tested_together() -> None:
+    """Mean 0.5 above all, deviation 0.4: p = 0.024 alone, more than 0.05 by Holm over six."""
+    points = [0.5 + 0.4 * one for one in (-1.2, -0.6, 0.0, 0.6, 1.2)]
+    found = concluded(**{"1+2": [0.1 + one for one in points]})
+    alone = t_p(paired_t([-one for one in points]), -1)
+    assert 0.01 < alone < 0.05
+    assert found.numbers["p that it suffices, 1+2"] == pytest.approx(6 * alone)
+    assert found.verdict is Verdict.inconclusive
 
 
 @pytest.mark.process
@@ -73,10 +98,14 @@ def test_runs_with_skips_in_single_stages_are_used(tmp_path: Path) -> None:
     [task] = probing.of_runs("where", tmp_path, [])
     rows = where.measure(task.cases, lambda done, of, what: None)
     assert {row["step"] for row in rows} == {4}
-    assert {row["arm"] for row in rows if row["reused"]} == {"stage 2", "all"}
+    assert {row["arm"] for row in rows if row["reused"]} == {"2", "all"}
     new = where.measure([Case("residual", task.cases[0].settings)], lambda done, of, what: None)
     assert [row["arm"] for row in new] == list(ARMS)
-    assert [row["loss"] for row in new] == [row["loss"] for row in rows]  # the recipe is so short
+    assert [row["clean_loss"] for row in new] == [row["clean_loss"] for row in rows]
+    [ended] = [case for case in task.cases if case.settings.arch.skip_stages == [2]]
+    assert ended.run is not None
+    [found] = [row for row in rows if row["arm"] == "2"]
+    assert found["clean_error_percent"] == pytest.approx(ended.run.value("clean_train_error"))
     assert not any(row["reused"] for row in new)
     assert where.conclude(pd.DataFrame(new)).verdict is Verdict.inconclusive
 

@@ -38,8 +38,9 @@ A Finding has the verdict word, one ``sentence`` with the numbers that decide (w
 ``conventions``: sign, units, seeds, which images, whatever a reader needs to repeat or doubt it,
 and ``headlines``: the few numbers, by seed, that docs/mechanisms.md tells; ``account`` where the
 textbook says more, or less, than the verdict tells. The rule that makes the word is fixed in the
-module before measuring, at least three seeds, and is in the docstring; nan decides nothing. A probe
-takes about half a minute on two cores for the digits: subsets are stated in conventions.
+module before measuring, at least three seeds, better five, and is in the docstring; nan decides
+nothing, nor does a network that does not train, beside one that does (``matched_depth``). A probe
+takes a few minutes on two cores for the digits: subsets are stated in conventions.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from resexp.data import Images, batches
 from resexp.data.stream import Streamed
 from resexp.probes import Case, Cell
 from resexp.runs import checkpoint, run
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
 from resexp.train.device import choose_device
 from resexp.train.evaluate import Score, evaluate, evaluation_mode
 from resexp.train.fit import begin, fit
@@ -59,6 +59,14 @@ def twins(cases: Sequence[Case], name: str, seeds: int) -> dict[tuple[str, int, 
             "Choose arch=plain,residual."
         )
     return found
+
+
+def about(case: Case) -> dict[str, Cell]:
+    """What rows say of a trained network: which it is, and the clean training error of its run."""
+    assert case.run is not None
+    settings, error = case.settings, case.run.endpoint("clean_train_error")
+    which: dict[str, Cell] = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+    return which | {"clean_error_percent": error}
 
 
 def usual_depth(depths: Iterable[int]) -> int:
@@ -124,16 +132,30 @@ def snapshots(
             return
 
 
+def with_runs(wanted: Iterable[Case], cases: Sequence[Case]) -> list[Case]:
+    """``wanted``, each with the run of its settings that kept its checkpoint, if one did."""
+    kept = {digest(as_dict(one.settings)): one.run for one in cases if one.checkpoint is not None}
+    return [replace(case, run=kept.get(digest(as_dict(case.settings)))) for case in wanted]
+
+
 def ended(case: Case) -> nn.Module:
-    """The network at its last step: from the case's checkpoint, or retrained."""
-    data = load(case.settings)
+    """The network at its last step: from the case's checkpoint, or retrained.
+
+    Raises UsageError if its loss is not finite before.
+    """
+    data, settings = load(case.settings), case.settings
     if case.checkpoint is not None:
         return trained(case, data)
-    return list(snapshots(case.settings, data, [case.settings.steps]))[-1][1]
+    for _, network in snapshots(settings, data, [settings.steps]):
+        return network
+    raise UsageError(
+        f"{case.arch} {settings.depth}, seed {settings.seed}, diverged at rate {settings.lr:g}. "
+        "Choose a lower lr."
+    )
 
 
-def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
-    """Loss in nats on the training set and error on the test set, as a run's last row has them."""
+def scores(settings: Settings, network: nn.Module) -> tuple[Score, Score]:
+    """On the clean training set and on the test set, as a run's last row has them."""
     data = load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
 
@@ -142,7 +164,12 @@ def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
 
     with evaluation_mode(network, settings, data, statistics):
         train = score(data.train_images, data.train_labels)
-        test = score(data.test_images, data.test_labels)
+        return train, score(data.test_images, data.test_labels)
+
+
+def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
+    """Loss in nats on the training set and error on the test set."""
+    train, test = scores(settings, network)
     return {"train_loss": train.loss, "test_error_percent": test.error}
 
 

@@ -88,6 +88,33 @@ def decades(values: pd.Series[float]) -> pd.Series[float]:
     return values.where(values > 0).transform(np.log10)
 
 
+#: Percent clean training error below which a network is said to fit: only networks that do are
+#: compared, or else a probe would tell what failed training does, not what skips do.
+FITTED = 10.0
+
+
+def fitted_depth(rows: pd.DataFrame, *archs: str) -> int | None:
+    """The greatest depth at which all networks of each of ``archs`` fit, if there is one."""
+    by_depth = rows[rows["arch"].isin(archs)].groupby("depth")
+    worst = by_depth["clean_error_percent"].agg(lambda errors: errors.max(skipna=False))
+    depths = worst.index[(worst < FITTED) & (by_depth["arch"].nunique() == len(archs))]
+    return int(depths.max()) if len(depths) else None
+
+
+def matched_depth(rows: pd.DataFrame) -> tuple[int, bool, str]:
+    """The greatest depth at which plain and residual networks all fit, True, and words for it.
+
+    If there is none the least depth, False, and words for that.
+    """
+    found = fitted_depth(rows, "plain", "residual")
+    depth = found or int(rows["depth"].min())
+    here = those(rows, depth=depth).groupby("arch")["clean_error_percent"].max()
+    errors = ", ".join(f"{arch} {error:.1f}" for arch, error in here.items())
+    which = "the greatest where plain networks fit" if found else "the least: at none do all fit"
+    words = f"at depth {depth}, {which} (greatest clean training error, percent: {errors})"
+    return depth, found is not None, words
+
+
 def seeds_of(rows: pd.DataFrame) -> str:
     """``seeds 0, 1, 2``"""
     return f"seeds {', '.join(map(str, sorted(set(rows['seed']))))}"

@@ -1,60 +1,61 @@
-"""Which stage's skips matter? Networks with skips in one stage alone, in all and in none.
+"""Which stages' skips matter? Networks with skips in some stages, in all and in none.
 
-On the same batches from the same initial weights. Where runs with skips in single stages
-(arch.skip_stages) kept their checkpoints, all arms are compared at the last step, from checkpoints
-as far as there are; else all are retrained for the first STEPS steps of the recipe. Then the
-loss on training images, in training mode: normalisation has their statistics.
-``gain`` of an arm: log10 loss without skips less its own, in decades, paired by seed; above 0 its
-skips help. ``share``: gain over that of skips in all stages, which is 1; shares of the stages need
-not add up to 1.
+On the same batches from the same initial weights, at the greatest depth there is, after the whole
+recipe; from checkpoints as far as there are (of arch.skip_stages too), else retrained. The number
+is the clean training error in percent: all training images, evaluation mode.
 
-The rule, on one-sided 95 % bounds of paired means over at least three seeds (Student's t): log10
-loss with skips in all stages below that of every single stage: supported. One single stage's below
-that of all stages: not supported. Else inconclusive.
+The rule, on differences in points paired by seed, five seeds or more, Student's t: an arm suffices
+if it is non-inferior to skips in all stages, less than 1 point worse at 5 % one-sided, the p of all
+partial arms by Holm. One suffices: not supported. Every one, and none, is worse by more than 1
+point, each at 5 % one-sided: supported. Else inconclusive, as where skips in all stages do not fit
+(clean training error of 10 % or more) or none are not worse by more than 1 point.
+
+It tells which networks are trained by so many steps at this rate, not which could be in others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from resexp.analysis.statistics import Interval, paired_t
+from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import first_seeds, load, snapshots, some_images, trained, usual_depth
-from resexp.probes.rows import decades, difference, mean, seeds_of, those, values
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
+from resexp.probes.networks import first_seeds, load, scores, snapshots, trained, with_runs
+from resexp.probes.rows import FITTED, difference, mean, seeds_of, those, values
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
+from resexp.train.evaluate import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLAIM = "No one stage's skips do the work: a network needs them in all of its stages."
+CLAIM = "A deep network needs skips in all of its stages: those of one or two do not train it."
 SOURCE = "this project's question; He et al. 2015, section 3.3, give every stage skips"
 TEXTBOOK = "Nothing about single stages: all have skips."
 NEEDS = Needs.settings
-USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
+USUAL = ["depth=56", "arch=residual", "seed=0,1,2,3,4"]
 
-IMAGES = 512
-SEEDS = 3
-STEPS = 50
+SEEDS = 5
+MARGIN = 1.0  # points of clean training error
+LEVEL = 0.05
 ARMS: dict[str, list[int]] = {
     "none": [],
-    "stage 1": [1],
-    "stage 2": [2],
-    "stage 3": [3],
+    "1": [1],
+    "2": [2],
+    "3": [3],
+    "1+2": [1, 2],
+    "1+3": [1, 3],
+    "2+3": [2, 3],
     "all": [1, 2, 3],
 }
-SINGLE = ("stage 1", "stage 2", "stage 3")
+PARTIAL = [arm for arm, stages in ARMS.items() if 0 < len(stages) < 3]
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """One row per arm and seed, at the smallest depth >= 20, or else the greatest."""
+    """One row per arm and seed."""
     fit = [
         case
         for case in cases
@@ -63,116 +64,107 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
     ]
     if not fit:
         raise UsageError("where starts from plain or residual networks. Choose arch=residual.")
-    bases = first_seeds(fit, usual_depth(case.settings.depth for case in fit), SEEDS)
-    fresh = [Case(arm, settings_of(arm, base.settings)) for arm in ARMS for base in bases]
-    kept = {digest(as_dict(case.settings)): case for case in cases if case.checkpoint is not None}
-    found = [kept.get(digest(as_dict(case.settings))) for case in fresh]
-    reuse = any(
-        run is not None and case.arch in SINGLE for run, case in zip(found, fresh, strict=True)
-    )
+    bases = first_seeds(fit, max(case.settings.depth for case in fit), SEEDS)
+    wanted = [Case(arm, settings_of(arm, base.settings)) for arm in ARMS for base in bases]
     rows: list[dict[str, Cell]] = []
-    for done, (new, old) in enumerate(zip(fresh, found, strict=True)):
-        tell(done, len(fresh), f"skips in {new.arch}, seed {new.settings.seed}")
-        steps = new.settings.steps if reuse else min(STEPS, new.settings.steps)
-        rows.append(row_of(new.arch, old if reuse and old else new, steps))
+    for case in with_runs(wanted, cases):
+        tell(len(rows), len(wanted), f"skips in {case.arch}, seed {case.settings.seed}")
+        rows.append(row_of(case))
     return rows
 
 
 def settings_of(arm: str, base: Settings) -> Settings:
     """The base with skips in some of its stages."""
-    stages = ARMS[arm] if arm in SINGLE else None
+    stages = ARMS[arm] if arm in PARTIAL else None
     arch = Arch(merge=Merge.residual, skip_stages=stages) if ARMS[arm] else Arch()
     return replace(base, arch=arch)
 
 
-def row_of(arm: str, case: Case, steps: int) -> dict[str, Cell]:
-    """One network after ``steps``: nan if its loss became that before."""
-    settings, data = case.settings, load(case.settings)
-    images, nats = some_images(settings, data, IMAGES), math.nan
+def row_of(case: Case) -> dict[str, Cell]:
+    """One network after its last step: nan if its loss became that before."""
+    settings, data, train = case.settings, load(case.settings), Score(math.nan, math.nan)
     if case.run is not None:
-        nats = loss(trained(case, data), *images)
+        train, _ = scores(settings, trained(case, data))
     else:
-        for _, network in snapshots(settings, data, [steps]):
-            nats = loss(network, *images)
+        for _, network in snapshots(settings, data, [settings.steps]):
+            train, _ = scores(settings, network)
     return {
-        "arm": arm,
+        "arm": case.arch,
         "depth": settings.depth,
         "seed": settings.seed,
-        "step": steps,
-        "loss": nats,
+        "step": settings.steps,
+        "clean_error_percent": train.error,
+        "clean_loss": train.loss,
         "reused": int(case.run is not None),
     }
 
 
-@torch.no_grad()
-def loss(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Mean cross-entropy in nats, normalised by these images' own statistics."""
-    return cross_entropy(network.train()(images).double(), labels).item()
-
-
-def gains(rows: pd.DataFrame, arm: str, than: str) -> pd.Series[float]:
-    """log10 loss of ``than`` less that of ``arm``, by seed: above 0 if ``arm`` is better."""
-    return difference(*(decades(values(rows, "loss", arm=one)) for one in (than, arm)))
-
-
 def conclude(rows: pd.DataFrame) -> Finding:
-    """Gains, their shares of that of all stages, and the rule in the module's docstring."""
-    gain = {arm: mean(gains(rows, arm, "none")) for arm in ARMS if arm != "none"}
-    against = {arm: paired_t(list(gains(rows, "all", arm))) for arm in SINGLE}
-    numbers = {f"gain in decades, {arm}": one for arm, one in gain.items()}
-    for arm, one in against.items():
+    """By the rule in the module's docstring."""
+    errors = {arm: values(rows, "clean_error_percent", arm=arm) for arm in ARMS}
+    above = {arm: difference(some, errors["all"]) for arm, some in errors.items() if arm != "all"}
+    points = {arm: paired_t(list(some)) for arm, some in above.items()}
+    better = [t_p(paired_t(list(-above[arm])), -MARGIN) for arm in PARTIAL]
+    p = dict(zip(PARTIAL, holm(better), strict=True))
+    numbers = {f"percent, {arm}": mean(some) for arm, some in errors.items()}
+    for arm, one in points.items():
         numbers |= {
-            f"share of the gain, {arm}": gain[arm] / gain["all"],
-            f"decades, all better than {arm}": one.mean,
-            f"decades, all better than {arm}, lower bound": one.lower,
-            f"decades, all better than {arm}, upper bound": one.upper,
+            f"points above all, {arm}": one.mean,
+            f"points above all, {arm}, lower bound": one.lower,
+            f"points above all, {arm}, upper bound": one.upper,
         }
-    alone = ", ".join(f"{gain[arm]:+.2f} ({arm})" for arm in SINGLE)
-    step, depth, best = rows["step"][0], rows["depth"][0], max(SINGLE, key=lambda arm: gain[arm])
+    numbers |= {f"p that it suffices, {arm}": one for arm, one in p.items()}
+    said = ", ".join(f"{mean(some):.1f} ({arm})" for arm, some in errors.items())
+    enough = " and ".join(arm for arm in PARTIAL if p[arm] < LEVEL) or "none"
+    single, pair = (
+        min(some, key=lambda arm: (math.isnan(points[arm].mean), points[arm].mean))
+        for some in (PARTIAL[:3], PARTIAL[3:])
+    )
+    told = {"no skips": "none", f"stage {single} alone": single, f"stages {pair}": pair}
     return Finding(
-        judge(list(against.values())),
-        f"after {step} steps at depth {depth} skips in all stages lower the training loss by "
-        f"{gain['all']:.2f} decades, in one alone by {alone}.",
+        judge(points, p, float(errors["all"].max(skipna=False))),
+        f"after {rows['step'].iloc[0]} steps at depth {rows['depth'].iloc[0]} the clean training "
+        f"error is, by the stages with skips, in percent {said}; shown to suffice (less than "
+        f"{MARGIN:g} point above all): {enough}. That is of so many steps at this rate: others may "
+        "train with more.",
         numbers=numbers,
         conventions=[
-            "gain: log10 loss without skips less log10 loss with them, means paired by seed; above "
-            "0 the skips help; one-sided 95 % bounds",
-            f"after {step} steps of the recipe, {rows['reused'].sum()} of {len(rows)} networks "
-            f"from checkpoints of their runs, the others retrained; loss in nats on {IMAGES} "
-            "training images at most in one batch, whose own statistics are used; "
-            f"{seeds_of(rows)}",
-            "an early loss says what trains sooner, not what ends lower",
+            f"points: above the clean training error with skips in all stages; {seeds_of(rows)}; "
+            f"{rows['reused'].sum()} of {len(rows)} networks from checkpoints of their runs",
         ],
         headlines=[
-            Headline(what, gains(rows, than, "all"), "decades", "+.2f")
-            for what, than in (
-                ("log10 loss, skips in all stages less none", "none"),
-                (f"all less the best alone, {best}", best),
-            )
+            Headline(f"clean training error, {what}, above all", above[arm], "points", "+.1f")
+            for what, arm in told.items()
         ],
     )
 
 
-def judge(against: Sequence[Interval]) -> Verdict:
-    """The rule in the module's docstring, on decades by which all stages beat each one alone."""
-    if any(one.n < SEEDS for one in against):
+def judge(points: Mapping[str, Interval], p: Mapping[str, float], fitted: float) -> Verdict:
+    """The rule: points above all stages, p that partial arms suffice, greatest error of all."""
+    matters = fitted < FITTED and points["none"].lower > MARGIN
+    if not matters or any(one.n < SEEDS for one in points.values()):
         return Verdict.inconclusive
-    if all(one.lower > 0 for one in against):
-        return Verdict.supported
-    if any(one.upper < 0 for one in against):
+    if any(one < LEVEL for one in p.values()):
         return Verdict.not_supported
+    if all(points[arm].lower > MARGIN for arm in PARTIAL):
+        return Verdict.supported
     return Verdict.inconclusive
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Loss by arm: a dot per seed and a line at the mean."""
-    from resexp.probes.drawing import COLUMN, PLAIN, RESIDUAL, dots, finish, panels
+    """Clean training error by arm: a dot per seed and a line at the mean."""
+    from resexp.probes.drawing import COLUMN, GREY, PLAIN, RESIDUAL, dots, finish, panels
 
     figure, axis = panels(1, 66, COLUMN)
     for at, arm in enumerate(ARMS):
-        dots(axis, at, those(rows, arm=arm)["loss"], PLAIN if arm == "none" else RESIDUAL)
+        errors = those(rows, arm=arm)["clean_error_percent"]
+        dots(axis, at, errors, PLAIN if arm == "none" else RESIDUAL)
+    all_stages = those(rows, arm="all")["clean_error_percent"].mean()
+    axis.axhline(all_stages + MARGIN, color=GREY, linewidth=0.6)
+    axis.set_yscale("symlog", linthresh=MARGIN)
+    axis.set_yticks(ticks := [0, 1, 10, 100], [str(tick) for tick in ticks])
     axis.set_xticks(range(len(ARMS)), [*ARMS])
-    label = f"training loss after {rows['step'][0]} steps, nats"
-    axis.set(xlabel="stages with skips", ylabel=label, yscale="log")
-    seeds = rows["seed"].nunique()
-    return finish(figure, f"Where skips are, depth {rows['depth'][0]}, {seeds} seeds")
+    axis.set(xlabel="stages with skips", ylabel="clean training error, percent", ylim=(-0.2, 100))
+    first, seeds = rows.iloc[0], rows["seed"].nunique()
+    title = f"Where skips are: depth {first.depth}, {first.step} steps, {seeds} seeds"
+    return finish(figure, title)
