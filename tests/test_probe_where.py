@@ -78,14 +78,18 @@ def test_what_is_not_shown_decides_nothing(errors: dict[str, Sequence[float]]) -
     assert concluded(**errors).verdict is Verdict.inconclusive
 
 
-def test_all_arms_are_tested_together() -> None:
-    """Mean 0.5 above all, deviation 0.4: p = 0.024 alone, more than 0.05 by Holm over six."""
+def test_the_arm_named_before_is_tested_first_and_the_others_together() -> None:
+    """Mean 0.5 above all, deviation 0.4: p = 0.021 alone, more than 0.05 by Holm over five."""
     points = [0.5 + 0.4 * one for one in (-1.2, -0.6, 0.0, 0.6, 1.2)]
-    found = concluded(**{"1+2": [0.1 + one for one in points]})
+    found, other = (concluded(**{arm: [0.1 + one for one in points]}) for arm in ("1+2", "2+3"))
     alone = t_p(paired_t([-one for one in points]), -1)
     assert 0.01 < alone < 0.05
-    assert found.numbers["p that it suffices, 1+2"] == pytest.approx(6 * alone)
-    assert found.verdict is Verdict.inconclusive
+    assert found.numbers["p that it suffices, 1+2"] == pytest.approx(alone)
+    assert found.verdict is Verdict.not_supported
+    assert other.numbers["p that it suffices, 2+3"] == 1  # of stages 1 and 2, which do not
+    assert other.verdict is Verdict.inconclusive
+    both = {"1+2": SMALL, "2+3": [0.1 + one for one in points]}
+    assert concluded(**both).numbers["p that it suffices, 2+3"] == pytest.approx(5 * alone)
 
 
 @pytest.mark.process
