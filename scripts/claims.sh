@@ -7,8 +7,8 @@
 #             orders 7 minutes, spans 7, norms 21, gates 11, transformers 4, concatenation 7,
 #             stochastic_depth 4
 #   expected  nothing: every rule stands in the docstring of its probe, written before these runs
-# Seeds 10 to 14 judge. Where a setting is chosen (gate biases; rates without normalisation and
-# with), seeds 90 and 91 choose it, the same number of values for every network.
+# Seeds 10 to 14 judge. Where a setting is chosen (gate biases, the rates of norms), seeds 90 and
+# 91 choose it, from as many values for every network.
 . "$(dirname "$0")/sweep.sh"
 python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 seeds=seed=${SEEDS:-10,11,12,13,14}
