@@ -101,7 +101,9 @@ def test_numbers_of_the_committed_page_are_those_of_the_rows() -> None:
     lost = [
         float(one["loss"]) - float(other["loss"])
         for one, other in zip(
-            rows("identity", part="scratch"), rows("identity", part="constructed"), strict=True
+            rows("identity", part="scratch", arch="plain"),
+            rows("identity", part="constructed", arch="plain"),
+            strict=True,
         )
     ]
     mean, half = statistics.mean(lost), 4.30265 * statistics.stdev(lost) / 3**0.5
@@ -135,11 +137,12 @@ OWN = {
         "mean std of second convolutions, residual 56, decay on all",
         "mean std of second convolutions, plain 56, decay on all",
     ),
-    "identity": ("nats, scratch", "nats, constructed"),
+    "identity": ("nats, scratch, plain", "nats, constructed, plain"),
     "lesion": ("points, median of single deletions, plain-56", None),
     "paths": ("slope of log10 norm per block, end, batch statistics", None),
+    "short_paths": ("short less usual, train_loss (log10)", None),
     "landscape": ("roughness, plain 56", "roughness, residual 56"),
-    "shattering": ("lag 1, plain centred, 24 layers", None),
+    "shattering": ("correlation, plain 56, start, 0.015625 of the way", None),
     "where": (None, "gain in decades, all"),
     "speed": ("log2 steps, rezero over residual", None),
 }

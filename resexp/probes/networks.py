@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,8 +19,10 @@ from resexp.probes import Case, Cell
 from resexp.runs import checkpoint, run
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train.device import choose_device
-from resexp.train.evaluate import Score, evaluate, evaluation_mode
+from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses
 from resexp.train.fit import begin, fit
+
+DIVERGED = Score(math.nan, math.nan)
 
 
 def places(
@@ -129,11 +132,23 @@ def ended(case: Case) -> nn.Module:
     data = load(case.settings)
     if case.checkpoint is not None:
         return trained(case, data)
-    return list(snapshots(case.settings, data, [case.settings.steps]))[-1][1]
+    return fitted(at_start(case.settings, data), case.settings)
+
+
+def fitted(network: nn.Module, settings: Settings) -> nn.Module:
+    """The network after ``settings.steps`` steps, or as it is once its loss is not finite."""
+    state = begin(network, settings)
+    for _ in fit(state, replace(settings, eval_every=settings.steps + 1), load(settings)):
+        if not state.loss_sum.isfinite():
+            break
+    return state.network
 
 
 def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
-    """Loss in nats on the training set and error on the test set, as a run's last row has them."""
+    """Loss in nats on the training set, errors on it and on the test set, as a run's last row.
+
+    All are nan where the network diverged: it still answers, but at random.
+    """
     data = load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
 
@@ -143,7 +158,17 @@ def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
     with evaluation_mode(network, settings, data, statistics):
         train = score(data.train_images, data.train_labels)
         test = score(data.test_images, data.test_labels)
-    return {"train_loss": train.loss, "test_error_percent": test.error}
+    train, test = (score if math.isfinite(score.loss) else DIVERGED for score in (train, test))
+    return {
+        "train_loss": train.loss,
+        "train_error_percent": train.error,
+        "test_error_percent": test.error,
+    }
+
+
+def error_percent(logits: Tensor, labels: Tensor) -> float:
+    """The share of ``logits`` [N, K] whose greatest is not the label's."""
+    return 100 * misses(logits, labels).item() / len(labels)
 
 
 @contextmanager

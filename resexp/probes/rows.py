@@ -11,6 +11,9 @@ import pandas as pd
 
 from resexp.runs.records import spell
 
+ENOUGH = 3  # seeds: of fewer a probe says inconclusive
+FAILED = 10.0  # percent of training images wrong: above it a network failed to train
+
 
 def as_csv(rows: Sequence[Mapping[str, str | float | None]]) -> str:
     """Tidy rows as text, numbers with seven digits; no text that a probe writes needs quotes."""

@@ -1,0 +1,177 @@
+"""Short paths: is training with the gradient of few branches a step as good as with that of all?
+
+Veit et al. trained 54 blocks with 23 drawn anew in each step and lost nothing. Here in each step
+the gradient passes as large a part of the branches, drawn from (seed, step), the forward pass
+unchanged; what it does not pass keeps its decay and momentum. Three arms from the same weights on
+the same batches, each scored on the whole training and test sets in evaluation mode:
+
+- ``usual``: the gradient passes all branches;
+- ``short``: it passes 23/54 of them in each step;
+- ``fewer``: all, in 23/54 of the steps (the schedule with them): as many updates of each branch. It
+  decides nothing: if it ends as short does, the price is of updates, not of long paths.
+
+The rule, of short less usual paired by seed, at least three, on test error in points and log10 of
+the training loss, with 95 % intervals of Student's t. Supported: both intervals end below their
+margins, 1 point and 0.3 decades (a factor of two). Not supported: either difference is at least its
+margin in the mean, its interval above 0. Else inconclusive. Both decide, as errors alone see
+nothing where both arms fit the training set. The word is of the recipe's steps: in more, both may
+end alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from torch import Tensor, nn
+
+from resexp.analysis.statistics import Interval, paired_t
+from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes.networks import at_start, ended, fitted, hooked, load, scored
+from resexp.probes.paths import deepest, pick
+from resexp.probes.rows import ENOUGH, decades, difference, mean, seeds_of, those, values
+from resexp.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLAIM = "A residual network trains as well if the gradient takes its short paths alone."
+SOURCE = "Veit et al. 2016, section 5"
+TEXTBOOK = "With 23 of 54 blocks a step ResNet-110 ends at 5.96 % test error, with all at 6.10."
+NEEDS = Needs.settings
+USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
+
+PART = 23 / 54  # of the blocks, whose branches pass the gradient in a step
+ARMS = ("usual", "short", "fewer")
+MARGINS = {"test_error_percent": 1.0, "train_loss": 0.3}  # points and decades
+
+
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+    """A row for each arm and seed, at one depth."""
+    work = list(product(deepest(cases, "short_paths"), ARMS))
+    rows: list[dict[str, Cell]] = []
+    for done, (case, arm) in enumerate(work):
+        settings = case.settings
+        tell(done, len(work), f"{case.arch} {settings.depth}, {arm}, seed {settings.seed}")
+        blocks = len(list(at_start(settings, load(settings)).get_submodule("blocks").children()))
+        passing = round(PART * blocks) if arm == "short" else blocks
+        if arm == "fewer":
+            settings = replace(settings, steps=max(1, round(PART * settings.steps)))
+        network = ended(case) if arm == "usual" else on_short_paths(settings, passing)
+        place = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed, "arm": arm}
+        about = {"blocks": blocks, "passing": passing, "steps": settings.steps}
+        rows.append(place | about | scored(settings, network))
+    return rows
+
+
+def on_short_paths(settings: Settings, k: int) -> nn.Module:
+    """The network, trained with the gradient passing ``k`` of the branches in each step."""
+    network, step = at_start(settings, load(settings)), 0
+    branches = [one.get_submodule("branch") for one in network.get_submodule("blocks").children()]
+
+    def stop(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        nonlocal step
+        at = branches.index(branch)
+        chosen = pick(settings.seed, b"few", step, len(branches), k)
+        step += network.training and at == len(branches) - 1
+        return output if at in chosen else output.detach()
+
+    with hooked(branches, stop):
+        return fitted(network, settings)
+
+
+# --- from the rows
+
+
+def differences(rows: pd.DataFrame, arm: str) -> dict[str, pd.Series[float]]:
+    """An arm less usual, by endpoint and seed: points of test error, decades of training loss."""
+    found = {}
+    for column in MARGINS:
+        one, usual = (values(rows, column, arm=name) for name in (arm, "usual"))
+        if column == "train_loss":
+            one, usual = decades(one), decades(usual)
+        found[column] = difference(one, usual)
+    return found
+
+
+def conclude(rows: pd.DataFrame) -> Finding:
+    """By the rule in the module's docstring."""
+    columns = ("train_loss", "train_error_percent", "test_error_percent")
+    means = {
+        (arm, column): mean(values(rows, column, arm=arm)) for arm in ARMS for column in columns
+    }
+    by_seed = differences(rows, "short")
+    apart = {column: paired_t(list(some)) for column, some in by_seed.items()}
+    few, steps = those(rows, arm="short").iloc[0], those(rows, arm="fewer")["steps"].iloc[0]
+    network = f"residual-{few.depth}"
+    told = ", ".join(
+        f"{what} {means['short', column]:.3g} for {means['usual', column]:.3g}"
+        for what, column in zip(("loss", "training error", "test error"), columns, strict=True)
+    )
+    spread = " and ".join(
+        f"{one.mean:+.2f} {unit} ({one.low:+.2f} to {one.high:+.2f})"
+        for one, unit in zip(
+            apart.values(), ("points of test error", "decades of loss"), strict=True
+        )
+    )
+    return Finding(
+        judge(apart),
+        f"with the gradient through {few.passing} of {few.blocks} branches a step {network} ends "
+        f"in as many steps at {told} (nats and percent, all branches): {spread}; through all in "
+        f"{steps} steps, as many updates of each branch, at loss "
+        f"{means['fewer', 'train_loss']:.3g}, test error "
+        f"{means['fewer', 'test_error_percent']:.3g}.",
+        numbers={f"{column}, {arm}": value for (arm, column), value in means.items()}
+        | {
+            f"{arm} less usual, {column}{' (log10)' * (column == 'train_loss')}": mean(some)
+            for arm in ("short", "fewer")
+            for column, some in differences(rows, arm).items()
+        },
+        conventions=[
+            f"short less usual: above 0 is worse; 95 % intervals; {few.blocks} blocks, not 54; "
+            f"{seeds_of(rows)}"
+        ],
+        headlines=[
+            Headline(
+                f"training loss, short paths over all, {network}",
+                by_seed["train_loss"],
+                "times",
+                ".3g",
+                base=10,
+            ),
+            Headline("test error, less", by_seed["test_error_percent"], "points", "+.1f"),
+        ],
+    )
+
+
+def judge(apart: Mapping[str, Interval]) -> Verdict:
+    """The rule in the module's docstring, on short less usual by endpoint."""
+    pairs = [(one, MARGINS[column]) for column, one in apart.items()]
+    if min(one.n for one, _ in pairs) < ENOUGH:
+        return Verdict.inconclusive
+    if all(one.high < margin for one, margin in pairs):
+        return Verdict.supported
+    worse = any(one.mean >= margin and one.low > 0 for one, margin in pairs)
+    return Verdict.not_supported if worse else Verdict.inconclusive
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Training loss and test error of the three arms: a dot per seed and a line at the mean."""
+    from resexp.probes.drawing import COLOURS, GREY, dots, finish, panels
+
+    figure, (losses, errors) = panels(2, 66)
+    about = {arm: those(rows, arm=arm).iloc[0] for arm in ARMS}
+    labels = [f"{one.passing} of {one.blocks},\n{one.steps} steps" for one in about.values()]
+    for axis, column in ((losses, "train_loss"), (errors, "test_error_percent")):
+        for at, arm in enumerate(ARMS):
+            colour = GREY if arm == "fewer" else COLOURS["residual"]
+            dots(axis, at, those(rows, arm=arm)[column], colour)
+        axis.set_xticks(range(len(ARMS)), labels)
+        axis.set(xlabel="branches that pass the gradient in a step")
+    losses.set(yscale="log", ylabel="training loss, nats")
+    errors.set(ylabel="test error, percent", ylim=(0, None))
+    seeds, depth = rows["seed"].nunique(), rows["depth"].iloc[0]
+    return finish(figure, f"residual-{depth} trained through all branches or some, {seeds} seeds")
