@@ -99,9 +99,16 @@ class Layers:
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """Every arm at step 0 and every depth; at later steps at the first depth of at least 20."""
+    """Every arm and depth at step 0 and, if trained, at the end; between at the usual depth."""
     bases = chosen(cases)
     watched = usual_depth(depth for depth, _ in bases)
+    kept = {
+        (case.arch, case.settings.depth, case.settings.seed): case
+        for case in cases
+        if case.checkpoint is not None
+        and case.arch in ARMS
+        and case.settings == arm(case.settings, case.arch)
+    }
     rows: list[dict[str, Cell]] = []
     work = list(product(bases, ARMS))
     for done, ((depth, seed), name) in enumerate(work):
@@ -109,13 +116,13 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
         settings = arm(bases[depth, seed].settings, name)
         data = load(settings)
         batch = some_images(settings, data, IMAGES)
-        if depth == watched:
-            steps = [step for step in EARLY if step <= settings.steps]
-            for step, network in snapshots(settings, data, steps):
-                rows += tidy(name, depth, seed, str(step), layers(network, *batch))
-        else:
-            rows += tidy(name, depth, seed, "0", layers(at_start(settings, data), *batch))
-    return rows + at_the_end(cases, set(bases))
+        steps = [step for step in EARLY if step <= settings.steps and depth == watched]
+        early = snapshots(settings, data, steps) if steps else [(0, at_start(settings, data))]
+        for step, network in early:
+            rows += tidy(name, depth, seed, str(step), layers(network, *batch))
+        if ran := kept.get((name, depth, seed)):
+            rows += tidy(name, depth, seed, "end", layers(trained(ran, data), *batch))
+    return rows
 
 
 def chosen(cases: Sequence[Case]) -> dict[tuple[int, int], Case]:
@@ -177,20 +184,6 @@ def tidy(name: str, depth: int, seed: int, step: str, found: Layers) -> list[dic
     ]
 
 
-def at_the_end(cases: Sequence[Case], bases: set[tuple[int, int]]) -> list[dict[str, Cell]]:
-    """The same of networks as their runs left them, for arms that were trained."""
-    rows: list[dict[str, Cell]] = []
-    for case in cases:
-        place = case.settings.depth, case.settings.seed
-        if case.checkpoint is None or place not in bases:
-            continue
-        if case.arch in ("plain", "residual") and case.settings == arm(case.settings, case.arch):
-            data = load(case.settings)
-            batch = some_images(case.settings, data, IMAGES)
-            rows += tidy(case.arch, *place, "end", layers(trained(case, data), *batch))
-    return rows
-
-
 # --- from the rows
 
 
@@ -243,14 +236,10 @@ def trained_ones(rows: pd.DataFrame, depth: int) -> tuple[pd.Series[float], floa
     Growth: of log10 |W| in the first layers since step 0, mean over them and seeds.
     """
     plain = those(rows, arm="plain", depth=depth)
-    first = plain[plain["layer"] <= ENDS]
-    weights = decades(first["g"] / first["r"]).groupby([first["step"], first["seed"]]).mean()
+    first = plain[plain["layer"] <= ENDS].assign(w=lambda some: decades(some["g"] / some["r"]))
+    growth = difference(*(by_seed(those(first, step=at), "w", mean) for at in ("end", "0")))
     error = mean(those(plain, step="end")["error_percent"])
-    return (
-        tilts(rows, "r", "plain", depth, "end"),
-        error,
-        mean(difference(weights["end"], weights["0"])),
-    )
+    return tilts(rows, "r", "plain", depth, "end"), error, mean(growth)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:

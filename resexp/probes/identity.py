@@ -16,10 +16,6 @@ scratch one above it; log10 scratch / constructed of plain at least 0.3 in the m
 two), and of the control less than half of that (else the recipe trains nothing that deep, and it is
 no matter of skips). Not supported (training finds it): no plain scratch loss above the constructed
 one. Else inconclusive. The word is of the recipe's rate and steps: in others training may find it.
-
-Stacks that learn y = x decided nothing and are not measured any more. In pilots (seed 90, 20
-convolutions, rates 0.02 and 0.2, 200 and 1000 steps) plain and residual ones alike missed by 0.8
-to 1.0 of the norm, as normalised branches are far from 0 when they start.
 """
 
 from __future__ import annotations

@@ -328,15 +328,14 @@ def conclude(rows: pd.DataFrame) -> Finding:
     between = f"plain-{deep} less residual-{deep}"
     return Finding(
         judge(by_depth, equal),
-        f"median roughness of slices, and {RATIO}, of trained networks: {'; '.join(told)}.",
+        f"median roughness of slices, and {RATIO}, of trained networks: {'; '.join(told)}; so the "
+        "worse of two is held against one as badly fitted, not against one that had trained.",
         numbers=numbers,
         conventions=[
             f"{POINTS} points along {DIRECTIONS} directions, torch's generator seeded 0 to "
             f"{DIRECTIONS - 1}; {IMAGES} training images; {seeds_of(rows)}",
             f"eigenvalues: {ITERATIONS} products of Lanczos, {CURVATURE_IMAGES} images; lambda_min "
-            "below 0: not convex there",
-            "at equal loss: the better of the two deepest, earlier, at the loss that the other "
-            "ended with; that says nothing of a plain network that had trained as well",
+            "below 0: not convex there; at equal loss: the better of the two deepest, earlier",
         ],
         headlines=[
             Headline(f"roughness, {between}", by_depth[deep], form="+.2f"),

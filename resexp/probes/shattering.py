@@ -201,8 +201,8 @@ def conclude(rows: pd.DataFrame) -> Finding:
         for (when, arch, depth), some in networks.groupby(["when", "arm", "depth"])
     }
     keys = ["when", "arm", "depth", "part"]
-    means = networks.groupby(keys)["correlation"].agg(mean)
-    line = lines.groupby(["arm", "depth"])["correlation"].agg(mean)
+    means: dict[Any, float] = networks.groupby(keys)["correlation"].agg(mean).to_dict()
+    line: dict[Any, float] = lines.groupby(["arm", "depth"])["correlation"].agg(mean).to_dict()
     plain, residual = (near["start", arch, deep] for arch in ("plain", "residual"))
     after = []
     for (_, arch, depth), some in those(networks, when="end", depth=deep).groupby(keys[:3]):
@@ -257,20 +257,16 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Neighbouring images by depth; the deepest by distance; lines by layers."""
     from resexp.probes.drawing import COLOURS, DASHES, DOTS, GREY, finish, means, panels
 
-    strokes: dict[str, Any] = {"": "-", " trained": DASHES}
-    styles = {
-        arch + when: {"color": COLOURS[arch], "linestyle": stroke}
-        for (when, stroke), arch in product(strokes.items(), COLOURS)
-    }
     networks = rows[rows["when"] != "line"]
     deep = networks["depth"].max()
     figure, axes = panels(3, 76, sharey=True)
     by_depth, by_part, by_layers = axes
-    line = {"linewidth": 1.3, "marker": "o", "ms": 3}
-    for (when, ending), arch in product((("start", ""), ("end", " trained")), COLOURS):
-        some, style = those(networks, when=when, arm=arch), styles[arch + ending] | line
-        means(by_depth, those(some, part=NEAR), "depth", "correlation", **style)
-        means(by_part, those(some, depth=deep), "part", "correlation", **style)
+    line: dict[str, Any] = {"linewidth": 1.3, "marker": "o", "ms": 3}
+    strokes = {"start": "-", "end": DASHES}
+    for (when, stroke), (arch, colour) in product(strokes.items(), COLOURS.items()):
+        some, style = those(networks, when=when, arm=arch), {"color": colour, "linestyle": stroke}
+        means(by_depth, those(some, part=NEAR), "depth", "correlation", **style, **line)
+        means(by_part, those(some, depth=deep), "part", "correlation", **style, **line)
     for arm in ARMS:
         arch, _, ending = arm.partition(" ")
         stroke = {"": DOTS, "batch norm": DASHES}.get(ending, "-")
@@ -290,7 +286,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     seeds = rows["seed"].nunique()
     return finish(
         figure,
-        f"Input gradients: 1 smooth, 0 white noise; {seeds} seeds; right: solid centred or x 0.1, "
-        "dashed batch norm, dotted neither",
-        styles,
+        f"Input gradients: 1 smooth, 0 white noise; {seeds} seeds; right, solid: centred or x 0.1",
+        {arch: {"color": colour} for arch, colour in COLOURS.items()}
+        | {"trained; right: batch norm": {"color": GREY, "linestyle": DASHES}}
+        | {"right: neither": {"color": GREY, "linestyle": DOTS}},
     )

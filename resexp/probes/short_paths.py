@@ -32,7 +32,7 @@ from resexp.analysis.statistics import Interval, paired_t
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
 from resexp.probes.networks import at_start, ended, fitted, hooked, load, scored
 from resexp.probes.paths import deepest, pick
-from resexp.probes.rows import ENOUGH, decades, difference, mean, seeds_of, those, values
+from resexp.probes.rows import ENOUGH, decades, mean, seeds_of, those
 from resexp.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
 
 PART = 23 / 54  # of the blocks, whose branches pass the gradient in a step
 ARMS = ("usual", "short", "fewer")
+SCORES = ["train_loss", "train_error_percent", "test_error_percent"]
 MARGINS = {"test_error_percent": 1.0, "train_loss": 0.3}  # points and decades
 
 
@@ -61,7 +62,12 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
         if arm == "fewer":
             settings = replace(settings, steps=max(1, round(PART * settings.steps)))
         network = ended(case) if arm == "usual" else on_short_paths(settings, passing)
-        place = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed, "arm": arm}
+        place: dict[str, Cell] = {
+            "arch": case.arch,
+            "depth": settings.depth,
+            "seed": settings.seed,
+            "arm": arm,
+        }
         about = {"blocks": blocks, "passing": passing, "steps": settings.steps}
         rows.append(place | about | scored(settings, network))
     return rows
@@ -88,55 +94,41 @@ def on_short_paths(settings: Settings, k: int) -> nn.Module:
 
 def differences(rows: pd.DataFrame, arm: str) -> dict[str, pd.Series[float]]:
     """An arm less usual, by endpoint and seed: points of test error, decades of training loss."""
-    found = {}
-    for column in MARGINS:
-        one, usual = (values(rows, column, arm=name) for name in (arm, "usual"))
-        if column == "train_loss":
-            one, usual = decades(one), decades(usual)
-        found[column] = difference(one, usual)
-    return found
+    table = rows.assign(train_loss=decades(rows["train_loss"])).pivot(index="seed", columns="arm")
+    return {column: table[column][arm] - table[column]["usual"] for column in MARGINS}
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
-    columns = ("train_loss", "train_error_percent", "test_error_percent")
-    means = {
-        (arm, column): mean(values(rows, column, arm=arm)) for arm in ARMS for column in columns
-    }
+    means = {arm: those(rows, arm=arm)[SCORES].mean(skipna=False) for arm in ARMS}
     by_seed = differences(rows, "short")
     apart = {column: paired_t(list(some)) for column, some in by_seed.items()}
-    few, steps = those(rows, arm="short").iloc[0], those(rows, arm="fewer")["steps"].iloc[0]
-    network = f"residual-{few.depth}"
-    told = ", ".join(
-        f"{what} {means['short', column]:.3g} for {means['usual', column]:.3g}"
-        for what, column in zip(("loss", "training error", "test error"), columns, strict=True)
+    points, logs = (
+        f"{one.mean:+.2f} ({one.low:+.2f} to {one.high:+.2f})" for one in apart.values()
     )
-    spread = " and ".join(
-        f"{one.mean:+.2f} {unit} ({one.low:+.2f} to {one.high:+.2f})"
-        for one, unit in zip(
-            apart.values(), ("points of test error", "decades of loss"), strict=True
-        )
-    )
+    short, steps = those(rows, arm="short").iloc[0], those(rows, arm="fewer")["steps"].iloc[0]
+    told = {
+        arm: f"loss {one.train_loss:.3g}, training error {one.train_error_percent:.3g} %, test "
+        f"error {one.test_error_percent:.3g} %"
+        for arm, one in means.items()
+    }
     return Finding(
         judge(apart),
-        f"with the gradient through {few.passing} of {few.blocks} branches a step {network} ends "
-        f"in as many steps at {told} (nats and percent, all branches): {spread}; through all in "
-        f"{steps} steps, as many updates of each branch, at loss "
-        f"{means['fewer', 'train_loss']:.3g}, test error "
-        f"{means['fewer', 'test_error_percent']:.3g}.",
-        numbers={f"{column}, {arm}": value for (arm, column), value in means.items()}
+        f"with the gradient through {short.passing} of {short.blocks} branches a step "
+        f"residual-{short.depth} ends at {told['short']}; through all, in as many steps, at "
+        f"{told['usual']}: {points} points of test error and {logs} decades of loss (95 % "
+        f"intervals); through all in {steps} steps, as many updates of each branch, at "
+        f"{told['fewer']}.",
+        numbers={f"{name}, {arm}": one[name] for arm, one in means.items() for name in SCORES}
         | {
             f"{arm} less usual, {column}{' (log10)' * (column == 'train_loss')}": mean(some)
             for arm in ("short", "fewer")
             for column, some in differences(rows, arm).items()
         },
-        conventions=[
-            f"short less usual: above 0 is worse; 95 % intervals; {few.blocks} blocks, not 54; "
-            f"{seeds_of(rows)}"
-        ],
+        conventions=[f"losses in nats; above 0 is worse than usual; {seeds_of(rows)}"],
         headlines=[
             Headline(
-                f"training loss, short paths over all, {network}",
+                f"residual-{short.depth}, training loss, short paths over all",
                 by_seed["train_loss"],
                 "times",
                 ".3g",
