@@ -149,7 +149,7 @@ def test_the_textbook_is_contradicted_where_they_explode_and_right_where_they_va
     assert (exploding := told().account) is not None
     assert exploding[0] is Account.contradicted
     assert "explode towards the input at the start, by +2.5 decades" in exploding[1]
-    assert "plain-8 +1.0 (explode); plain-56, which failed to train (65 %" in exploding[1]
+    assert "plain-8 +1.0 (explode); plain-56 (which failed to train: 65 %" in exploding[1]
     assert "-1.0 (vanish)" in exploding[1]
     assert "vanish with depth, by -6.0 decades" in exploding[1]
     assert (vanishing := told(1e-6).account) is not None

@@ -264,7 +264,8 @@ def conclude(rows: pd.DataFrame) -> Finding:
         failed = error > FAILED
         name = f"plain-{depth} trained{', which failed' * failed}, in units of the weights"
         told[name] = tilted
-        why = f", which failed to train ({error:.0f} % of images wrong, weights {growth:+.1f})"
+        why = f" (which failed to train: {error:.0f} % of images wrong, and its first layers' "
+        why += f"weights grew by {growth:+.1f})"
         trained.append(f"plain-{depth}{why * failed} {mean(tilted):+.1f} ({word(mean(tilted))})")
     start = (
         f"{word(mean(plain))} towards the input at the start, by {mean(plain):+.1f} decades from "
@@ -353,6 +354,6 @@ def draw(rows: pd.DataFrame) -> Figure:
     return finish(
         figure,
         f"Loss gradients by layer, {rows['seed'].nunique()} seeds; batch normalised unless no "
-        "norm; right, above 0: larger near the input, x: failed to train",
-        styles,
+        "norm; right, above 0: larger near the input",
+        styles | {"failed to train": {"color": GREY, "marker": "x", "linestyle": "none"}},
     )

@@ -229,17 +229,16 @@ def extremes(
     for _ in range(iterations):
         vector = product(basis[-1])
         diagonal.append((vector @ basis[-1]).item())
+        known = torch.stack(basis)
         for _ in range(2):
-            for one in basis:
-                vector = vector - (vector @ one) * one
+            vector = vector - (known @ vector) @ known
         norm = vector.norm().item()
         if len(diagonal) == iterations or norm < 1e-6 * abs(diagonal[0]):
             break
         beside.append(norm)
         basis.append(vector / norm)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for index, value in enumerate(beside[: len(diagonal) - 1]):
-        matrix[index, index + 1] = matrix[index + 1, index] = value
+    middle, side = (torch.tensor(some, dtype=torch.float64) for some in (diagonal, beside))
+    matrix = middle.diag() + side.diag(1) + side.diag(-1)
     if not matrix.isfinite().all():
         return math.nan, math.nan
     values = torch.linalg.eigvalsh(matrix)
