@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resexp.analysis.statistics import paired_t
-from resexp.probes import Case, Verdict, short_paths
+from resexp.probes import Account, Case, Verdict, short_paths
 from resexp.probes.networks import at_start, ended, load
 from resexp.probes.paths import pick
 from resexp.probes.short_paths import on_short_paths
@@ -75,8 +75,12 @@ def test_both_endpoints_have_their_margin(
     assert short_paths.judge(apart) is verdict
 
 
-def test_arms_are_paired_by_seed() -> None:
-    loss, passing = {"usual": 0.001, "short": 0.01, "fewer": 0.1}, {"short": 4}
+@pytest.mark.parametrize(
+    ("fewer", "price", "account"),
+    [(0.1, -1, Account.overgeneralised), (0.002, math.log10(5), Account.contradicted)],
+)
+def test_arms_are_paired_by_seed(fewer: float, price: float, account: Account) -> None:
+    loss, passing = {"usual": 0.001, "short": 0.01, "fewer": fewer}, {"short": 4}
     rows = [
         {"arch": "residual", "depth": 20, "seed": seed, "arm": arm, "blocks": 9}
         | {"passing": passing.get(arm, 9), "steps": 94 if arm == "fewer" else 220}
@@ -86,8 +90,15 @@ def test_arms_are_paired_by_seed() -> None:
     ]
     finding = short_paths.conclude(pd.DataFrame(rows))
     assert finding.verdict is Verdict.not_supported
-    assert [list(one.values) for one in finding.headlines] == [pytest.approx([1] * 3), [5] * 3]
-    assert finding.numbers["fewer less usual, train_loss (log10)"] == pytest.approx(2)
+    decades, points, beyond = (list(one.values) for one in finding.headlines)
+    assert (decades, points, beyond) == (
+        pytest.approx([1] * 3),
+        [5] * 3,
+        pytest.approx([price] * 3),
+    )
+    assert finding.account is not None
+    assert finding.account[0] is account
+    assert finding.numbers["fewer less usual, train_loss (log10)"] == pytest.approx(1 - price)
     assert "4 of 9" in finding.sentence
     assert "94 steps" in finding.sentence
 
