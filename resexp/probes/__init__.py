@@ -37,7 +37,7 @@ A Finding has the verdict word, one ``sentence`` with the numbers that decide (w
 and ``headlines``: the few numbers, by seed, that docs/mechanisms.md tells; ``account`` where the
 textbook says more, or less, than the verdict tells. The rule that makes the word is fixed in the
 module before measuring, at least three seeds, and is in the docstring; nan decides nothing. A probe
-takes about half a minute on two cores for the digits: subsets are stated in conventions.
+takes a few minutes of one core at most for the digits: subsets are stated in conventions.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ fixed training images, in training mode: normalisation has their statistics at e
 A slice that is not convex proves that the loss is not; one that is convex proves nothing. Losses
 at the middle differ between networks, and with them the slices: a network that failed to train is
 not compared with a fitted one alone. At the greatest depth, for each seed, the network with the
-lower loss is retrained up to the loss that the other ended with, as near as every second step
-comes, and measured there too (``matched``): a younger network, at its rate then.
+lower loss is retrained up to the loss that the other ended with, as near as a step comes, and
+measured there too (``matched``): a younger network, at its rate then.
 
 The rule, by the median roughness over directions, at least three seeds: plain above residual at
 the greatest depth in every seed, both at the end of training and at matched loss, and the mean
@@ -63,7 +63,6 @@ POINTS = 21  # of a 1-D slice
 GRID = 9  # points a side of a 2-D slice, of the first seed's deepest networks
 ITERATIONS = 20  # of Lanczos: its least value to 1 % in pilots
 CURVED_AT = (-0.5, 0.0, 0.5)  # along the first direction
-EVERY = 2  # steps between losses on the way to a matched one
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
@@ -103,7 +102,7 @@ def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list
     settings, data = case.settings, load(case.settings)
     images, labels = some_images(settings, data, IMAGES)
     off, nearest, at_step = math.inf, at_start(settings, data), 0
-    for step, network in snapshots(settings, data, range(0, settings.steps + 1, EVERY)):
+    for step, network in snapshots(settings, data, range(settings.steps + 1)):
         loss = at(network.train(), images, labels)
         if abs(loss - target) < off:
             off, nearest, at_step = abs(loss - target), network, step
