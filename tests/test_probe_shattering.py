@@ -181,5 +181,6 @@ def test_every_network_distance_and_line_is_a_row(monkeypatch: pytest.MonkeyPatc
         assert finding.verdict is Verdict.inconclusive  # of one seed
         assert len(finding.headlines) == headlines
         assert ("failed to train (40 %" in finding.sentence) == (headlines == 4)
+        assert all("which failed" in one.what for one in finding.headlines[2:])
     [value] = finding.headlines[0].values
     assert value == finding.numbers["correlation, plain 14, start, 0.015625 of the way"]

@@ -204,11 +204,13 @@ def conclude(rows: pd.DataFrame) -> Finding:
     means: dict[Any, float] = networks.groupby(keys)["correlation"].agg(mean).to_dict()
     line: dict[Any, float] = lines.groupby(["arm", "depth"])["correlation"].agg(mean).to_dict()
     plain, residual = (near["start", arch, deep] for arch in ("plain", "residual"))
-    after = []
+    after, told = [], []
     for (_, arch, depth), some in those(networks, when="end", depth=deep).groupby(keys[:3]):
         error = mean(some["error_percent"])
         failed = f", which failed to train ({error:.0f} % of images wrong)" * (error > FAILED)
         after.append(f"{arch}-{depth}{failed} {mean(near['end', arch, deep]):.2f}")
+        what = f"{arch}-{depth} trained{', which failed' * (error > FAILED)}"
+        told.append(Headline(what, near["end", arch, deep], form="+.2f"))
     pairs = [means["start", arch, deep, PAIRS] for arch in ("plain", "residual")]
     return Finding(
         judge(plain, residual),
@@ -232,11 +234,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         headlines=[
             Headline(f"plain-{deep} at the start, neighbouring images", plain, form="+.2f"),
             Headline(f"residual-{deep}", residual, form="+.2f"),
-            *(
-                Headline(f"{arch}-{depth} trained", some, form="+.2f")
-                for (when, arch, depth), some in near.items()
-                if (when, depth) == ("end", deep)
-            ),
+            *told,
         ],
     )
 
