@@ -51,6 +51,7 @@ def test_the_verdict_and_its_words_go_by_sign() -> None:
     assert gradients.judge([-3.0, -2.0, 0.5]) is Verdict.inconclusive
     assert gradients.judge([0.1, -0.1, 0.0]) is Verdict.inconclusive
     assert gradients.judge([math.nan, 2.0, 2.0]) is Verdict.inconclusive
+    assert gradients.judge([-3.0, -2.0]) is Verdict.inconclusive  # of two seeds
     assert gradients.word(-3) == "vanish"
     assert gradients.word(0.1) == "neither grow nor shrink"
 
@@ -116,10 +117,12 @@ FIRST |= {("plain", 56): 100.0, ("residual", 56): 1.0, ("plain no norm xavier", 
 
 
 def told(scale: float = 1.0) -> gradients.Finding:
+    """Trained, plain-8 explodes in units of the weights, and plain-56 fails and vanishes."""
     rows = [
         {"arm": arm, "depth": depth, "seed": seed, "step": step, "layer": layer, "a": None}
         | {"g": 7.0 if step == "end" else g * scale * 10**seed if layer <= 3 else 1.0}
-        | {"r": 7.0 if step == "0" else 0.1 if layer <= 3 else 1.0}
+        | {"r": 7.0 if step == "0" else (10.0 if depth == 8 else 0.1) if layer <= 3 else 1.0}
+        | {"error_percent": 65.0 if (arm, depth) == ("plain", 56) else 0.5}
         for ((arm, depth), g), step, seed, layer in product(
             FIRST.items(), ("0", "end"), (0, 1), range(7, 0, -1)
         )
@@ -127,21 +130,27 @@ def told(scale: float = 1.0) -> gradients.Finding:
     return gradients.conclude(pd.DataFrame(rows))
 
 
-def test_headlines_compare_first_and_last_layers_of_the_deepest_networks() -> None:
-    found = {one.what: list(one.values) for one in told().headlines}
+def test_headlines_compare_first_and_last_layers_and_name_the_network_that_failed() -> None:
+    finding = told()
+    found = {one.what: list(one.values) for one in finding.headlines}
     assert found == {
         "plain-56 at the start, first over last layers": pytest.approx([2, 3]),
         "residual-56": pytest.approx([0, 1]),
-        "plain-56 trained, in units of the weights": pytest.approx([-1, -1]),
         "control, no normalisation, Xavier's weights, depth 56 over 8": pytest.approx([-6, -6]),
+        "plain-8 trained, in units of the weights": pytest.approx([1, 1]),
+        "plain-56 trained, which failed, in units of the weights": pytest.approx([-1, -1]),
     }
+    # |W| is g / r: 7 / 0.1 over 100 / 7, and over ten times that
+    growth = finding.numbers["log10 growth of the first layers' weights, plain 56, step end"]
+    assert growth == pytest.approx(math.log10(4.9) - 0.5)
 
 
 def test_the_textbook_is_contradicted_where_they_explode_and_right_where_they_vanish() -> None:
     assert (exploding := told().account) is not None
     assert exploding[0] is Account.contradicted
     assert "explode towards the input at the start, by +2.5 decades" in exploding[1]
-    assert "they vanish, by -1.0" in exploding[1]
+    assert "plain-8 +1.0 (explode); plain-56 (which failed to train: 65 %" in exploding[1]
+    assert "-1.0 (vanish)" in exploding[1]
     assert "vanish with depth, by -6.0 decades" in exploding[1]
     assert (vanishing := told(1e-6).account) is not None
     assert vanishing[0] is Account.right

@@ -13,14 +13,12 @@ from torch.nn.functional import cross_entropy
 from resexp import models
 from resexp.data import Images
 from resexp.probes import Account, Case, Verdict, paths
-from resexp.probes.networks import at_start, ended, load, some_images
+from resexp.probes.networks import some_images
 from resexp.probes.paths import (
     band,
     by_length,
     lengths,
-    on_short_paths,
     path,
-    pick,
     share_of_paths,
     slope,
     unravelled,
@@ -99,37 +97,37 @@ def test_the_verdict_needs_both_signs_in_three_networks() -> None:
 def test_networks_are_measured_at_the_start_and_trained() -> None:
     settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=RESIDUAL)
     rows = paths.measure([Case("residual", settings)], lambda done, of, what: None)
-    lengths = [row for row in rows if row["kind"] == "length"]
-    assert {(row["when"], row["statistics"], row["k"]) for row in lengths} == set(
+    assert {(row["when"], row["statistics"], row["k"]) for row in rows} == set(
         itertools.product(("start", "end"), ("batch", "running"), range(4))
     )
-    assert [(row["kind"], row["k"]) for row in rows[-2:]] == [("training", 3), ("training", 1)]
     assert paths.conclude(pd.DataFrame(rows)).verdict is Verdict.inconclusive
     with pytest.raises(UsageError, match="arch=residual"):
         paths.measure([Case("plain", Settings())], lambda done, of, what: None)
+    settings.lr, settings.steps = (
+        1e6,
+        40,
+    )  # a network without a checkpoint that diverges is measured as it was left
+    rows = paths.measure([Case("residual", settings)], lambda done, of, what: None)
+    end = [row["norm"] for row in rows if row["when"] == "end"]
+    assert len(end) == 8
+    assert all(isinstance(norm, float) and math.isnan(norm) for norm in end)
+    assert paths.conclude(pd.DataFrame(rows)).verdict is Verdict.inconclusive
 
 
 def table(**factors: float) -> pd.DataFrame:
     """Two blocks, all weight at length 0; each branch multiplies the gradient by its factor."""
     rows = [
-        {"kind": "length", "arch": "residual", "depth": 56, "seed": seed, "when": at.split("_")[0]}
+        {"arch": "residual", "depth": 56, "seed": seed, "when": at.split("_")[0]}
         | {"statistics": at.split("_")[1], "blocks": 2, "k": k, "norm": (1 + seed) * factor**k}
         | {"weight": float(k == 0), "share": float(k == 1)}
         for (at, factor), seed, k in itertools.product(factors.items(), (0, 1, 2), range(3))
-    ] + [
-        {"kind": "training", "arch": "residual", "depth": 20, "seed": seed, "when": "end"}
-        | {"blocks": 9, "k": k, "train_loss": 1.0, "test_error_percent": seed + 10.0 - k}
-        for seed, k in itertools.product((0, 1, 2), (9, 4))
     ]
     return pd.DataFrame(rows)
 
 
-def test_a_factor_per_branch_is_fitted_and_short_paths_are_paired_by_seed() -> None:
+def test_a_factor_per_branch_is_fitted() -> None:
     finding = paths.conclude(table(start_running=1, start_batch=2, end_running=0.3, end_batch=0.1))
     assert finding.verdict is Verdict.supported
-    assert "trains to 7.0 percent test error for 2.0 (+5.0, 95 % interval +5.0 to +5.0)" in (
-        finding.sentence
-    )
     assert finding.numbers["mean length by share, end, batch statistics"] == 1
     assert {one.what: list(one.values) for one in finding.headlines} == {
         "residual-56 trained, a branch's factor": pytest.approx([-1] * 3),
@@ -153,33 +151,3 @@ def test_the_textbook_is_of_any_network_trained_or_not(
     assert (found := paths.conclude(rows).account) is not None
     assert found[0] is account
     assert f"by {end:.2f} trained, {start:.2f} at the start, {running:.2f} at" in found[1]
-
-
-def test_a_step_leaves_branches_that_pass_no_gradient_where_they_are() -> None:
-    """Without decay or momentum one step moves the chosen branches, and all of the rest."""
-    settings = Settings(
-        depth=20, width=4, steps=1, batch_size=8, momentum=0, weight_decay=0, arch=RESIDUAL
-    )
-    network = on_short_paths(settings, 4)
-    start = dict(at_start(settings, load(settings)).named_parameters())
-    moved = {name for name, one in network.named_parameters() if not torch.equal(one, start[name])}
-    branches = {int(name.split(".")[1]) for name in moved if ".branch." in name}
-    assert branches == set(pick(0, b"few", 0, 9, 4))
-    assert {"classifier.weight", "stem.conv1.weight"} <= moved
-    assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_the_branches_of_a_step_are_drawn_from_the_seed_and_the_step() -> None:
-    drawn = [pick(seed, b"few", step, 54, 23) for seed in (0, 1) for step in range(100)]
-    assert all(len(set(one)) == 23 for one in drawn)
-    assert len({tuple(one) for one in drawn}) == 200
-    assert pick(1, b"few", 7, 54, 23) == drawn[107]
-    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=54)
-    assert 60 <= counts.min() < counts.max() <= 110  # of 200, 85 expected
-
-
-def test_the_gradient_through_every_branch_is_ordinary_training() -> None:
-    settings = Settings(depth=8, width=4, steps=3, batch_size=8, arch=RESIDUAL)
-    ordinary = ended(Case("residual", settings)).state_dict()
-    for name, value in on_short_paths(settings, 3).state_dict().items():
-        assert torch.equal(value, ordinary[name]), name

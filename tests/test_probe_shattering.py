@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
+from collections.abc import Iterable
+from itertools import combinations
 
 import pandas as pd
 import pytest
@@ -11,9 +14,19 @@ import torch
 from torch import Tensor
 
 from resexp.data import Images
-from resexp.probes import Verdict, shattering
-from resexp.probes.networks import at_start, some_images
-from resexp.probes.shattering import ARMS, DECIDE, autocorrelation, cosine, gradients
+from resexp.probes import Case, Verdict, shattering
+from resexp.probes.networks import at_start, load, some_images
+from resexp.probes.rows import those
+from resexp.probes.shattering import (
+    ARMS,
+    DEPTHS,
+    NEAR,
+    PAIRS,
+    PARTS,
+    autocorrelation,
+    cosines,
+    gradients,
+)
 from resexp.settings import Arch, Merge, Normalisation, Settings
 
 SEEDS = 5
@@ -26,35 +39,48 @@ def neighbours(name: str, depth: int) -> float:
 
 
 @pytest.mark.process
-def test_plain_gradients_shatter_where_centred_and_only_there() -> None:
-    plain, residual = (neighbours(*place) for place in DECIDE.values())
-    assert plain < 0.2
-    assert residual > 0.8
+def test_lines_shatter_where_centred_and_only_there() -> None:
+    assert neighbours("plain centred", 24) < 0.2
+    assert neighbours("residual batch norm 0.1", 50) > 0.8
     assert neighbours("plain", 24) > 0.5  # the control
-    assert shattering.judge(plain, residual) is Verdict.supported
 
 
-def test_a_cosine_is_the_mean_over_pairs_of_each_images_own_gradient(few_digits: Images) -> None:
+@pytest.mark.process
+def test_deep_plain_networks_shatter_at_their_start_and_residual_ones_do_not() -> None:
+    for merge, low, high in ((Merge.plain, -0.2, 0.2), (Merge.residual, 0.5, 1.0)):
+        settings = Settings(depth=56, width=8, seed=90, arch=Arch(merge=merge))
+        data = load(settings)
+        images = some_images(settings, data, 16)[0].double()
+        assert low < cosines(at_start(settings, data).double(), images)[NEAR] < high
+
+
+def test_cosines_are_of_each_images_own_gradient(few_digits: Images) -> None:
     """Image by image, with the statistics of the whole batch written in by hand."""
     settings = Settings(depth=8, width=4, arch=Arch(merge=Merge.residual))
     network = at_start(settings, few_digits).double()
     images = some_images(settings, few_digits, 6)[0].double()
-    found = cosine(network, images)
+    found = cosines(network, images)
     again = at_start(settings, few_digits).double().train()
     for layer in again.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.register_forward_pre_hook(keep_statistics)
     with torch.no_grad():
         again(images)
-    gradients = []
-    for image in images.clone().requires_grad_():
-        (one,) = torch.autograd.grad(again.eval()(image[None])[0, 0], image)
-        gradients.append(one.flatten())
-    pairs = [
-        torch.cosine_similarity(one, other, dim=0).item()
-        for one, other in itertools.combinations(gradients, 2)
-    ]
-    assert found == pytest.approx(sum(pairs) / 15, rel=1e-6)
+    again.eval()
+
+    def gradient(image: Tensor) -> Tensor:
+        image = image.clone().requires_grad_()
+        (one,) = torch.autograd.grad(again(image[None])[0, 0], image)
+        return one.flatten()
+
+    def mean(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+        return statistics.mean(torch.cosine_similarity(*pair, dim=0).item() for pair in pairs)
+
+    pairs = [(gradient(one), gradient(other)) for one, other in combinations(images, 2)]
+    assert found[PAIRS] == pytest.approx(mean(pairs), rel=1e-6)
+    ways = zip(images, [*images[1:], images[0]], strict=True)
+    near = [(gradient(x), gradient(x + NEAR * (other - x))) for x, other in ways]
+    assert found[NEAR] == pytest.approx(mean(near), rel=1e-6)
 
 
 def keep_statistics(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -69,12 +95,27 @@ def test_gradients_of_equal_images_have_cosine_1(few_digits: Images) -> None:
     settings = Settings(depth=8, width=4, arch=Arch(norm=Normalisation.none))
     image = some_images(settings, few_digits, 1)[0].double()
     network = at_start(settings, few_digits).double()
-    assert cosine(network, image.expand(5, -1, -1, -1)) == pytest.approx(1)
+    found = cosines(network, image.expand(5, -1, -1, -1))
+    assert list(found) == list(PARTS)
+    assert list(found.values()) == pytest.approx([1] * len(PARTS))
 
 
-def test_the_verdict_has_two_sides() -> None:
-    assert shattering.judge(0.5, 0.5) is Verdict.not_supported
-    assert shattering.judge(0.5, 0.9) is Verdict.inconclusive
+@pytest.mark.parametrize(
+    ("plain", "residual", "verdict"),
+    [
+        ([0.01, 0.0, -0.01], [0.7, 0.72, 0.71], Verdict.supported),
+        ([0.01, 0.0], [0.7, 0.72], Verdict.inconclusive),  # of two seeds
+        ([0.0, 0.0, 0.0], [0.003, 0.007, -0.001], Verdict.inconclusive),  # both noise
+        ([0.01, 0.0, -0.01], [0.4, 0.7, 1.0], Verdict.inconclusive),  # too wide to say
+        ([0.8, 0.81, 0.82], [0.9, 0.9, 0.91], Verdict.not_supported),  # plain does not shatter
+        ([0.4, 0.41, 0.42], [0.3, 0.3, 0.31], Verdict.not_supported),
+        ([0.0, 0.0, math.nan], [0.7, 0.72, 0.71], Verdict.inconclusive),
+    ],
+)
+def test_the_verdict_has_two_sides(
+    plain: list[float], residual: list[float], verdict: Verdict
+) -> None:
+    assert shattering.judge(pd.Series(plain), pd.Series(residual)) is verdict
 
 
 def by_autograd(arm: shattering.Arm, seed: int, depth: int) -> tuple[Tensor, Tensor]:
@@ -126,14 +167,20 @@ def test_autocorrelation_of_known_signals() -> None:
 
 
 @pytest.mark.process
-def test_every_arm_depth_and_lag_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_network_distance_and_line_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shattering, "WIDTH", 16)
-    monkeypatch.setattr(shattering, "IMAGE_DEPTHS", (8, 20))
-    rows = shattering.measure([], lambda done, of, what: None, seeds=1)
-    lines = len(ARMS) * len(shattering.DEPTHS) * len(shattering.LAGS)
-    assert len(rows) == lines + 4 * 2
-    finding = shattering.conclude(pd.DataFrame(rows))
-    assert "control" in finding.sentence
-    first = {(row["arm"], row["depth"]): row["autocorrelation"] for row in rows if row["lag"] == 1}
-    networks = (*DECIDE.values(), ("plain", 24))
-    assert [list(one.values) for one in finding.headlines] == [[first[one]] for one in networks]
+    cases = [
+        Case(arch, Settings(depth=depth, width=4, arch=Arch(merge=Merge(arch)), seed=3))
+        for arch, depth in itertools.product(("plain", "residual"), (8, 14))
+    ]
+    rows = pd.DataFrame(shattering.measure(cases, lambda done, of, what: None))
+    assert len(rows) == 4 * len(PARTS) + len(ARMS) * len(DEPTHS)
+    ends = pd.concat([rows, those(rows, when="start").assign(when="end", error_percent=40.0)])
+    for table, headlines in ((rows, 2), (ends, 4)):
+        finding = shattering.conclude(table)
+        assert finding.verdict is Verdict.inconclusive  # of one seed
+        assert len(finding.headlines) == headlines
+        assert ("failed to train (40 %" in finding.sentence) == (headlines == 4)
+        assert all("which failed" in one.what for one in finding.headlines[2:])
+    [value] = finding.headlines[0].values
+    assert value == finding.numbers["correlation, plain 14, start, 0.015625 of the way"]

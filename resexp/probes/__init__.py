@@ -40,7 +40,7 @@ and ``headlines``: the few numbers, by seed, that docs/mechanisms.md tells; ``ac
 textbook says more, or less, than the verdict tells. The rule that makes the word is fixed in the
 module before measuring, at least three seeds, better five, and is in the docstring; nan decides
 nothing, nor does a network that does not train, beside one that does (``matched_depth``). A probe
-takes a few minutes on two cores for the digits: subsets are stated in conventions.
+takes a few minutes of one core at most for the digits: subsets are stated in conventions.
 """
 
 from __future__ import annotations

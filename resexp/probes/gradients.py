@@ -4,15 +4,21 @@ Five arms at each depth and seed: batch normalisation or none (a bias instead), 
 and plain without normalisation from Xavier's weights, the control that does vanish. For every
 convolution l in forward order, g_l = |dL/dW_l| and r_l = g_l / |W_l|, norms of Frobenius (batch
 normalisation makes W's scale arbitrary, so only r_l compares layers later in training); for every
-block, a_l, the mean over images of |dL_n/dx_l| at its output, L_n the image's own loss.
+block, a_l, the mean over images of |dL_n/dx_l| at its output, L_n the image's own loss in nats.
 
 Signs: log10 rho = log10 of mean g over the first three layers / mean g over the last three. Above 0
 gradients grow towards the input (they explode), below 0 they shrink (they vanish). The slope is of
 log10 a_l by layer counted from the input: below 0 is explosion.
 
 The rule: the claim is of plain networks under the recipe, with batch normalisation, at step 0 and
-the greatest depth. Mean log10 rho over seeds <= -1 and every seed below 0: supported. >= +1 and
-every seed above 0 (they explode instead): not supported. Else inconclusive.
+the greatest depth: of the architecture, for nothing was trained. Mean log10 rho over seeds <= -1
+and every seed below 0: supported. >= +1 and every seed above 0 (they explode instead): not
+supported. Else, or of fewer than three seeds, inconclusive.
+
+Networks as their runs left them are told of at each depth, by rho of r; they decide nothing. At a
+depth where the mean is below a factor of two either way they neither grow nor shrink. One that
+answers more than 10 % of the images wrong failed to train: what it shows may be its failure. There
+r has a second reason to be small, |W|: its growth in the first three layers since step 0 is told.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from resexp.models.blocks import Block
 from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
 from resexp.probes.networks import (
     at_start,
+    error_percent,
     hooked,
     load,
     places,
@@ -42,20 +49,30 @@ from resexp.probes.networks import (
     trained,
     usual_depth,
 )
-from resexp.probes.rows import by_seed, decades, difference, mean, seeds_of, those, values
+from resexp.probes.rows import (
+    ENOUGH,
+    FAILED,
+    by_seed,
+    decades,
+    difference,
+    mean,
+    seeds_of,
+    those,
+    values,
+)
 from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLAIM = "In deep plain networks gradients vanish on their way to the first layers."
+CLAIM = "In deep plain networks at their start gradients vanish on their way to the first layers."
 SOURCE = "common; He et al. 2015, section 4.1, doubt it with batch normalisation"
 TEXTBOOK = "Every layer shrinks the gradient, so the first layers of a deep network hardly learn."
 NEEDS = Needs.settings
 USUAL = ["depth=20,56", "arch=plain,residual", "seed=0,1,2"]
 
 IMAGES = 128
-SEEDS = 3
+SEEDS = 5
 EARLY = (0, 10, 100)  # steps; "end" comes from checkpoints
 ENDS = 3  # layers at either end that rho compares
 TWICE = math.log10(2)  # decades: less than a factor of two is no change
@@ -74,7 +91,7 @@ ARMS: dict[str, tuple[Merge, Normalisation, Init | None]] = {
 class Layers:
     """Gradient norms of one network on one batch, in forward order."""
 
-    loss: float
+    error_percent: float
     g: list[float]  # of each convolution's weights
     r: list[float]  # the same over the norm of the weights
     a: list[float]  # at each block's output
@@ -82,9 +99,16 @@ class Layers:
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """Every arm at step 0 and every depth; at later steps at the first depth of at least 20."""
+    """Every arm and depth at step 0 and, if trained, at the end; between at the usual depth."""
     bases = chosen(cases)
     watched = usual_depth(depth for depth, _ in bases)
+    kept = {
+        (case.arch, case.settings.depth, case.settings.seed): case
+        for case in cases
+        if case.checkpoint is not None
+        and case.arch in ARMS
+        and case.settings == arm(case.settings, case.arch)
+    }
     rows: list[dict[str, Cell]] = []
     work = list(product(bases, ARMS))
     for done, ((depth, seed), name) in enumerate(work):
@@ -92,13 +116,13 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
         settings = arm(bases[depth, seed].settings, name)
         data = load(settings)
         batch = some_images(settings, data, IMAGES)
-        if depth == watched:
-            steps = [step for step in EARLY if step <= settings.steps]
-            for step, network in snapshots(settings, data, steps):
-                rows += tidy(name, depth, seed, str(step), layers(network, *batch))
-        else:
-            rows += tidy(name, depth, seed, "0", layers(at_start(settings, data), *batch))
-    return rows + at_the_end(cases, set(bases))
+        steps = [step for step in EARLY if step <= settings.steps and depth == watched]
+        early = snapshots(settings, data, steps) if steps else [(0, at_start(settings, data))]
+        for step, network in early:
+            rows += tidy(name, depth, seed, str(step), layers(network, *batch))
+        if ran := kept.get((name, depth, seed)):
+            rows += tidy(name, depth, seed, "end", layers(trained(ran, data), *batch))
+    return rows
 
 
 def chosen(cases: Sequence[Case]) -> dict[tuple[int, int], Case]:
@@ -140,37 +164,24 @@ def layers(network: nn.Module, images: Tensor, labels: Tensor) -> Layers:
 
     modules = [module for module in network.modules() if isinstance(module, Block | nn.Conv2d)]
     with hooked(modules, passed):
-        loss = cross_entropy(network.train()(images), labels)
-    gradients = torch.autograd.grad(loss, [*weights, *outputs])
+        logits = network.train()(images)
+    gradients = torch.autograd.grad(cross_entropy(logits, labels), [*weights, *outputs])
     g = [gradient.norm().item() for gradient in gradients[: len(weights)]]
     r = [norm / weight.norm().item() for norm, weight in zip(g, weights, strict=True)]
     of_blocks = gradients[len(weights) :]
     a = [len(images) * one.flatten(1).norm(dim=1).mean().item() for one in of_blocks]
-    return Layers(loss.item(), g, r, a, ends)
+    return Layers(error_percent(logits, labels), g, r, a, ends)
 
 
 def tidy(name: str, depth: int, seed: int, step: str, found: Layers) -> list[dict[str, Cell]]:
     """A row per convolution; ``a`` stands with the last convolution of its block."""
     at_end = dict(zip(found.block_ends, found.a, strict=True))
     place: dict[str, Cell] = {"arm": name, "depth": depth, "seed": seed, "step": step}
+    place["error_percent"] = found.error_percent
     return [
-        {**place, "layer": layer, "loss": found.loss, "g": g, "r": r, "a": at_end.get(layer)}
+        {**place, "layer": layer, "g": g, "r": r, "a": at_end.get(layer)}
         for layer, (g, r) in enumerate(zip(found.g, found.r, strict=True), start=1)
     ]
-
-
-def at_the_end(cases: Sequence[Case], bases: set[tuple[int, int]]) -> list[dict[str, Cell]]:
-    """The same of networks as their runs left them, for arms that were trained."""
-    rows: list[dict[str, Cell]] = []
-    for case in cases:
-        place = case.settings.depth, case.settings.seed
-        if case.checkpoint is None or place not in bases:
-            continue
-        if case.arch in ("plain", "residual") and case.settings == arm(case.settings, case.arch):
-            data = load(case.settings)
-            batch = some_images(case.settings, data, IMAGES)
-            rows += tidy(case.arch, *place, "end", layers(trained(case, data), *batch))
-    return rows
 
 
 # --- from the rows
@@ -205,10 +216,9 @@ def figures(rows: pd.DataFrame, depths: Sequence[int]) -> dict[str, float]:
         here, tilted = those(rows, arm=name, depth=depth, step="0"), tilts(rows, "g", name, depth)
         numbers[f"log10 rho, {name} {depth}, step 0"] = mean(tilted)
         numbers[f"slope of log10 a per layer, {name} {depth}, step 0"] = mean(slopes(here))
-    watched = usual_depth(depths)
-    for name, step in product(ARMS, (*map(str, EARLY[1:]), "end")):
-        if len(found := tilts(rows, "r", name, watched, step)):
-            numbers[f"log10 rho of r, {name} {watched}, step {step}"] = mean(found)
+    for name, depth, step in product(ARMS, depths, (*map(str, EARLY[1:]), "end")):
+        if len(found := tilts(rows, "r", name, depth, step)):
+            numbers[f"log10 rho of r, {name} {depth}, step {step}"] = mean(found)
     for depth in depths:
         key = f"g of the first layer, plain no norm xavier {depth}, step 0"
         numbers[key] = mean(first_of_control(rows, depth))
@@ -220,6 +230,18 @@ def first_of_control(rows: pd.DataFrame, depth: int) -> pd.Series[float]:
     return values(rows, "g", arm="plain no norm xavier", depth=depth, step="0", layer=1)
 
 
+def trained_ones(rows: pd.DataFrame, depth: int) -> tuple[pd.Series[float], float, float]:
+    """Plain ones of this depth: log10 rho of r by seed, percent of images wrong, growth.
+
+    Growth: of log10 |W| in the first layers since step 0, mean over them and seeds.
+    """
+    plain = those(rows, arm="plain", depth=depth)
+    first = plain[plain["layer"] <= ENDS].assign(w=lambda some: decades(some["g"] / some["r"]))
+    growth = difference(*(by_seed(those(first, step=at), "w", mean) for at in ("end", "0")))
+    error = mean(those(plain, step="end")["error_percent"])
+    return tilts(rows, "r", "plain", depth, "end"), error, mean(growth)
+
+
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
     rows = rows.assign(step=rows["step"].astype(str))
@@ -229,50 +251,55 @@ def conclude(rows: pd.DataFrame) -> Finding:
     plain, residual = (tilts(rows, "g", arm, deep) for arm in ("plain", "residual"))
     xavier = numbers[f"slope of log10 a per layer, plain no norm xavier {deep}, step 0"]
     control = difference(*(decades(first_of_control(rows, at)) for at in (deep, depths[0])))
-    trained = tilts(rows, "r", "plain", deep, "end")
     told = {
         f"plain-{deep} at the start, first over last layers": plain,
         f"residual-{deep}": residual,
-        f"plain-{deep} trained, in units of the weights": trained,
         f"control, no normalisation, Xavier's weights, depth {deep} over {depths[0]}": control,
     }
+    trained = []
+    for depth in sorted(set(those(rows, arm="plain", step="end")["depth"])):
+        tilted, error, growth = trained_ones(rows, depth)
+        numbers[f"percent of images wrong, plain {depth}, step end"] = error
+        numbers[f"log10 growth of the first layers' weights, plain {depth}, step end"] = growth
+        failed = error > FAILED
+        name = f"plain-{depth} trained{', which failed' * failed}, in units of the weights"
+        told[name] = tilted
+        why = f" (which failed to train: {error:.0f} % of images wrong, and its first layers' "
+        why += f"weights grew by {growth:+.1f})"
+        trained.append(f"plain-{depth}{why * failed} {mean(tilted):+.1f} ({word(mean(tilted))})")
+    start = (
+        f"{word(mean(plain))} towards the input at the start, by {mean(plain):+.1f} decades from "
+        f"the last layers to the first (residual {mean(residual):+.1f})"
+    )
+    without = f"the first layer's {word(mean(control))} with depth, by {mean(control):+.1f} decades"
     return Finding(
         judge(list(plain)),
-        f"at step 0 gradients of plain-{deep} {word(mean(plain))} towards the input, first over "
-        f"last layers 10^{mean(plain):+.1f} (residual 10^{mean(residual):+.1f}); without "
-        f"normalisation and from Xavier's weights they {word(-xavier * deep)}, an image's by "
-        f"10^{-xavier:+.2f} a layer.",
+        f"gradients of plain-{deep} {start}; without normalisation and from Xavier's weights "
+        f"they {word(-xavier * deep)}, an image's by 10^{-xavier:+.2f} a layer.",
         numbers=numbers,
         conventions=[
-            "g: norm of a convolution's weight gradient; r: g over the weights' norm; a: norm "
-            "of an image's loss gradient at a block's output, mean over images; losses in nats",
-            f"log10 rho: first {ENDS} layers over last {ENDS}; above 0 gradients explode towards "
-            "the input, below 0 they vanish; slope by layer counted from the input has the "
-            "opposite sign",
-            f"{IMAGES} training images, true labels, one batch for all, training-mode statistics; "
-            f"{seeds_of(rows)}",
-            f"steps after 0 at depth {usual_depth(depths)} only; retrained (same batches and "
-            "weights as the run's), the end from checkpoints",
+            f"first {ENDS} layers over last {ENDS}; in units of the weights: each gradient over "
+            f"its weights' norm; {IMAGES} training images, training-mode statistics; "
+            f"{seeds_of(rows)}; between start and end depth {usual_depth(depths)} retrained",
+            "a hypothesis, not tested here: exploding gradients enlarge the first layers' weights, "
+            "and normalisation then divides their effective rate, so trained ones may vanish",
         ],
         headlines=[Headline(what, some, "decades", "+.1f") for what, some in told.items()],
-        account=account(*map(mean, told.values())) if len(trained) and len(depths) > 1 else None,
-    )
-
-
-def account(plain: float, residual: float, trained: float, control: float) -> tuple[Account, str]:
-    """How right the textbook is, by mean decades from the last layers to the first."""
-    return (
-        Account.right if plain < -TWICE else Account.contradicted,
-        f"with batch normalisation the gradients of plain networks {word(plain)} towards the "
-        f"input at the start, by {plain:+.1f} decades from the last layers to the first (residual "
-        f"{residual:+.1f}); of trained ones, in units of the weights, they {word(trained)}, "
-        f"by {trained:+.1f}. Without normalisation and from Xavier's weights the first layer's "
-        f"{word(control)} with depth, by {control:+.1f} decades.",
+        account=(
+            Account.right if mean(plain) < -TWICE else Account.contradicted,
+            f"with batch normalisation gradients of plain networks {start}; trained, in decades "
+            f"and units of the weights, {'; '.join(trained)}. Without normalisation and from "
+            f"Xavier's weights {without}.",
+        )
+        if trained and len(depths) > 1
+        else None,
     )
 
 
 def judge(plain: Sequence[float]) -> Verdict:
     """The rule in the module's docstring, on log10 rho of each seed."""
+    if len(plain) < ENOUGH:
+        return Verdict.inconclusive
     if mean(plain) <= -1 and max(plain) < 0:
         return Verdict.supported
     if mean(plain) >= 1 and min(plain) > 0:
@@ -288,35 +315,45 @@ def word(log: float) -> str:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """At step 0 by layer, the deepest networks: weights, activations. Then the tilt by step."""
-    from resexp.probes.drawing import COLOURS, GREY, finish, means, panels
+    """The deepest at step 0, by layer: weights, activations. Then the tilt by step, and trained."""
+    from resexp.probes.drawing import COLOURS, DASHES, DOTS, GREY, finish, means, panels
 
-    deep, watched = rows["depth"].max(), usual_depth(set(rows["depth"]))
+    depths = sorted(set(rows["depth"]))
+    deep, watched = depths[-1], usual_depth(depths)
     rows = rows.assign(step=rows["step"].astype(str))
     start = those(rows, depth=deep, step="0")
-    figure, (weights, activations, training) = panels(3, 72)
-    dashed, dotted = (0, (4, 2)), (0, (1, 1.4))  # without normalisation; from Xavier's weights
-    strokes = dict(zip(ARMS, ("-", "-", dashed, dashed, dotted), strict=True))
+    figure, axes = panels(4, 76, width_ratios=[3, 3, 2, 2])
+    weights, activations, training, ends = axes
+    strokes = dict(zip(ARMS, ("-", "-", DASHES, DASHES, DOTS), strict=True))
     styles = {
-        arm: {"color": COLOURS[arm.split()[0]], "linestyle": stroke}
+        arm: {"color": COLOURS[arm.split()[0]], "linestyle": stroke, "linewidth": 1.3}
         for arm, stroke in strokes.items()
     }
     for arm, style in styles.items():
-        means(weights, those(start, arm=arm), "layer", "g", log=True, linewidth=1.3, **style)
-        means(activations, those(start, arm=arm), "layer", "a", log=True, linewidth=1.3, **style)
-        steps = those(rows, arm=arm, depth=watched)["step"].unique()
-        tilted = [tilts(rows, "r", arm, watched, step).mean() for step in steps]
-        training.plot(steps, tilted, linewidth=1.3, marker="o", ms=3, **style)
+        means(weights, those(start, arm=arm), "layer", "g", log=True, **style)
+        means(activations, those(start, arm=arm), "layer", "a", log=True, **style)
+        tilted = {step: tilts(rows, "r", arm, watched, step) for step in map(str, EARLY)}
+        known = {step: mean(some) for step, some in tilted.items() if len(some)}
+        training.plot([*known], [*known.values()], marker="o", ms=3, **style)
+    for at, (depth, (arm, colour)) in enumerate(product(depths, COLOURS.items())):
+        error = those(rows, arm=arm, depth=depth, step="end")["error_percent"].mean()
+        mark = "x" if error > FAILED else "o"
+        for value in tilts(rows, "r", arm, depth, "end"):
+            ends.plot(at // 2, value, mark, color=colour, ms=4, alpha=0.8)
+    ends.set_xticks(range(len(depths)), map(str, depths))
     for axis, what in ((weights, "the weights"), (activations, "activations")):
         axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
         axis.set(xlabel="convolution, from the input", ylabel=f"gradient of {what} (norm)")
-    training.set_title(f"depth {watched}, training", loc="left", fontweight="bold")
-    training.axhline(0, color=GREY, linewidth=0.6)
-    ylabel = f"log10 of gradient over weights,\nfirst {ENDS} over last {ENDS} layers"
-    training.set(xlabel="step", ylabel=ylabel)
+    label = f"log10 of gradient over weights,\nfirst {ENDS} over last {ENDS} layers"
+    training.set(xlabel="step", ylabel=label)
+    training.set_title(f"depth {watched}", loc="left", fontweight="bold")
+    ends.set(xlabel="depth", xlim=(-0.5, len(depths) - 0.5))
+    ends.set_title("trained", loc="left", fontweight="bold")
+    for axis in (training, ends):
+        axis.axhline(0, color=GREY, linewidth=0.6)
     return finish(
         figure,
         f"Loss gradients by layer, {rows['seed'].nunique()} seeds; batch normalised unless no "
         "norm; right, above 0: larger near the input",
-        styles,
+        styles | {"failed to train": {"color": GREY, "marker": "x", "linestyle": "none"}},
     )

@@ -51,7 +51,7 @@ from resexp.probes.networks import (
     with_runs,
 )
 from resexp.probes.paths import back, unravelled
-from resexp.probes.rows import FITTED, by_seed, mean, seeds_of, those, values
+from resexp.probes.rows import FAILED, by_seed, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Order, Twin, UsageError
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
 
 def judge(error: float, worst: float, shares: Sequence[pd.Series[float]]) -> Verdict:
     """The rule: of identity and training the greatest errors, and each arm's shares by seed."""
-    if not (error < EXACT and worst < FITTED) or min(map(len, shares)) < SEEDS:
+    if not (error < EXACT and worst < FAILED) or min(map(len, shares)) < SEEDS:
         return Verdict.inconclusive
     bounds = [paired_t(list(share)) for share in shares]
     if all(one.lower > MOST for one in bounds):

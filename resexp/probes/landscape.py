@@ -2,24 +2,28 @@
 
 A direction d is normal and then, for each filter of a convolution and each row of the classifier,
 scaled to the norm of the weights there; normalisation's parameters and biases stay (Li et al. 2018,
-section 4). f(a) = L(w + a d), a from -1 to 1, and f(a, b) along two directions, on fixed
-training images, in training mode: normalisation has their statistics at every point. Numbers:
+section 4). f(a) = L(w + a d), a from -1 to 1, and f(a, b) along two directions, losses in nats on
+fixed training images, in training mode: normalisation has their statistics at every point. Numbers:
 
 - ``roughness``: the sum of |second differences| of g = log10(1 + f) at the points, over the range
   of g; for a straight line 0, for one kink its change of slope over the range, more for waves;
 - ``minima``: points inside lower than both neighbours; ``width``: the part of a from -1 to 1 where
   f is below twice its least value;
-- ``lambda_max`` and ``lambda_min``: extreme eigenvalues of the loss's Hessian, by Lanczos.
+- ``lambda_min`` and ``lambda_max``: extreme eigenvalues of the loss's Hessian, by Lanczos, bounds
+  from inside, at the network and half way along the first direction to both sides. As Li et al. do
+  |lambda_min / lambda_max| is told: 0 where the loss is convex, the greater the less it is.
 
 A slice that is not convex proves that the loss is not; one that is convex proves nothing. Losses
-at the middle differ between networks, and with them the slices: they are told. So at the greatest
-depth, for each seed, the network with the lower loss is retrained up to the loss that the
-other ended with, as near as every second step comes, and sliced there (``matched``).
+at the middle differ between networks, and with them the slices: a network that failed to train is
+not compared with a fitted one alone. At the greatest depth, for each seed, the network with the
+lower loss is retrained up to the loss that the other ended with, as near as a step comes, and
+measured there too (``matched``): a younger network, at its rate then.
 
 The rule, by the median roughness over directions, at least three seeds: plain above residual at
-the greatest depth in every seed, and the mean difference at the least depth smaller than half of
-the one there: supported. Plain below residual at the greatest depth in every seed: not supported.
-Else inconclusive. It goes by networks at the end of training; at matched loss is reported.
+the greatest depth in every seed, both at the end of training and at matched loss, and the mean
+difference at the least depth smaller than half of the one at the end there: supported. Plain below
+residual at the greatest depth in every seed, in both: not supported. Else inconclusive. Eigenvalues
+are reported, not judged.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from torch.nn.functional import cross_entropy
 
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
 from resexp.probes.networks import at_start, load, snapshots, some_images, trained, twins
-from resexp.probes.rows import difference, each_seed, mean, seeds_of, those, values
+from resexp.probes.rows import ENOUGH, difference, each_seed, mean, seeds_of, those
 from resexp.settings import UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +57,12 @@ USUAL: list[str] = []
 ARCHS = ("plain", "residual")
 IMAGES = 256
 CURVATURE_IMAGES = 64
-SEEDS = 3
+SEEDS = 5
 DIRECTIONS = 3
 POINTS = 21  # of a 1-D slice
 GRID = 9  # points a side of a 2-D slice, of the first seed's deepest networks
-ITERATIONS = 10  # of Lanczos
-EVERY = 2  # steps between losses on the way to a matched one
+ITERATIONS = 20  # of Lanczos: its least value to 1 % in pilots
+CURVED_AT = (-0.5, 0.0, 0.5)  # along the first direction
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
@@ -84,9 +88,7 @@ def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
             reached.setdefault(seed, []).append((loss, case))
         if (depth, seed) == (deep, first):
             rows += [place | row for row in plane(network, images, labels)]
-        some = slice(None, None, max(1, IMAGES // CURVATURE_IMAGES))
-        least, most = curvature(network, images[some], labels[some])
-        rows.append(place | cell("curvature", lambda_min=least, lambda_max=most))
+        rows += [place | row for row in curved(network, images, labels)]
     for seed, pair in sorted(reached.items()):
         tell(len(chosen) - 1, len(chosen), f"depth {deep} at equal loss, seed {seed}")
         if len(pair) == 2:
@@ -100,15 +102,16 @@ def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list
     settings, data = case.settings, load(case.settings)
     images, labels = some_images(settings, data, IMAGES)
     off, nearest, at_step = math.inf, at_start(settings, data), 0
-    for step, network in snapshots(settings, data, range(0, settings.steps + 1, EVERY)):
+    for step, network in snapshots(settings, data, range(settings.steps + 1)):
         loss = at(network.train(), images, labels)
         if abs(loss - target) < off:
             off, nearest, at_step = abs(loss - target), network, step
         if loss < target:
             break
     place: dict[str, Cell] = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
-    kind: dict[str, Cell] = {"kind": "matched", "step": at_step}
-    return [place | row | kind for row in slices(nearest.train(), images, labels)]
+    nearest.train()
+    rows = slices(nearest, images, labels) + curved(nearest, images, labels)
+    return [place | row | {"matched": 1, "step": at_step} for row in rows]
 
 
 def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
@@ -133,9 +136,9 @@ def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, 
 
 
 def cell(kind: str, **numbers: Cell) -> dict[str, Cell]:
-    """A row without its place; ``step`` where it is not the last."""
+    """A row without its place; ``step`` where it is matched, not the last."""
     columns = ("step", "direction", "a", "b", "loss", "lambda_min", "lambda_max")
-    return {"kind": kind, **dict.fromkeys(columns), **numbers}
+    return {"kind": kind, "matched": 0, **dict.fromkeys(columns), **numbers}
 
 
 def points(count: int) -> list[float]:
@@ -159,28 +162,48 @@ def direction(network: nn.Module, number: int) -> Direction:
     return found
 
 
+def moved(network: nn.Module, moves: Sequence[tuple[float, Direction]]) -> Direction:
+    """Its weights moved by a times d for each (a, d); the network keeps its own."""
+    weights: Direction = {name: one.detach() for name, one in network.named_parameters()}
+    for a, d in moves:
+        weights |= {name: weights[name].add(part, alpha=a) for name, part in d.items()}
+    return weights
+
+
 @torch.no_grad()
 def at(
     network: nn.Module, images: Tensor, labels: Tensor, *moves: tuple[float, Direction]
 ) -> float:
-    """The loss with the weights moved by a times d for each (a, d); the network keeps its own."""
-    weights: Direction = dict(network.named_parameters())
-    for a, d in moves:
-        weights |= {name: weights[name].add(part, alpha=a) for name, part in d.items()}
-    return cross_entropy(functional_call(network, weights, (images,)), labels).item()
+    """The loss with the weights moved."""
+    logits = functional_call(network, moved(network, moves), (images,))
+    return cross_entropy(logits, labels).item()
 
 
 # --- curvature
 
 
+def curved(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
+    """Extreme eigenvalues at the network and beside it, on some of the images."""
+    some, d = slice(None, None, max(1, IMAGES // CURVATURE_IMAGES)), direction(network, 0)
+    rows = []
+    for a in CURVED_AT:
+        least, most = curvature(network, images[some], labels[some], (a, d))
+        rows.append(cell("curvature", direction=0, a=a, lambda_min=least, lambda_max=most))
+    return rows
+
+
 def curvature(
-    network: nn.Module, images: Tensor, labels: Tensor, iterations: int = ITERATIONS
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *moves: tuple[float, Direction],
+    iterations: int = ITERATIONS,
 ) -> tuple[float, float]:
     """The least and the greatest eigenvalue of the Hessian in all parameters, by Lanczos."""
-    parameters = list(network.parameters())
-    gradients = torch.autograd.grad(
-        cross_entropy(network(images), labels), parameters, create_graph=True
-    )
+    weights = {name: one.requires_grad_() for name, one in moved(network, moves).items()}
+    parameters = list(weights.values())
+    loss = cross_entropy(functional_call(network, weights, (images,)), labels)
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     gradient = torch.cat([one.flatten() for one in gradients])
 
     def product(vector: Tensor) -> Tensor:
@@ -205,17 +228,16 @@ def extremes(
     for _ in range(iterations):
         vector = product(basis[-1])
         diagonal.append((vector @ basis[-1]).item())
+        known = torch.stack(basis)
         for _ in range(2):
-            for one in basis:
-                vector = vector - (vector @ one) * one
+            vector = vector - (known @ vector) @ known
         norm = vector.norm().item()
         if len(diagonal) == iterations or norm < 1e-6 * abs(diagonal[0]):
             break
         beside.append(norm)
         basis.append(vector / norm)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for index, value in enumerate(beside[: len(diagonal) - 1]):
-        matrix[index, index + 1] = matrix[index + 1, index] = value
+    middle, side = (torch.tensor(some, dtype=torch.float64) for some in (diagonal, beside))
+    matrix = middle.diag() + side.diag(1) + side.diag(-1)
     if not matrix.isfinite().all():
         return math.nan, math.nan
     values = torch.linalg.eigvalsh(matrix)
@@ -247,77 +269,91 @@ def middle(losses: Sequence[float]) -> float:
     return float(np.asarray(losses)[len(losses) // 2])
 
 
+NUMBERS = {"roughness": roughness, "minima": minima, "width": width, "loss": middle}
+RATIO = "|lambda_min / lambda_max|"
+
+
 def of_slices(
     rows: pd.DataFrame,
     arch: str,
     depth: int,
     number: Callable[[Sequence[float]], float],
-    kind: str = "slice",
+    matched: int = 0,
 ) -> pd.Series[float]:
     """The median over directions of a slice's number, by seed."""
-    some = each_seed(rows, "direction", "a", arch=arch, depth=depth, kind=kind)
+    wanted = {"arch": arch, "depth": depth, "kind": "slice", "matched": matched}
+    some = each_seed(rows, "direction", "a", **wanted)
     found = some.groupby(["seed", "direction"])["loss"].agg(number).groupby("seed")
     return found.agg(lambda one: one.median(skipna=False))
+
+
+def apart(rows: pd.DataFrame, depth: int, *, matched: bool = False) -> pd.Series[float]:
+    """Roughness of plain less residual by seed; ``matched``: of the one that has such slices."""
+    rough = {}
+    for arch in ARCHS:
+        last = of_slices(rows, arch, depth, roughness)
+        earlier = of_slices(rows, arch, depth, roughness, 1) if matched else last
+        rough[arch] = pd.concat([earlier, last.drop(earlier.index)])
+    found = difference(*(rough[arch] for arch in ARCHS))
+    return found[sorted(set(those(rows, matched=1)["seed"]))] if matched else found
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
     depths = sorted(set(rows["depth"]))
+    deep = depths[-1]
     numbers: dict[str, float] = {}
-    told, equal = [], ""
-    for arch, depth in product(ARCHS, depths):
-        name = f"{arch} {depth}"
-        for key, number in {"roughness": roughness, "minima": minima, "width": width}.items():
-            numbers[f"{key}, {name}"] = mean(of_slices(rows, arch, depth, number))
-        numbers[f"loss, {name}"] = mean(of_slices(rows, arch, depth, middle))
-        for column in ("lambda_min", "lambda_max"):
-            some = values(rows, column, arch=arch, depth=depth, kind="curvature")
-            numbers[f"{column}, {name}"] = mean(some)
-        rough, loss = numbers[f"roughness, {name}"], numbers[f"loss, {name}"]
-        told.append(f"{arch}-{depth} {rough:.2f} (loss {loss:.3f})")
-    for arch, depth in product(ARCHS, depths):
-        matched = of_slices(rows, arch, depth, roughness, "matched")
-        if len(matched):
-            rough, loss = mean(matched), mean(of_slices(rows, arch, depth, middle, "matched"))
-            numbers[f"roughness, {arch} {depth} at equal loss"] = rough
-            numbers[f"loss, {arch} {depth} at equal loss"] = loss
-            equal += f"; on its way, at the other's loss ({loss:.3f}), {arch}-{depth} {rough:.2f}"
-    apart = {
-        depth: difference(*(of_slices(rows, arch, depth, roughness) for arch in ARCHS))
-        for depth in (depths[-1], depths[0])
-    }
+    told = []
+    ratio = (rows["lambda_min"] / rows["lambda_max"]).abs()
+    for matched, depth, arch in product((0, 1), depths, ARCHS):
+        here = those(rows, arch=arch, depth=depth, matched=matched)
+        if here.empty:
+            continue
+        name, of_name = f"{arch} {depth}{' at equal loss' * matched}", (arch, depth)
+        for key, number in NUMBERS.items():
+            numbers[f"{key}, {name}"] = mean(of_slices(rows, *of_name, number, matched))
+        for place, some in {"": here["a"] == 0, "beside, ": here["a"] != 0}.items():
+            curved = those(here[some], kind="curvature")
+            for column in ("lambda_min", "lambda_max"):
+                numbers[f"{column}, {place}{name}"] = mean(curved[column])
+            numbers[f"{RATIO}, {place}{name}"] = mean(ratio[curved.index])
+        told.append(
+            f"{name} {numbers[f'roughness, {name}']:.2f}, {numbers[f'{RATIO}, {name}']:.2f} "
+            f"(loss {numbers[f'loss, {name}']:.3f})"
+        )
+    by_depth = {depth: apart(rows, depth) for depth in (deep, depths[0])}
+    equal = apart(rows, deep, matched=True)
+    between = f"plain-{deep} less residual-{deep}"
     return Finding(
-        judge(apart),
-        f"median roughness of slices through trained networks: {'; '.join(told)}{equal}.",
+        judge(by_depth, equal),
+        f"median roughness of slices, and {RATIO}, of trained networks: {'; '.join(told)}; so the "
+        "worse of two is held against one as badly fitted, not against one that had trained.",
         numbers=numbers,
         conventions=[
-            f"roughness: sum of |second differences| of log10(1 + loss) at {POINTS} points, over "
-            "the range: higher is rougher; width in units of a, from -1 to 1; losses in nats",
-            f"{DIRECTIONS} directions of torch's generator seeded 0 to {DIRECTIONS - 1}, scaled "
-            "filter by filter, normalisation and biases not moved",
-            f"{IMAGES} training images, one batch, normalisation by its statistics at every point; "
-            f"{seeds_of(rows)}",
-            f"eigenvalues: Lanczos, {ITERATIONS} products, {CURVATURE_IMAGES} images: bounds from "
-            "inside; lambda_min below 0: not convex there",
-            "the verdict compares networks at the losses that they reached; equal loss: the better "
-            f"of the two deepest retrained, where, looked at every {EVERY} steps, it came "
-            "nearest the other's last loss on these images: a younger network, at its rate then",
+            f"{POINTS} points along {DIRECTIONS} directions, torch's generator seeded 0 to "
+            f"{DIRECTIONS - 1}; {IMAGES} training images; {seeds_of(rows)}",
+            f"eigenvalues: {ITERATIONS} products of Lanczos, {CURVATURE_IMAGES} images; lambda_min "
+            "below 0: not convex there; at equal loss: the better of the two deepest, earlier",
         ],
         headlines=[
-            Headline(f"roughness, plain-{depth} less residual-{depth}", some, form="+.2f")
-            for depth, some in apart.items()
+            Headline(f"roughness, {between}", by_depth[deep], form="+.2f"),
+            Headline("at equal loss", equal, form="+.2f"),
+            Headline(
+                f"plain-{depths[0]} less residual-{depths[0]}", by_depth[depths[0]], form="+.2f"
+            ),
         ],
     )
 
 
-def judge(apart: Mapping[int, Collection[float]]) -> Verdict:
+def judge(apart: Mapping[int, Collection[float]], equal: Collection[float]) -> Verdict:
     """The rule in the module's docstring: roughness of plain less residual, seeds by depth."""
     deep, shallow = apart[max(apart)], apart[min(apart)]
-    if len(deep) < SEEDS or len(apart) < 2:
+    if min(len(deep), len(equal)) < ENOUGH or len(apart) < 2:
         return Verdict.inconclusive
-    if all(one > 0 for one in deep) and abs(mean(shallow)) < mean(deep) / 2:
+    both = [*deep, *equal]
+    if all(one > 0 for one in both) and abs(mean(shallow)) < mean(deep) / 2:
         return Verdict.supported
-    return Verdict.not_supported if all(one < 0 for one in deep) else Verdict.inconclusive
+    return Verdict.not_supported if all(one < 0 for one in both) else Verdict.inconclusive
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -327,13 +363,12 @@ def draw(rows: pd.DataFrame) -> Figure:
     depths = (rows["depth"].min(), rows["depth"].max())
     figure, (shallow, deep, *planes) = panels(4, 72)
     deep.sharey(shallow)
-    strokes = {"slice": "-", "matched": DASHES}
-    for (axis, depth), arch, kind in product(
-        zip((shallow, deep), depths, strict=True), ARCHS, strokes
+    for (axis, depth), arch, (matched, stroke) in product(
+        zip((shallow, deep), depths, strict=True), ARCHS, enumerate(("-", DASHES))
     ):
-        style = {"color": COLOURS[arch], "linestyle": strokes[kind], "linewidth": 0.7}
-        lines = those(rows, arch=arch, depth=depth, kind=kind).groupby(["seed", "direction"])
-        for _, line in lines:
+        style = {"color": COLOURS[arch], "linestyle": stroke, "linewidth": 0.7}
+        lines = those(rows, arch=arch, depth=depth, kind="slice", matched=matched)
+        for _, line in lines.groupby(["seed", "direction"]):
             axis.plot(line["a"], line["loss"], alpha=0.7, **style)
         axis.set(yscale="log", xlabel="along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
@@ -347,7 +382,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.set(xlabel="a", ylabel="b", aspect="equal")
         axis.set_title(f"{arch} {depths[1]}, nats", loc="left", fontweight="bold")
     handles = {arch: {"color": COLOURS[arch]} for arch in ARCHS}
-    if len(those(rows, kind="matched")):
+    if len(those(rows, matched=1)):
         label = "the better one, earlier, at the other's loss"
         handles[label] = {"color": GREY, "linestyle": DASHES}
     return finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,8 +19,10 @@ from resexp.probes import Case, Cell
 from resexp.runs import checkpoint, run
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
 from resexp.train.device import choose_device
-from resexp.train.evaluate import Score, evaluate, evaluation_mode
+from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses
 from resexp.train.fit import begin, fit
+
+DIVERGED = Score(math.nan, math.nan)
 
 
 def places(
@@ -139,23 +142,27 @@ def with_runs(wanted: Iterable[Case], cases: Sequence[Case]) -> list[Case]:
 
 
 def ended(case: Case) -> nn.Module:
-    """The network at its last step: from the case's checkpoint, or retrained.
-
-    Raises UsageError if its loss is not finite before.
-    """
+    """The network at its last step: from the case's checkpoint, or retrained."""
     data, settings = load(case.settings), case.settings
     if case.checkpoint is not None:
         return trained(case, data)
-    for _, network in snapshots(settings, data, [settings.steps]):
-        return network
-    raise UsageError(
-        f"{case.arch} {settings.depth}, seed {settings.seed}, diverged at rate {settings.lr:g}. "
-        "Choose a lower lr."
-    )
+    return fitted(at_start(settings, data), settings)
+
+
+def fitted(network: nn.Module, settings: Settings) -> nn.Module:
+    """The network after ``settings.steps`` steps, or as it is once its loss is not finite."""
+    state = begin(network, settings)
+    for _ in fit(state, replace(settings, eval_every=settings.steps + 1), load(settings)):
+        if not state.loss_sum.isfinite():
+            break
+    return state.network
 
 
 def scores(settings: Settings, network: nn.Module) -> tuple[Score, Score]:
-    """On the clean training set and on the test set, as a run's last row has them."""
+    """On the clean training set and on the test set, as a run's last row has them.
+
+    All are nan where the network diverged: it still answers, but at random.
+    """
     data = load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
 
@@ -164,13 +171,24 @@ def scores(settings: Settings, network: nn.Module) -> tuple[Score, Score]:
 
     with evaluation_mode(network, settings, data, statistics):
         train = score(data.train_images, data.train_labels)
-        return train, score(data.test_images, data.test_labels)
+        test = score(data.test_images, data.test_labels)
+    train, test = (score if math.isfinite(score.loss) else DIVERGED for score in (train, test))
+    return train, test
 
 
 def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
-    """Loss in nats on the training set and error on the test set."""
+    """Loss in nats on the training set, errors on it and on the test set."""
     train, test = scores(settings, network)
-    return {"train_loss": train.loss, "test_error_percent": test.error}
+    return {
+        "train_loss": train.loss,
+        "train_error_percent": train.error,
+        "test_error_percent": test.error,
+    }
+
+
+def error_percent(logits: Tensor, labels: Tensor) -> float:
+    """The share of ``logits`` [N, K] whose greatest is not the label's."""
+    return 100 * misses(logits, labels).item() / len(labels)
 
 
 @contextmanager

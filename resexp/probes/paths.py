@@ -11,20 +11,19 @@ shortcut alone; ReLUs after the additions count in both. Two numbers for each k:
 
 Both at the start and trained, with the batch's statistics of normalisation and with the running
 ones, which make it do nothing at the start. The slope is of log10 norm by k: below 0, longer paths
-carry less. Then training on short paths, as Veit et al. trained 23 of 54 blocks: in each step the
-gradient passes as large a part of the branches, drawn anew from (seed, step), the forward pass
-unchanged, compared with usual training from the same weights on the same batches.
+carry less; 10 to its power is the factor of a branch. Blocks that change shapes count: their
+shortcut passes every second pixel. What training on short paths comes to: the probe short_paths.
 
 The rule, on trained networks with the batch's statistics, at least three: slope below 0 and mean
 length by weight below n/2 in every one: supported. Both not below in every one: not supported. Else
-inconclusive. Training on short paths is reported, not judged.
+inconclusive. Residual networks alone have paths to compare, so nothing is said of plain ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -37,23 +36,12 @@ from torch.nn.functional import cross_entropy
 from resexp.analysis.statistics import least_squares, paired_t
 from resexp.models.blocks import Block
 from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import (
-    at_start,
-    ended,
-    first_seeds,
-    hooked,
-    load,
-    scored,
-    some_images,
-    usual_depth,
-)
-from resexp.probes.rows import decades, difference, mean, seeds_of, those, values
+from resexp.probes.networks import at_start, ended, first_seeds, load, some_images, usual_depth
+from resexp.probes.rows import ENOUGH, decades, mean, seeds_of, those
 from resexp.randomness import words
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError
-from resexp.train.fit import begin, fit
+from resexp.settings import Arch, Merge, Twin, UsageError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CLAIM = "In a trained residual network the short paths carry the gradient."
@@ -66,18 +54,12 @@ NEEDS = Needs.settings
 USUAL = ["depth=20", "arch=residual", "seed=0,1,2"]
 
 IMAGES = 32
-SEEDS = 3
+SEEDS = 5
 DRAWS = 6  # random paths of each length
 STATISTICS = ("running", "batch")  # running first: the batch's change them
 BAND = 0.9  # of the weight, that the band of lengths holds
-PART = 23 / 54  # of the blocks, whose branches pass the gradient in a step
-
 
 Cells = dict[str, Cell]
-MEASURED = (  # in each row, None where it is not
-    *("when", "statistics", "blocks", "k", "norm", "paths_share", "weight", "share"),
-    *("train_loss", "test_error_percent"),
-)
 
 
 @dataclass(slots=True)
@@ -92,41 +74,26 @@ class Step:
 
 
 def measure(cases: Sequence[Case], tell: Tell) -> list[Cells]:
-    """Lengths in networks of one depth, at the start and trained; then training on short paths."""
-    chosen, retrained = watched(cases)
-    work = [(case, when) for case in chosen for when in ("start", "end")]
+    """Every length in networks of one depth, at the start and trained."""
+    work = [(case, when) for case in deepest(cases, "paths") for when in ("start", "end")]
     rows: list[Cells] = []
     for done, (case, when) in enumerate(work):
         settings, data = case.settings, load(case.settings)
-        tell(done, len(work) + len(retrained), f"{case.arch} {settings.depth}, {when}")
+        tell(done, len(work), f"{case.arch} {settings.depth}, {when}")
         network = at_start(settings, data) if when == "start" else ended(case)
         batch = some_images(settings, data, IMAGES)
+        place: Cells = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
         for statistics in STATISTICS:
             network.train(statistics == "batch")
             at: Cells = {"when": when, "statistics": statistics}
-            rows += [row_of(case, "length", at | row) for row in lengths(network, *batch)]
-    for done, case in enumerate(retrained, start=len(work)):
-        tell(done, len(work) + len(retrained), f"training {case.settings.depth} on short paths")
-        network = ended(case)
-        n = len(list(network.get_submodule("blocks").children()))
-        few = round(PART * n)
-        for k, one in {n: network, few: on_short_paths(case.settings, few)}.items():
-            at = {"when": "end", "blocks": n, "k": k}
-            rows.append(row_of(case, "training", at | scored(case.settings, one)))
+            rows += [place | at | row for row in lengths(network, *batch)]
     return rows
 
 
-def row_of(case: Case, kind: str, cells: Cells) -> Cells:
-    """A row of the table."""
-    settings = case.settings
-    place: Cells = {"kind": kind, "arch": case.arch, "depth": settings.depth, "seed": settings.seed}
-    return place | dict.fromkeys(MEASURED) | cells
+def deepest(cases: Sequence[Case], name: str) -> list[Case]:
+    """Residual cases of one depth: the greatest with checkpoints, or else the smallest >= 20.
 
-
-def watched(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Residual cases, SEEDS of one depth each: those to unravel, and those to train again.
-
-    The deepest that have checkpoints, or else the same as the others: the smallest >= 20.
+    Raises UsageError, on behalf of the probe ``name``, if there is none.
     """
     fit = [
         case
@@ -134,10 +101,10 @@ def watched(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
         if case.settings.twin is Twin.none and case.settings.arch == Arch(merge=Merge.residual)
     ]
     if not fit:
-        raise UsageError("paths unravels residual networks. Choose arch=residual.")
-    usual = usual_depth(case.settings.depth for case in fit)
+        raise UsageError(f"{name} unravels residual networks. Choose arch=residual.")
     kept = [case.settings.depth for case in fit if case.checkpoint is not None]
-    return first_seeds(fit, max(kept, default=usual), SEEDS), first_seeds(fit, usual, SEEDS)
+    depth = max(kept, default=usual_depth(case.settings.depth for case in fit))
+    return first_seeds(fit, depth, SEEDS)
 
 
 def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[Cells]:
@@ -220,23 +187,6 @@ def weighed(norms: Sequence[float]) -> list[float]:
     return [one / (sum(heavy) or math.nan) for one in heavy]
 
 
-def on_short_paths(settings: Settings, k: int) -> nn.Module:
-    """The network, trained with the gradient passing ``k`` of the branches in each step."""
-    data = load(settings)
-    state = begin(at_start(settings, data), settings)
-    blocks = state.network.get_submodule("blocks").children()
-    branches = [block.get_submodule("branch") for block in blocks]
-
-    def stop(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        chosen = pick(settings.seed, b"few", state.step, len(branches), k)
-        return output if branches.index(branch) in chosen else output.detach()
-
-    with hooked(branches, stop):
-        for _ in fit(state, replace(settings, eval_every=settings.steps), data):
-            pass
-    return state.network
-
-
 def slope(norms: pd.Series[float]) -> float:
     """Least squares of log10 norm by length; lengths whose gradient is exactly 0 are left out."""
     some = decades(norms[norms < math.inf]).dropna()
@@ -258,12 +208,11 @@ def share_of_paths(n: int, first: int, last: int) -> float:
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
-    """Slopes and mean lengths, training on short paths, and the rule in the module's docstring."""
-    training, lengths = those(rows, kind="training"), those(rows, kind="length")
-    n, depth = (int(lengths[name].iloc[0]) for name in ("blocks", "depth"))
+    """Slopes and mean lengths, and the rule in the module's docstring."""
+    n, depth = (int(rows[name].iloc[0]) for name in ("blocks", "depth"))
     numbers, slopes = {"blocks": float(n)}, {}
     for when, statistics in product(("start", "end"), STATISTICS):  # last, what is judged
-        some = those(lengths, when=when, statistics=statistics)
+        some = those(rows, when=when, statistics=statistics)
         norm, weight, share = (
             some.pivot(index="k", columns="seed", values=name)
             for name in ("norm", "weight", "share")
@@ -279,34 +228,18 @@ def conclude(rows: pd.DataFrame) -> Finding:
             f"share of paths that carry {BAND:.0%} of the weight, {at}": carrying,
         }
     factor = {place: 10 ** mean(some) for place, some in slopes.items()}
-    compared = against_usual(training)
-    short, usual, less, low, high = list(compared.values())[:5]
-    k, m, few_depth = (int(training[name].min()) for name in ("k", "blocks", "depth"))
     return Finding(
         judge(list(zip(fall, length - n / 2, strict=True))),
         f"trained, each branch on a path multiplies its gradient by {factor['end', 'batch']:.2f}; "
         f"at the start by {factor['start', 'batch']:.2f} with the batch's statistics and "
         f"{factor['start', 'running']:.2f} with running ones; lengths {first} to {last} of {n}, "
         f"{carrying:.1%} of the paths, carry {BAND:.0%} by norms (mean "
-        f"{mean(length):.1f}, of all paths {n / 2:.1f}); with the gradient through {k} of {m} "
-        f"branches a step residual-{few_depth} trains to {short:.1f} percent test error for "
-        f"{usual:.1f} ({less:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}).",
-        numbers=numbers | compared,
+        f"{mean(length):.1f}, of all paths {n / 2:.1f}).",
+        numbers=numbers,
         conventions=[
-            "norm: of the loss gradient at the first block's input by one path, mean over "
-            f"{DRAWS} random paths of each length, the same in each network; slope below 0 (factor "
-            "below 1): longer paths carry less",
-            "weight: norm times the number of paths, without cancellation; share: exact part of "
-            "the whole gradient, cancellation counted, may be negative; both add up to 1",
-            "the verdict is of trained networks with the batch's statistics; at the start running "
-            "statistics make normalisation do nothing",
-            f"{IMAGES} training images, one batch, depth {depth}; {seeds_of(rows)}; blocks that "
-            "change shapes count: their shortcut passes every second pixel",
-            f"short paths: at depth {few_depth} the gradient passes {k} of {m} branches in a "
-            "step (23 of 54 in the paper), drawn anew from (seed, step), the forward pass "
-            "unchanged; what it does not pass keeps its decay and momentum; test error in percent, "
-            "training loss in nats, evaluation mode; short less ordinary, paired by seed: above 0 "
-            "is worse",
+            f"of the loss gradient at the first block's input; norms: means over {DRAWS} random "
+            f"paths of each length, the same in each network; shares may be negative",
+            f"{IMAGES} training images, one batch, depth {depth}; {seeds_of(rows)}",
         ],
         headlines=[
             Headline(f"residual-{depth} trained, a branch's factor", fall, "times", base=10),
@@ -315,23 +248,6 @@ def conclude(rows: pd.DataFrame) -> Finding:
         ],
         account=account(slopes),
     )
-
-
-def against_usual(training: pd.DataFrame) -> dict[str, float]:
-    """Means over seeds of training on short paths and as usual, and paired differences."""
-    all_pass = training["k"] == training["blocks"]
-    numbers: dict[str, float] = {}
-    for name, key in {"percent, test error": "test_error_percent", "nats": "train_loss"}.items():
-        short, usual = values(training[~all_pass], key), values(training[all_pass], key)
-        less = paired_t(list(difference(short, usual)))
-        numbers |= {
-            f"{name}, short paths": mean(short),
-            f"{name}, ordinary": mean(usual),
-            f"{name}, short paths less ordinary": less.mean,
-            f"{name}, short paths less ordinary, low": less.low,
-            f"{name}, short paths less ordinary, high": less.high,
-        }
-    return numbers
 
 
 def account(slopes: dict[tuple[str, str], pd.Series[float]]) -> tuple[Account, str]:
@@ -354,7 +270,7 @@ def account(slopes: dict[tuple[str, str], pd.Series[float]]) -> tuple[Account, s
 
 def judge(trained: Sequence[tuple[float, float]]) -> Verdict:
     """The rule in the module's docstring: (slope, mean length - n/2) of each trained network."""
-    if len(trained) < SEEDS:
+    if len(trained) < ENOUGH:
         return Verdict.inconclusive
     if all(slope < 0 and beyond < 0 for slope, beyond in trained):
         return Verdict.supported
@@ -364,7 +280,7 @@ def judge(trained: Sequence[tuple[float, float]]) -> Verdict:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """One path by length, all paths of a length by norms and exactly; training on short paths."""
+    """One path by length, and all paths of a length, by norms and exactly."""
     from resexp.probes.drawing import DASHES, DOTS, GREY, RESIDUAL, finish, means, panels
 
     styles: dict[str, dict[str, Any]] = {
@@ -373,8 +289,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         "at the start, running statistics": {"color": GREY, "linestyle": DASHES, "marker": "^"},
         "share of the paths (binomial)": {"color": GREY, "linestyle": DOTS},
     }
-    training, rows = those(rows, kind="training"), those(rows, kind="length")
-    figure, (norm, weight, share, trained) = panels(4, 74, width_ratios=[4, 4, 4, 3])
+    figure, (norm, weight, share) = panels(3, 74)
     places = (("start", "batch"), ("end", "batch"), ("start", "running"))
     for (when, statistics), style in zip(places, styles.values(), strict=False):
         some = those(rows, when=when, statistics=statistics)
@@ -385,7 +300,6 @@ def draw(rows: pd.DataFrame) -> Figure:
             means(share, some, "k", "share", **line)
     means(weight, rows, "k", "paths_share", linewidth=0.9, color=GREY, linestyle=DOTS)
     share.axhline(0, color=GREY, linewidth=0.6)
-    errors(trained, training, RESIDUAL)
     labels = {
         norm: "gradient of one path (norm)",
         weight: "share of the gradient by norms",
@@ -393,22 +307,6 @@ def draw(rows: pd.DataFrame) -> Figure:
     }
     for axis, label in labels.items():
         axis.set(xlabel="branches on the path", ylabel=label)
-    first, retrained, seeds = rows.iloc[0], training.iloc[0], rows["seed"].nunique()
-    return finish(
-        figure,
-        f"Paths through the {first.blocks} blocks of {first.arch}-{first.depth}, {seeds} seeds; "
-        f"right: {retrained.arch}-{retrained.depth} trained through some",
-        styles,
-    )
-
-
-def errors(axis: Axes, training: pd.DataFrame, colour: str) -> None:
-    """The final test error of both ways to train, a line per seed and a bar at the mean."""
-    table = training.pivot(index="k", columns="seed", values="test_error_percent")[::-1]
-    axis.plot([0, 1], table, "o-", color=colour, ms=3, linewidth=0.7, alpha=0.7)
-    for at, centre in enumerate(table.mean(axis=1)):
-        axis.plot([at - 0.25, at + 0.25], [centre, centre], color=colour, linewidth=1.6)
-    blocks, short = table.index
-    axis.set_xticks([0, 1], [f"all {blocks}", f"{short} of {blocks}"])
-    axis.set(xlabel="branches in a step", xlim=(-0.5, 1.5))
-    axis.set(ylabel="test error, percent", ylim=(0, None))
+    first, seeds = rows.iloc[0], rows["seed"].nunique()
+    title = f"Paths through the {first.blocks} blocks of {first.arch}-{first.depth}, {seeds} seeds"
+    return finish(figure, title, styles)

@@ -13,11 +13,12 @@ a random readout of the mean token, random labels of 10 classes, 8 sequences.
 
 (iii) The same on digits: rel(X) after each of 12 blocks of this package's own transformers at their
 start, with skips and without (twin=plain), pre-LN and post-LN, mean over images: 16 patches an
-image as tokens, biases, Glorot's uniform weights.
+image as tokens, biases, Glorot's uniform weights; layer 0 is what enters the first block.
 
 The rule, on means over seeds: both networks without skips below 1e-3 by layer 4, and skips with
-pre-LN above 0.3 at layer 12: supported. Skips below 1e-3 too, or no collapse without them: not
-supported. Else inconclusive. Parts (ii) and (iii) are reported, not judged.
+pre-LN above 0.3 at layer 12: supported. Skips below 1e-3 too, or both without above 0.3: not
+supported. Else inconclusive. Parts (ii) and (iii) are reported, not judged. All of it is of the
+start: nothing is trained, so nothing has failed to, and what training makes of it is not said.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from resexp.settings import Arch, Merge, Settings, Twin
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLAIM = "Without skips attention makes all tokens alike within a few layers; skips prevent it."
+CLAIM = "At the start attention without skips makes tokens alike in a few layers; skips prevent it."
 SOURCE = "Dong et al. 2021, theorem 2.2; Xiong et al. 2020, theorem 1 (gradients)"
 TEXTBOOK = "Attention alone loses rank doubly exponentially with depth; skips prevent it."
 NEEDS = Needs.nothing
@@ -236,35 +237,25 @@ def conclude(rows: pd.DataFrame) -> Finding:
     post, pre = (decades(found["gradient", arm, deep]) for arm in ("skip post-LN", "skip pre-LN"))
     return Finding(
         judge(without, kept),
-        f"after 4 layers without skips tokens differ by {without[0]:.0e} (attention alone) and "
-        f"{without[1]:.0e} (with ReLU layers and LN), after {LAYERS} with skips by {kept:.2f} "
-        f"(pre-LN) and {means['rank', 'skip post-LN', LAYERS]:.2f} (post-LN); the last layer's "
-        f"gradient under post-LN is {ratios[shallow]:.1f} times pre-LN's at {shallow} layers, "
-        f"{ratios[deep]:.1f} times at {deep}; on digits this package's transformer has "
-        f"{means['digits', 'no skip pre-LN', 4]:.0e} (pre-LN) and "
+        f"before training, after 4 layers without skips tokens differ by {without[0]:.0e} "
+        f"(attention alone) and {without[1]:.0e} (with ReLU layers and LN), after {LAYERS} with "
+        f"skips by {kept:.2f} (pre-LN) and {means['rank', 'skip post-LN', LAYERS]:.2f} (post-LN); "
+        f"the last layer's gradient under post-LN is {ratios[shallow]:.1f} times pre-LN's at "
+        f"{shallow} layers, {ratios[deep]:.1f} times at {deep}; on digits this package's "
+        f"transformer has {means['digits', 'no skip pre-LN', 4]:.0e} (pre-LN) and "
         f"{means['digits', 'no skip post-LN', 4]:.0e} (post-LN) after 4 blocks without skips, "
         f"{means['digits', 'skip pre-LN', LAYERS]:.2f} and "
         f"{means['digits', 'skip post-LN', LAYERS]:.2f} after {LAYERS} with them.",
         numbers=numbers,
         conventions=[
-            "rel(X): norm of the tokens less their mean token, over the tokens' norm (Frobenius); "
-            "1 nothing in common, 0 all alike",
-            f"random weights at the start, {TOKENS} tokens, width {WIDTH}, {HEADS} heads, float64, "
-            f"no biases; seeds 0 to {rows['seed'].max()}",
-            f"digits: {IMAGES} images of 16 patches, the package's transformer at its start with "
-            "biases, places and Glorot's weights, layer 0 what enters the first block; mean over "
-            "images",
-            "the initial weights differ from those of Xiong et al. and of PyTorch's own layer",
+            "tokens less their mean, over the tokens (Frobenius): 1 nothing in common, 0 all "
+            f"alike; random weights, not those of Xiong et al.; seeds 0 to {rows['seed'].max()}"
         ],
         headlines=[
             Headline("tokens apart, 4 layers, no skips", alike, form=".0e", interval=False),
             Headline(f"{LAYERS} layers, skips, pre-LN", found["rank", "skip pre-LN", LAYERS]),
             Headline(
-                f"gradient, {deep} layers, post-LN over pre-LN",
-                post - pre,
-                "times",
-                ".1f",
-                base=10,
+                f"gradient, {deep} layers, post-LN over pre-LN", post - pre, "times", ".1f", base=10
             ),
         ],
     )
@@ -281,15 +272,14 @@ def judge(without: Sequence[float], kept: float) -> Verdict:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """rel(X) by layer, of random tokens and of digits; the last layer's gradient by layers."""
-    from resexp.probes.drawing import DOTS, PLAIN, RESIDUAL, finish, means, panels
+    from resexp.probes.drawing import DASHES, DOTS, PLAIN, RESIDUAL, finish, means, panels
 
-    dashes = (0, (4, 2))
     styles: dict[str, dict[str, Any]] = {
-        "attention alone": {"color": PLAIN, "linestyle": dashes},
+        "attention alone": {"color": PLAIN, "linestyle": DASHES},
         "no skip pre-LN": {"color": PLAIN},
         "no skip post-LN": {"color": PLAIN, "linestyle": DOTS},
         "skip pre-LN": {"color": RESIDUAL},
-        "skip post-LN": {"color": RESIDUAL, "linestyle": dashes},
+        "skip post-LN": {"color": RESIDUAL, "linestyle": DASHES},
     }
     figure, (left, middle, right) = panels(3, 74)
     middle.sharey(left)

@@ -11,6 +11,11 @@ import pandas as pd
 
 from resexp.runs.records import spell
 
+ENOUGH = 3  # seeds: of fewer a probe says inconclusive
+#: Percent of training images wrong from which on a network failed to train: only networks that fit
+#: are compared, or else a probe would tell what failed training does, not what skips do.
+FAILED = 10.0
+
 
 def as_csv(rows: Sequence[Mapping[str, str | float | None]]) -> str:
     """Tidy rows as text, numbers with seven digits; no text that a probe writes needs quotes."""
@@ -88,16 +93,11 @@ def decades(values: pd.Series[float]) -> pd.Series[float]:
     return values.where(values > 0).transform(np.log10)
 
 
-#: Percent clean training error below which a network is said to fit: only networks that do are
-#: compared, or else a probe would tell what failed training does, not what skips do.
-FITTED = 10.0
-
-
 def fitted_depth(rows: pd.DataFrame, *archs: str) -> int | None:
     """The greatest depth at which all networks of each of ``archs`` fit, if there is one."""
     by_depth = rows[rows["arch"].isin(archs)].groupby("depth")
     worst = by_depth["clean_error_percent"].agg(lambda errors: errors.max(skipna=False))
-    depths = worst.index[(worst < FITTED) & (by_depth["arch"].nunique() == len(archs))]
+    depths = worst.index[(worst < FAILED) & (by_depth["arch"].nunique() == len(archs))]
     return int(depths.max()) if len(depths) else None
 
 

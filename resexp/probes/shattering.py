@@ -1,23 +1,25 @@
 """Shattered gradients: is the gradient of a deep network white noise along its input?
 
-Lines. Fully connected ReLU networks of width 200 on one number x, at 256 points from -2 to 2, at
-their start (He's weights, float64). The gradient g(x) = df/dx is followed forwards beside f;
-statistics over the points (means, deviations) are held fixed, so that f is a function of one x. The
-autocorrelation of g at a lag of k points is sum (g_i - m)(g_{i+k} - m) / sum (g_i - m)^2: 1 for a
-smooth gradient, 0 for white noise.
+Networks. Plain and residual ones of this package with batch normalisation, at their start (float64)
+and as their runs left them: the cosine of the gradients of the first logit at an image and at a
+point part of the way to another image, mean over a batch; 1 for a smooth gradient, 0 for white
+noise. Neighbours are 1/64 of the way apart, as near as points on the lines below; all the way is
+two images, mean over all pairs. Statistics are those of the batch, held fixed, so that a logit is
+of its image alone.
 
-Arms: plain with the mean of each unit subtracted, plain with batch normalisation, plain with
-neither (the control: without centring units are active together and nothing shatters), residual
-h + b W relu(h) without and with batch normalisation, at b = 1 and 0.1: the scale drives the answer.
+Lines, the paper's own setting. Fully connected ReLU networks of width 200 on one number x, at 256
+points from -2 to 2, at their start (He's weights, float64). The gradient g(x) = df/dx is followed
+forwards beside f, statistics over the points held fixed. The autocorrelation of g at neighbouring
+points is sum (g_i - m)(g_{i+1} - m) / sum (g_i - m)^2. Arms: plain with the mean of each unit
+subtracted, with batch normalisation, with neither (the control: without centring units are active
+together and nothing shatters), residual h + b W relu(h) without and with batch normalisation, at
+b = 1 and 0.1: the scale drives the answer.
 
-Images. The convolutional networks of this package at their start, plain and residual, with batch
-normalisation and with none, on digits: the cosine of the gradients of the first logit by two
-images, mean over all pairs of a batch; 1 where all images have one gradient, 0 where they have
-nothing in common. Statistics are those of the batch, held fixed, so a logit is of its image alone.
-
-The rule, on means over seeds at lag 1: plain centred at 24 layers below 0.2 and residual with batch
-normalisation and b = 0.1 at 50 layers above 0.8: supported. Both on the other side: not supported.
-Else inconclusive. Lines say little about images; the cosines of images are reported, not judged.
+The rule, on neighbours at the greatest depth of the networks, at their start, where nothing has
+failed to train: plain and residual twins begin with the same weights. 95 % intervals over seeds, at
+least three. Plain wholly below 0.2 and residual wholly above 0.5: supported. Plain wholly above
+0.5, or residual wholly below plain (of differences by seed): not supported. Else inconclusive.
+Trained networks, two images and lines are reported, not judged.
 """
 
 from __future__ import annotations
@@ -26,16 +28,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from resexp.analysis.statistics import paired_t
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, load, some_images
-from resexp.probes.rows import mean, those, values
-from resexp.settings import Arch, Merge, Normalisation, Settings
+from resexp.probes.networks import (
+    at_start,
+    error_percent,
+    load,
+    some_images,
+    trained,
+    twins,
+)
+from resexp.probes.rows import ENOUGH, FAILED, difference, mean, seeds_of, those, values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +57,15 @@ TEXTBOOK = (
     "Correlations of gradients decay exponentially with depth in plain networks, far slower in "
     "residual ones."
 )
-NEEDS = Needs.nothing
-USUAL: list[str] = []
+NEEDS = Needs.settings
+USUAL = ["depth=8,20,56", "arch=plain,residual", "seed=0,1,2"]
+
+IMAGES, SEEDS = 64, 5
+NEAR, PAIRS = 1 / 64, 1.0  # of the way to another image: neighbours, two images
+PARTS = (NEAR, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, PAIRS)
 
 WIDTH, POINTS, REACH = 200, 256, 2.0
-LAGS = (1, 2, 4, 8, 16)
-SEEDS = 10
 EPS = 1e-5
-
-
-Row = dict[str, Cell]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,58 +86,70 @@ ARMS = {
 }
 DEPTHS = (2, 10, 24, 50)  # weighted layers before the readout
 
-IMAGES, IMAGE_SEEDS = 64, 5
-IMAGE_DEPTHS = (8, 20, 56)
-IMAGE_ARMS = {
-    "plain batch norm": Arch(),
-    "residual batch norm": Arch(merge=Merge.residual),
-    "plain": Arch(norm=Normalisation.none),
-    "residual": Arch(merge=Merge.residual, norm=Normalisation.none),
-}
 
-#: The networks of the rule.
-DECIDE = {"plain": ("plain centred", 24), "residual": ("residual batch norm 0.1", 50)}
-
-
-def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> list[Row]:
-    """Every arm, depth and seed; ``cases`` are not looked at."""
-    rows: list[Row] = []
-    lines = [(name, seed) for name in ARMS for seed in range(seeds)]
-    images = [(name, seed) for name in IMAGE_ARMS for seed in range(min(seeds, IMAGE_SEEDS))]
-    for done, (name, seed) in enumerate(lines):
-        tell(done, len(lines) + len(images), f"{name}, lines")
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+    """Plain and residual networks of every depth, then every arm of lines for each seed."""
+    chosen = twins(cases, "shattering", SEEDS)
+    seeds = sorted({seed for _, _, seed in chosen})
+    lines = list(product(ARMS, seeds))
+    rows: list[dict[str, Cell]] = []
+    for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
+        tell(done, len(chosen) + len(lines), f"{arch} {depth}, seed {seed}")
+        data = load(case.settings)
+        images, labels = some_images(case.settings, data, IMAGES)
+        networks = {"start": at_start(case.settings, data)}
+        if case.checkpoint is not None:
+            networks["end"] = trained(case, data)
+        for when, network in networks.items():
+            network, batch = network.double(), images.double()
+            found = cosines(network, batch)
+            with torch.no_grad():
+                error = error_percent(network(batch), labels)
+            rows += [row(when, arch, depth, seed, at, value, error) for at, value in found.items()]
+    for done, (name, seed) in enumerate(lines, start=len(chosen)):
+        tell(done, len(chosen) + len(lines), f"{name}, lines")
         for depth, gradient in gradients(ARMS[name], seed).items():
-            place: Row = {"inputs": "line", "arm": name, "depth": depth, "seed": seed}
-            rows += [
-                place
-                | {"lag": lag, "autocorrelation": autocorrelation(gradient, lag), "cosine": None}
-                for lag in LAGS
-            ]
-    for done, (name, seed) in enumerate(images, start=len(lines)):
-        tell(done, len(lines) + len(images), f"{name}, images")
-        for depth in IMAGE_DEPTHS:
-            settings = Settings(depth=depth, seed=seed, arch=IMAGE_ARMS[name])
-            data = load(settings)
-            network = at_start(settings, data).double()
-            batch, _ = some_images(settings, data, IMAGES)
-            place = {"inputs": "images", "arm": name, "depth": depth, "seed": seed}
-            similar = cosine(network, batch.double())
-            rows.append(place | {"lag": None, "autocorrelation": None, "cosine": similar})
+            rows.append(row("line", name, depth, seed, None, autocorrelation(gradient, 1), None))
     return rows
 
 
-def cosine(network: nn.Module, images: Tensor) -> float:
-    """Mean cosine of the first logit's gradients by two of ``images`` [N, C, H, W]."""
+def row(
+    when: str,
+    arm: str,
+    depth: int,
+    seed: int,
+    part: float | None,
+    value: float,
+    error: float | None,
+) -> dict[str, Cell]:
+    place: dict[str, Cell] = {"when": when, "arm": arm, "depth": depth, "seed": seed}
+    return place | {"part": part, "correlation": value, "error_percent": error}
+
+
+def cosines(network: nn.Module, images: Tensor) -> dict[float, float]:
+    """Mean cosine of the first logit's gradients at ``images`` [N, C, H, W] and part of the way on.
+
+    By the part of the way to the next image; of all the way, over all pairs of images. Leaves the
+    network in evaluation mode, with the statistics of the images.
+    """
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0  # the statistics of this batch alone
     with torch.no_grad():
         network.train()(images)
-    x = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(network.eval()(x)[:, 0].sum(), x)
-    directions = torch.nn.functional.normalize(gradient.flatten(1), dim=1)
-    n = len(directions)  # |sum of directions|^2 holds each pair twice, and n times 1
-    return ((directions.sum(0).square().sum() - n) / (n * (n - 1))).item()
+    network.eval()
+
+    def directions(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(x)[:, 0].sum(), x)
+        return normalize(gradient.flatten(1), dim=1)
+
+    here, way, n = directions(images), images.roll(-1, 0) - images, len(images)
+    found = {
+        part: (here * directions(images + part * way)).sum(1).mean().item() for part in PARTS[:-1]
+    }
+    # |sum of directions|^2 holds each pair twice, and n times 1
+    return found | {PAIRS: ((here.sum(0).square().sum() - n) / (n * (n - 1))).item()}
 
 
 def gradients(arm: Arm, seed: int, depths: Sequence[int] = DEPTHS) -> dict[int, Tensor]:
@@ -167,100 +189,103 @@ def autocorrelation(gradient: Tensor, lag: int) -> float:
     return ((centred[:-lag] * centred[lag:]).sum() / centred.square().sum()).item()
 
 
+# --- from the rows
+
+
 def conclude(rows: pd.DataFrame) -> Finding:
     """Means over seeds, and the rule in the module's docstring."""
-    line, images = those(rows, inputs="line", lag=1), those(rows, inputs="images")
-    found = {
-        (arm, depth): values(line, "autocorrelation", arm=arm, depth=depth)
-        for arm in ARMS
-        for depth in DEPTHS
+    networks, lines = rows[rows["when"] != "line"], those(rows, when="line")
+    shallow, deep = networks["depth"].min(), networks["depth"].max()
+    near = {
+        (when, arch, depth): values(some, "correlation", part=NEAR)
+        for (when, arch, depth), some in networks.groupby(["when", "arm", "depth"])
     }
-    means = {network: mean(some) for network, some in found.items()}
-    cosines = {
-        (arm, depth): mean(values(images, "cosine", arm=arm, depth=depth))
-        for arm in IMAGE_ARMS
-        for depth in IMAGE_DEPTHS
-    }
-    first, last = IMAGE_DEPTHS[0], IMAGE_DEPTHS[-1]
-    cosine_by_depth = ", ".join(
-        f"{cosines[arm, first]:.3f} to {cosines[arm, last]:.3f} ({arm})" for arm in IMAGE_ARMS
-    )
-    plain, residual = (means[network] for network in DECIDE.values())
+    keys = ["when", "arm", "depth", "part"]
+    means: dict[Any, float] = networks.groupby(keys)["correlation"].agg(mean).to_dict()
+    line: dict[Any, float] = lines.groupby(["arm", "depth"])["correlation"].agg(mean).to_dict()
+    plain, residual = (near["start", arch, deep] for arch in ("plain", "residual"))
+    after, told = [], []
+    for (_, arch, depth), some in those(networks, when="end", depth=deep).groupby(keys[:3]):
+        error = mean(some["error_percent"])
+        failed = f", which failed to train ({error:.0f} % of images wrong)" * (error > FAILED)
+        after.append(f"{arch}-{depth}{failed} {mean(near['end', arch, deep]):.2f}")
+        what = f"{arch}-{depth} trained{', which failed' * (error > FAILED)}"
+        told.append(Headline(what, near["end", arch, deep], form="+.2f"))
+    pairs = [means["start", arch, deep, PAIRS] for arch in ("plain", "residual")]
     return Finding(
         judge(plain, residual),
-        f"neighbouring gradients correlate by {plain:.2f} in a centred plain network of 24 layers, "
-        f"by {residual:.2f} in a residual one of 50 with branches scaled by 0.1 "
-        f"({means['residual batch norm', 50]:.2f} by 1); control: a plain network that is not "
-        f"centred keeps {means['plain', 24]:.2f}; the mean cosine of gradients by two images "
-        f"goes, depth {first} to {last}, from {cosine_by_depth}.",
-        numbers={f"lag 1, {arm}, {depth} layers": one for (arm, depth), one in means.items()}
-        | {f"cosine, {arm}, depth {depth}": one for (arm, depth), one in cosines.items()},
+        f"at their start gradients at neighbouring images correlate by {mean(plain):.2f} in "
+        f"plain-{deep} and {mean(residual):.2f} in residual-{deep} (depth {shallow}: "
+        f"{means['start', 'plain', shallow, NEAR]:.2f} and "
+        f"{means['start', 'residual', shallow, NEAR]:.2f}), at two images by {pairs[0]:.3f} and "
+        f"{pairs[1]:.3f}{'; trained: ' * bool(after)}{', '.join(after)}; in the paper's setting by "
+        f"{line['plain centred', 24]:.2f} (plain centred, 24 layers; not centred "
+        f"{line['plain', 24]:.2f}) and {line['residual batch norm 0.1', 50]:.2f} (residual, 50 "
+        f"layers, branches scaled by 0.1; by 1 {line['residual batch norm', 50]:.2f}).",
+        numbers={
+            f"correlation, {arm} {depth}, {when}, {part:g} of the way": value
+            for (when, arm, depth, part), value in means.items()
+        }
+        | {f"lag 1, {arm}, {depth} layers": value for (arm, depth), value in line.items()},
         conventions=[
-            "autocorrelation of df/dx along x, 1 smooth, 0 white noise; lags in points of "
-            f"{2 * REACH / (POINTS - 1):.4f}",
-            f"fully connected, width {WIDTH}, {POINTS} points from -{REACH:g} to {REACH:g}, at the "
-            f"start, float64, statistics held fixed; seeds 0 to {line['seed'].max()}",
-            f"cosine: of the first logit's gradients by two of {IMAGES} digits, mean over pairs; 1 "
-            "one gradient for all images, 0 nothing in common; at the start, float64, the batch's "
-            f"statistics held fixed; seeds 0 to {images['seed'].max()}",
-            "a line of inputs says little about images, and neither about trained networks",
+            f"1 smooth, 0 white noise; neighbours: {NEAR:g} of the way to another of {IMAGES} "
+            f"training images, on lines {2 * REACH / (POINTS - 1):.4f} apart; {seeds_of(rows)}"
         ],
         headlines=[
-            Headline(what, found[network], form="+.2f")
-            for what, network in (
-                ("correlation, plain centred, 24 layers", DECIDE["plain"]),
-                ("residual, branches x 0.1, 50 layers", DECIDE["residual"]),
-                ("control, plain not centred, 24 layers", ("plain", 24)),
-            )
+            Headline(f"plain-{deep} at the start, neighbouring images", plain, form="+.2f"),
+            Headline(f"residual-{deep}", residual, form="+.2f"),
+            *told,
         ],
     )
 
 
-def judge(plain: float, residual: float) -> Verdict:
-    """The rule in the module's docstring."""
-    if plain < 0.2 and residual > 0.8:
+def judge(plain: pd.Series[float], residual: pd.Series[float]) -> Verdict:
+    """The rule in the module's docstring, on correlations of neighbours by seed."""
+    ours, theirs = paired_t(list(plain)), paired_t(list(residual))
+    if min(ours.n, theirs.n) < ENOUGH:
+        return Verdict.inconclusive
+    if ours.high < 0.2 and theirs.low > 0.5:
         return Verdict.supported
-    if plain >= 0.2 and residual <= 0.8:
+    if ours.low > 0.5 or paired_t(list(difference(residual, plain))).high < 0:
         return Verdict.not_supported
     return Verdict.inconclusive
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Lines: neighbours (lag 1) by depth, and by lag at 24 layers. Images: pairs by depth."""
-    from resexp.probes.drawing import DOTS, GREY, PLAIN, RESIDUAL, finish, means, panels
+    """Neighbouring images by depth; the deepest by distance; lines by layers."""
+    from resexp.probes.drawing import COLOURS, DASHES, DOTS, GREY, finish, means, panels
 
-    dashes = (0, (4, 2))  # the stroke says how a layer is normalised and scaled
-    styles = {
-        "plain": {"color": PLAIN, "linestyle": DOTS},
-        "plain centred": {"color": PLAIN},
-        "plain batch norm": {"color": PLAIN, "linestyle": dashes},
-        "residual": {"color": RESIDUAL, "linestyle": DOTS},
-        "residual batch norm": {"color": RESIDUAL, "linestyle": dashes},
-        "residual batch norm 0.1": {"color": RESIDUAL},
-    }
-    line, images, shown = those(rows, inputs="line"), those(rows, inputs="images"), 24
-    figure, axes = panels(3, 76)
-    by_depth, by_lag, pairs = axes
-    by_lag.sharey(by_depth)
-    for arm, style in styles.items():
-        style = style | {"linewidth": 1.3, "marker": "o", "ms": 3}
-        means(by_depth, those(line, arm=arm, lag=1), "depth", "autocorrelation", **style)
-        means(by_lag, those(line, arm=arm, depth=shown), "lag", "autocorrelation", **style)
-        means(pairs, those(images, arm=arm), "depth", "cosine", **style)
+    networks = rows[rows["when"] != "line"]
+    deep = networks["depth"].max()
+    figure, axes = panels(3, 76, sharey=True)
+    by_depth, by_part, by_layers = axes
+    line: dict[str, Any] = {"linewidth": 1.3, "marker": "o", "ms": 3}
+    strokes = {"start": "-", "end": DASHES}
+    for (when, stroke), (arch, colour) in product(strokes.items(), COLOURS.items()):
+        some, style = those(networks, when=when, arm=arch), {"color": colour, "linestyle": stroke}
+        means(by_depth, those(some, part=NEAR), "depth", "correlation", **style, **line)
+        means(by_part, those(some, depth=deep), "part", "correlation", **style, **line)
+    for arm in ARMS:
+        arch, _, ending = arm.partition(" ")
+        stroke = {"": DOTS, "batch norm": DASHES}.get(ending, "-")
+        style = {"color": COLOURS[arch], "linestyle": stroke} | line
+        means(by_layers, those(rows, when="line", arm=arm), "depth", "correlation", **style)
     labels = {
-        "a line, neighbouring points": ("layers", "autocorrelation of the input gradient"),
-        f"a line, {shown} layers": ("lag (points)", ""),
-        "images": ("depth", "cosine of gradients by two images"),
+        "neighbouring images": "depth",
+        f"depth {deep}": "part of the way to another image",
+        "the paper's lines, at the start": "layers",
     }
-    for axis, (title, (x, y)) in zip(axes, labels.items(), strict=True):
+    for axis, (title, label) in zip(axes, labels.items(), strict=True):
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.set_title(title, loc="left", fontweight="bold")
-        axis.set(xlabel=x, ylabel=y)
-    by_lag.set_xscale("log", base=2)
-    by_lag.set_xticks(LAGS, map(str, LAGS))
-    seeds, few = line["seed"].nunique(), images["seed"].nunique()
+        axis.set(xlabel=label)
+    by_depth.set_ylabel("correlation of input gradients")
+    by_part.set_xscale("log", base=2)
+    seeds = rows["seed"].nunique()
     return finish(
         figure,
-        f"Input gradients at the start: 1 smooth, 0 white noise; {seeds} seeds (images {few})",
-        styles,
+        f"Input gradients: 1 smooth, 0 white noise; {seeds} seeds; right, solid: centred or x 0.1",
+        {arch: {"color": colour} for arch, colour in COLOURS.items()}
+        | {"trained; right: batch norm": {"color": GREY, "linestyle": DASHES}}
+        | {"right: neither": {"color": GREY, "linestyle": DOTS}},
     )

@@ -26,7 +26,7 @@ import pandas as pd
 from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
 from resexp.probes.networks import first_seeds, load, scores, snapshots, trained, with_runs
-from resexp.probes.rows import FITTED, difference, mean, seeds_of, those, values
+from resexp.probes.rows import FAILED, difference, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 from resexp.train.evaluate import Score
 
@@ -148,7 +148,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
 
 def judge(points: Mapping[str, Interval], p: Mapping[str, float], fitted: float) -> Verdict:
     """The rule: points above all stages, p that partial arms suffice, greatest error of all."""
-    matters = fitted < FITTED and points["none"].lower > MARGIN
+    matters = fitted < FAILED and points["none"].lower > MARGIN
     if not matters or any(one.n < SEEDS for one in points.values()):
         return Verdict.inconclusive
     if any(one < LEVEL for one in p.values()):
