@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -295,7 +296,7 @@ def compare(
     left, right = (results.require_runs(folder, filters or []) for folder in (a, b))
     found = comparison.compare(left, right, (str(a), str(b)))
     if as_json:
-        emit(found.as_dict())
+        emit(asdict(found))
     else:
         print(comparison.text(found))
 

@@ -36,13 +36,13 @@ def embed(chart: Chart, key: str) -> dict[str, Any]:
 
     ``key`` begins the ids in it and is unique on the page.
     """
-    panels, held = [], {}
+    panels = []
     for index, panel in enumerate(chart.panels):
         name = f"{key}-p{index}"
         figure = draw_alone(chart, panel, name)
-        panels.append({"id": name, "title": panel.title, "svg": inline(figure, panel, name)})
-        held[name] = values(panel, figure)
-    return {"id": key, "chart": chart, "panels": panels, "values": held}
+        svg, told = inline(figure, panel, name), values(panel, figure)
+        panels.append({"id": name, "title": panel.title, "svg": svg, "values": told})
+    return {"id": key, "chart": chart, "panels": panels}
 
 
 def inline(figure: Figure, panel: Panel, name: str) -> str:
