@@ -402,7 +402,7 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
         job = compose(["arch=residual", *words])
     checks = contract(job)
     if as_json:
-        emit([check.as_dict() for check in checks])
+        emit([asdict(check) for check in checks])
     else:
         print(text(job, checks))
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)
@@ -543,7 +543,7 @@ def doctor(
 
     findings = examine(compose(overrides or []).settings)
     if as_json:
-        emit([finding.as_dict() for finding in findings])
+        emit([asdict(finding) for finding in findings])
     else:
         print(text(findings))
     raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
@@ -556,7 +556,7 @@ def doctor_results(folder: Path, as_json: bool) -> None:
     root, _ = select([str(folder)])
     found = inspection.inspect(root)
     if as_json:
-        emit([one.as_dict() for one in found])
+        emit([asdict(one) for one in found])
     else:
         print(inspection.text(root, found))
     raise typer.Exit(1 if any(one.level == "fail" for one in found) else 0)

@@ -608,7 +608,7 @@ def test_plot_writes_into_each_experiment(results: Path, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, results: Path) -> None:
-    with pytest.raises(UsageError, match="Choose one of png, svg, pdf"):
+    with pytest.raises(UsageError, match="Choose from png, svg, pdf"):
         plot(results, form="gif")
     with pytest.raises(UsageError, match="resexp run -m"):
         plot(tmp_path / "nowhere")
@@ -624,5 +624,5 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, results: Path) -> None:
         plot(results, filters=["arch=plain"], which=["difference"])
     with pytest.raises(UsageError, match="Choose from curves, depth, difference, seeds, families"):
         plot(results, which=["curve"])
-    with pytest.raises(UsageError, match="Choose one of screen, paper"):
+    with pytest.raises(UsageError, match="Choose from screen, paper"):
         plot(results, style="poster")
