@@ -14,13 +14,13 @@ from resexp.analysis.figures import FIGURES
 from resexp.analysis.figures.canvas import save
 from resexp.analysis.figures.chart import Chart, Nothing, draw
 from resexp.analysis.figures.paper import paper
-from resexp.analysis.results import Run, grouped, require_runs
+from resexp.analysis.results import grouped, require_runs
 from resexp.runs.records import METRICS, RECORD
 from resexp.settings import UsageError
 
 FORMS, STYLES = ("png", "svg", "pdf"), ("screen", "paper")
 
-KINDS: dict[str, Callable[[Sequence[Run]], Chart]] = {
+KINDS: dict[str, Callable[..., Chart]] = {
     name: resolve_name(function) for name, function in FIGURES.items()
 }
 USUAL = ("curves", "depth", "difference")  # those drawn unless others are asked for

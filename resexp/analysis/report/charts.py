@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
@@ -12,8 +13,7 @@ from matplotlib.figure import Figure
 
 from resexp.analysis.figures.canvas import write
 from resexp.analysis.figures.chart import Chart, Line, Nothing, Panel, draw_alone
-from resexp.analysis.figures.curves import curves
-from resexp.analysis.figures.depth import depth, difference
+from resexp.analysis.figures.plot import KINDS, USUAL
 from resexp.analysis.results import Run
 
 MOST_POINTS = 400  # of one line's values: more than the pixels that a phone has across
@@ -23,11 +23,9 @@ ALL = 1000  # series: the page is as long as it must be
 def charts(runs: Sequence[Run]) -> dict[str, Chart]:
     """The charts of a page that these runs have anything for."""
     found = {}
-    for kind in (curves, depth, difference):
-        try:
-            found[kind.__name__] = kind(runs, most=ALL)
-        except Nothing:
-            continue
+    for kind in USUAL:
+        with suppress(Nothing):
+            found[kind] = KINDS[kind](runs, most=ALL)
     return found
 
 
