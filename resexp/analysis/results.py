@@ -120,21 +120,19 @@ class Run:
 
         A diverged run counts at chance.
         """
-        if not self.finished:
+        if not self.finished or (column.endswith("_iou") and not self.segments):
             return None
         return self.chance(column) if self.status == "diverged" else self.value(column)
 
-    def chance(self, column: str) -> float | None:
+    def chance(self, column: str) -> float:
         """What guessing gives: of a loss log(classes), of an error that of always giving the
         commonest class, whose overlap is its share of the pixels and that of all others 0.
         """
         classes = int(self.record["data"]["classes"])
-        if column.endswith("_loss"):
-            return math.log(classes)
         error = float(self.record["data"].get("chance_error") or 100 * (1 - 1 / classes))
         if column.endswith("_iou"):
-            return (100 - error) / classes if self.segments else None
-        return error
+            return (100 - error) / classes
+        return math.log(classes) if column.endswith("_loss") else error
 
     def lines(self) -> list[str]:
         """The lines of its metrics.csv, with their ends; [] if there is none yet.

@@ -184,21 +184,18 @@ def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Sca
 def mean_lines(network: Network, look: Look) -> list[Line]:
     """Means over seeds with their range, at the steps that all seeds share, from chance on."""
     lines: list[Line] = []
-    start = chance(network.runs)
     arch = network.series.split(",")[0]
     for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
         steps, errors = network.values(column) if network.whole else ([], np.empty((0, 0)))
         if not steps:
             continue
-        if start is not None:
-            steps = [0.0, *steps]
-            errors = np.insert(errors, 0, start, axis=1)
+        errors = np.insert(errors, 0, chance(network.runs), axis=1)
         banded = look.bands and len(errors) > 1
         lines.append(
             Line(
                 name=f"{network.depth} {kind}",
                 tags=(f"d{network.depth}", tag),
-                x=steps,
+                x=[0.0, *steps],
                 y=errors.mean(axis=0).tolist(),
                 low=errors.min(axis=0).tolist() if banded else [],
                 high=errors.max(axis=0).tolist() if banded else [],
@@ -216,12 +213,11 @@ def diverged_line(run: Run, look: Look) -> Line | None:
     good = [row for row in run.rows() if math.isfinite(row.test_error)]
     if not good:
         return None
-    start = [] if (error := chance([run])) is None else [error]
     return Line(
         name=f"{run.run} diverged",
         tags=(f"d{run.depth}", "test"),
-        x=[*(0.0 for _ in start), *(float(row.step) for row in good)],
-        y=[*start, *(row.test_error for row in good)],
+        x=[0.0, *(float(row.step) for row in good)],
+        y=[chance([run]), *(row.test_error for row in good)],
         colour=look.colours[run.depth],
         width=0.6,
     )
@@ -233,10 +229,9 @@ def cross(line: Line) -> Points:
     return Points(names=[line.name], tags=line.tags, **last, colour=line.colour, marker="x")
 
 
-def chance(runs: Sequence[Run]) -> float | None:
-    """The error of an untrained network, percent, where a record knows it."""
-    known = (run.record["data"].get("chance_error") for run in runs)
-    return next((error for error in known if error is not None), None)
+def chance(runs: Sequence[Run]) -> float:
+    """The error of an untrained network, percent."""
+    return runs[0].chance("test_error")
 
 
 def top_error(lasts: Sequence[float]) -> float:
