@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -127,12 +125,8 @@ DATA = {"extras": {}, "settings": {}, "data": {"classes": 10}, "last": {}}
             json.dumps(RECORD | DATA | {key: value})
             for key, value in (
                 *(("depth", "20"), ("depth", True), ("extras", []), ("status", "fine")),
-                *(
-                    ("run", "a\x1b"),
-                    ("last", {"lr": "x"}),
-                    ("data", {}),
-                    ("settings", {"steps": 0}),
-                ),
+                *(("run", "a\x1b"), ("last", {"lr": "x"}), ("data", {})),
+                ("settings", {"steps": 0}),
             )
         ),
     ],
@@ -243,15 +237,3 @@ def test_load_results_takes_runs_without_rows(tmp_path: Path) -> None:
     frame = load_results(str(tmp_path))
     assert isinstance(frame, pd.DataFrame) and frame.empty
     assert list(frame.columns) == [*LABELS, *COLUMNS]
-
-
-@pytest.mark.process
-def test_reading_needs_no_torch_and_finding_no_pandas() -> None:
-    program = (
-        "import sys; import resexp.analysis.results; "
-        "assert not {'pandas', 'matplotlib', 'numpy'} & set(sys.modules); "
-        "import resexp.analysis.table, resexp.analysis.verdict, resexp.analysis.figures.plot; "
-        "assert not {'torch', 'typer', 'hydra', 'omegaconf', 'matplotlib.pyplot'} "
-        "& set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -90,13 +90,14 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
         )
     pairs = [pair(first, second, keys) for first, second in matched]
     paired = [{id(run) for run in side} for side in zip(*matched, strict=True)]
-    sides = [
+    one, other = (
         Side(label, len(runs), [run.run for run in runs if id(run) not in known])
         for label, runs, known in zip(labels, (a, b), paired, strict=True)
-    ]
+    )
     networks = grouped(pairs, lambda one: one.network)
     return Comparison(
-        *sides,
+        one,
+        other,
         differing(a, b, matched),
         pairs,
         {name: intervals(some) for name, some in networks.items()},

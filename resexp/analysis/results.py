@@ -25,7 +25,8 @@ from resexp.train.row import HEADERS, Row
 if TYPE_CHECKING:
     import pandas as pd
 
-Item, Key = TypeVar("Item"), TypeVar("Key")
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 #: What a run.json must hold to be a run of resexp, and of what type.
 NEEDED: dict[str, type] = {

@@ -142,9 +142,16 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
 
     width = figure.get_figwidth() / MM
     fit = (n for n in range(len(labels), 1, -1) if needed(n) <= width)
-    spacing = {"handlelength": 1.8, "columnspacing": 1.2, "borderaxespad": 0.2}
-    place = {"loc": "outside lower left", "ncols": next(fit, 1), "frameon": False}
-    figure.legend(handles, labels, **place, **spacing)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower left",
+        ncols=next(fit, 1),
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
