@@ -5,7 +5,6 @@ Plain json and csv only: pandas is imported by ``load_results`` and by nothing e
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resexp.analysis import export
 from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row, read_json
 from resexp.settings import UsageError, complete, earlier, flatten
+from resexp.settings.choices import nearest
 from resexp.train.row import COLUMNS as METRIC_COLUMNS
 from resexp.train.row import HEADERS, Row
 
@@ -331,11 +331,13 @@ def spell(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """A record, or None: anything may lie in a results folder."""
     record = read_json(path)
-    return record if isinstance(record, dict) and not fault(record) else None
+    return None if fault(record) else record
 
 
-def fault(record: dict[str, Any]) -> str:
+def fault(record: Any) -> str:
     """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
+    if not isinstance(record, dict):
+        return "it is no JSON object"
     for key, kind in NEEDED.items():
         if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
             return f"{key} is missing or of another type"
@@ -373,9 +375,8 @@ def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
     if key not in known:
         known |= {fact for run in runs for fact in _facts(run)}
     if key not in known:
-        near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else "Try arch, depth, seed or status."
-        raise UsageError(f"unknown setting {key}. {hint}")
+        hint = nearest(key, sorted(known)) or " Try arch, depth, seed or status."
+        raise UsageError(f"unknown setting {key}.{hint}")
     # A comma inside brackets belongs to a list, and one before key=value to a series.
     parts = re.split(r",(?![^\[]*\])(?!\w[\w.]*=)", values)
     return key, [_typed(part) for part in parts]

@@ -80,7 +80,7 @@ def directories(root: Path, levels: int) -> Iterator[Path]:
 def copies(directory: Path, seen: dict[tuple[str, str], Path]) -> Iterator[Found]:
     """A run of which there is another copy beside it, among those ``seen``."""
     record = read_json(directory / RECORD)
-    if not isinstance(record, dict) or fault(record):
+    if fault(record):
         return
     twin = seen.setdefault((str(directory.parent), record["run"]), directory)
     if twin != directory:
@@ -114,8 +114,7 @@ def troubles(directory: Path) -> Iterator[Found]:
         yield from of_pair(directory) if pair else without_record(directory, names)
         return
     record = read_json(directory / RECORD)
-    reason = "it is no JSON object" if not isinstance(record, dict) else fault(record)
-    if reason or record is None:
+    if reason := fault(record):
         what = f"{RECORD} is damaged or edited: {reason}"
         meaning = "the run is left out of every list, table, figure and verdict"
         yield "fail", what, meaning, rerun(directory)

@@ -18,6 +18,7 @@ from torch import nn
 from resexp import data as images
 from resexp import models
 from resexp.analysis.formatting import columns
+from resexp.analysis.results import grouped
 from resexp.models.blocks import Block, Place, block
 from resexp.models.layers import Norm, ZeroPad
 from resexp.models.merges import Drop
@@ -173,11 +174,10 @@ class Diagram:
 
 def diagrams(whole: Call) -> list[Diagram]:
     """The blocks of a network, each kind once; channels and image sides make no kind."""
-    kinds: dict[str, list[Call]] = {}
-    for call in whole.walk():
-        if joins(call.module):
-            drawn = re.sub(r"\d+ channels", "channels", "\n".join(draw(call)[1:-1]))
-            kinds.setdefault(drawn, []).append(call)
+    kinds = grouped(
+        (call for call in whole.walk() if joins(call.module)),
+        lambda call: re.sub(r"\d+ channels", "channels", "\n".join(draw(call)[1:-1])),
+    )
     found = [
         Diagram(first.name, [one.name for one in more], formula(first.module), draw(first))
         for first, *more in kinds.values()
