@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from resexp.analysis import export
 from resexp.analysis.results import Run, spell
 from resexp.settings import complete
 
@@ -206,14 +206,8 @@ def _has_size(millions: str, run: Run) -> bool:
 
 def typed(text: str) -> dict[str, Any]:
     """``merge=plain gate_bias=-6`` as settings."""
-    found: dict[str, Any] = {}
-    for word in text.split():
-        key, _, value = word.partition("=")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:  # a word
-            found[key] = value
-    return found
+    pairs = (word.partition("=") for word in text.split())
+    return {key: export.value(spelled) for key, _, spelled in pairs}
 
 
 # --- what stands beside a network

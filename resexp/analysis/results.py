@@ -384,10 +384,8 @@ def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
 
 def _typed(text: str) -> Any:
     """A number, true, false, null or a list where the text spells one, else the text itself."""
-    try:
-        return float(text) if re.fullmatch(r"[+-]?\.\d+.*", text) else json.loads(text)
-    except ValueError:
-        return text
+    decimal = re.fullmatch(r"[+-]?\.\d+(e[+-]?\d+)?", text, re.IGNORECASE)  # no JSON, as typed
+    return float(text) if decimal else export.value(text)
 
 
 def _holds(run: Run, key: str, values: list[Any]) -> bool:
