@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -411,7 +412,7 @@ def compare(
     left, right = (results.require_runs(folder, filters or []) for folder in (a, b))
     found = comparison.compare(left, right, (str(a), str(b)))
     if as_json:
-        emit(found.as_dict())
+        emit(asdict(found))
     else:
         print(comparison.text(found))
 
@@ -523,7 +524,7 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
         job = compose(["arch=residual", *words])
     checks = contract(job)
     if as_json:
-        emit([check.as_dict() for check in checks])
+        emit([asdict(check) for check in checks])
     else:
         print(text(job, checks))
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)
@@ -664,7 +665,7 @@ def doctor(
 
     findings = examine(compose(overrides or []).settings)
     if as_json:
-        emit([finding.as_dict() for finding in findings])
+        emit([asdict(finding) for finding in findings])
     else:
         print(text(findings))
     raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
@@ -677,7 +678,7 @@ def doctor_results(folder: Path, as_json: bool) -> None:
     root, _ = select([str(folder)])
     found = inspection.inspect(root)
     if as_json:
-        emit([one.as_dict() for one in found])
+        emit([asdict(one) for one in found])
     else:
         print(inspection.text(root, found))
     raise typer.Exit(1 if any(one.level == "fail" for one in found) else 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_probing import call
 from test_trace import Two
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -27,10 +27,9 @@ from resexp.bench import baseline, roofline
 from resexp.bench import steps as bench
 from resexp.bench.cases import Case, Plan, planned
 from resexp.bench.steps import digits, text
-from resexp.cli import main
 from resexp.config import compose
 from resexp.data import Images
-from resexp.settings import Arch, Engine, Merge, Precision, Settings, UsageError
+from resexp.settings import Arch, Engine, Merge, Precision, Settings
 from resexp.train import fit as fitting
 
 CPU = torch.device("cpu")
@@ -38,18 +37,6 @@ TINY = ["data=digits", "depth=8", "width=2", "batch_size=8", "threads=1", "data.
 
 #: Workers are forked, as everybody's are; Python warns of it from 3.12 on.
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def call(*words: str) -> tuple[int, str, str]:
-    """Exit code and what ``resexp WORDS`` prints."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["resexp", *words])
-        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        with streams[0], streams[1], pytest.raises(SystemExit) as stop:
-            main()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 # --- the least work
@@ -232,6 +219,7 @@ def test_an_experiment_brings_its_own_recipe_and_images() -> None:
     ("words", "said"),
     [
         (["engine=graph", "device=cpu"], "engine=graph needs a GPU"),
+        (["engine=triton", "device=cpu"], "engine=triton needs a GPU"),
         (["depth=21"], "depth=21"),
         (["dpeth=20"], "Did you mean depth?"),
         (["engine=fast"], "engine"),
@@ -253,73 +241,33 @@ def test_what_cannot_be_measured_is_refused_in_a_line(words: list[str], said: st
 # --- what is said
 
 
-#: The keys of a row that the table does not show.
-ROW = {"arch", "depth", "gb", "roofline_milliseconds"}
-
-
-def row(**given: Any) -> dict[str, Any]:
-    """A row of a GPU, as far as the table shows it."""
-    usual = {
-        "network": "residual-20",
-        "engine": "graph",
-        "precision": "bf16",
-        "data": "noise",
-        "image": [32, 32, 3],
-        "batch": 128,
-        "threads": 16,
-        "milliseconds": 1.25,
-        "milliseconds_least": 1.2,
-        "milliseconds_greatest": 1.5,
-        "images_per_second": 102_400.0,
-        "times_baseline": 12.34,
-        "gflop": 31.03,
-        "tflop_per_second": 24.8,
-        "gb_per_second": 232.0,
-        "share_of_roofline": 0.054,
-        "kernels": 290,
-        "memory_mb": 310.4,
-    }
-    return usual | given
-
-
-def result(rows: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
-    usual = {
-        "environment": {"device": "cuda", "device_name": "GPU", "torch": "2.11.0"},
-        "load": 0.25,
-        "peaks": [
-            {"precision": "bf16", "threads": 16, "tflop_per_second": 788.0, "gb_per_second": 4300.0}
-        ],
-        "rows": rows,
-        "lockstep": [],
-        "left_out": [],
-        "failed": [],
-    }
-    return usual | given
+#: A row of a GPU, as far as the table shows it, and what is around it.
+ROW: dict[str, Any] = {
+    **{"network": "residual-20", "engine": "graph", "precision": "bf16", "data": "noise"},
+    **{"image": [32, 32, 3], "batch": 128, "threads": 16, "milliseconds": 1.25},
+    **{"milliseconds_least": 1.2, "milliseconds_greatest": 1.5, "images_per_second": 102_400.0},
+    **{"times_baseline": 12.34, "gflop": 31.03, "tflop_per_second": 24.8, "gb_per_second": 232.0},
+    **{"share_of_roofline": 0.054, "kernels": 290, "memory_mb": 310.4},
+}
+PEAK = {"precision": "bf16", "threads": 16, "tflop_per_second": 788.0, "gb_per_second": 4300.0}
+FOUND: dict[str, Any] = {
+    "environment": {"device": "cuda", "device_name": "GPU", "torch": "2.11.0"},
+    **{"load": 0.25, "peaks": [PEAK], "left_out": ["no triton."], "failed": ["a: b"]},
+}
 
 
 def test_the_table_says_what_was_measured() -> None:
-    first = row(
-        engine="baseline",
-        precision="fp32",
-        milliseconds=15.43,
-        milliseconds_least=14.0,
-        milliseconds_greatest=123.0,
-        images_per_second=8_296.0,
-        times_baseline=1.0,
-        tflop_per_second=2.01,
-        gb_per_second=37.2,
-        share_of_roofline=0.035,
-        kernels=None,
-    )
-    lockstep = {
-        "networks": ["plain-20", "residual-20"],
-        "engine": "graph",
-        "precision": "bf16",
-        "images_per_second": 180_000.0,
-        "times_one_after_another": 1.76,
-        "memory_mb": 620.0,
+    first = ROW | {
+        **{"engine": "baseline", "precision": "fp32", "milliseconds": 15.43},
+        **{"milliseconds_least": 14.0, "milliseconds_greatest": 123.0},
+        **{"images_per_second": 8_296.0, "times_baseline": 1.0, "tflop_per_second": 2.01},
+        **{"gb_per_second": 37.2, "share_of_roofline": 0.035, "kernels": None},
     }
-    found = result([first, row()], lockstep=[lockstep], left_out=["no triton."], failed=["a: b"])
+    lockstep = {
+        **{"networks": ["plain-20", "residual-20"], "engine": "graph", "precision": "bf16"},
+        **{"images_per_second": 180_000.0, "times_one_after_another": 1.76, "memory_mb": 620.0},
+    }
+    found = FOUND | {"rows": [first, ROW], "lockstep": [lockstep]}
     assert (
         text(found)
         == """\
@@ -358,7 +306,8 @@ def test_a_tiny_benchmark_prints_json_and_nothing_else(tmp_path: Path, small_pea
         *("lockstep", "left_out", "failed", "environment"),
     }
     one, other = found["rows"]
-    assert set(one) == set(other) == set(row()) | ROW
+    hidden = {"arch", "depth", "gb", "roofline_milliseconds"}  # from the table
+    assert set(one) == set(other) == set(ROW) | hidden
     assert (one["engine"], other["engine"], other["precision"]) == ("baseline", "eager", "fp32")
     assert (other["batch"], other["image"], other["threads"]) == (8, [8, 8, 1], 1)
     assert one["times_baseline"] == 1
@@ -473,8 +422,3 @@ def test_a_gpu_without_any_typed_precision_is_timed_in_both() -> None:
     assert precisions == {Precision.fp32, Precision.bf16}
     assert {one.job.settings.depth for one in plan.cases} == {20, 56}
     assert {one.job.settings.engine for one in plan.cases} == {Engine.eager}
-
-
-def test_without_cases_the_first_reason_is_the_error() -> None:
-    with pytest.raises(UsageError, match="engine=triton needs a GPU"):
-        planned(["engine=triton", "device=cpu"], compose)

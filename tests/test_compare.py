@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fake_results import write_run
 from resexp.analysis.compare import Comparison, Difference, compare, text
 from resexp.analysis.results import find_runs
 from resexp.analysis.statistics import paired_t
+from resexp.runs.records import finite
 from resexp.settings import UsageError
 
 PLACE = {"resexp": "0.1.0", "git_commit": "a" * 40, "git_dirty": False, "torch": "2.15.0"}
@@ -24,19 +27,9 @@ def compared(a: Path, b: Path, *filters: str) -> Comparison:
 
 def write_sweep(root: Path, loss: float = 0.01, seeds: int = 3, **more: Any) -> None:
     """Both archs, two depths, some seeds; depth adds to the errors, seeds to everything."""
-    for arch in ("plain", "residual"):
-        for depth in (20, 56):
-            for seed in range(seeds):
-                write_run(
-                    root,
-                    arch,
-                    depth,
-                    seed,
-                    clean_loss=loss * (1 + seed),
-                    clean_error=depth / 10,
-                    test_error=depth / 5 + seed + 100 * loss,
-                    **more,
-                )
+    for arch, depth, seed in product(("plain", "residual"), (20, 56), range(seeds)):
+        numbers = {"clean_error": depth / 10, "test_error": depth / 5 + seed + 100 * loss}
+        write_run(root, arch, depth, seed, clean_loss=loss * (1 + seed), **numbers, **more)
 
 
 def test_two_runs_pair_up_whatever_they_are(tmp_path: Path) -> None:
@@ -45,10 +38,10 @@ def test_two_runs_pair_up_whatever_they_are(tmp_path: Path) -> None:
     comparison = compared(one, two)
     pair = comparison.pairs[0]
     assert (pair.a, pair.b, pair.seed) == ("plain-56-s0", "residual-20-s1", None)
-    assert pair.change("clean training error") == -39
-    assert pair.change("test error") == -38
-    assert pair.change("log10 clean loss") == pytest.approx(-2)
-    assert pair.change("images/s") == 0
+    assert pair.changes["clean training error"] == -39
+    assert pair.changes["test error"] == -38
+    assert pair.changes["log10 clean loss"] == pytest.approx(-2)
+    assert pair.changes["images/s"] == 0
     assert comparison.overall["test error"].mean == -38
     assert math.isnan(comparison.overall["test error"].low)
     keys = [difference.key for difference in comparison.differences]
@@ -125,25 +118,21 @@ def test_runs_without_a_counterpart_are_named(tmp_path: Path) -> None:
 
 def test_settings_data_code_and_environment_are_told_apart(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "plain", 20, 0, record={"environment": PLACE})
-    write_run(
-        tmp_path / "b",
-        "plain",
-        20,
-        0,
-        changes={"lr": 0.1, "results": "elsewhere", "threads": 3},
-        record={
-            "environment": PLACE | {"git_commit": "b" * 40, "torch": "2.11.0"},
-            "data": {"name": "digits", "train": 1000, "classes": 10},
-        },
-    )
-    differences = compared(tmp_path / "a", tmp_path / "b").differences
+    changes = {"lr": 0.1, "results": "there", "threads": 3}
+    record = {
+        "environment": PLACE | {"git_commit": "b" * 40, "torch": "2.11.0"},
+        "data": {"name": "digits", "train": 1000, "classes": 10},
+    }
+    write_run(tmp_path / "b", "plain", 20, 0, changes=changes, record=record)
+    comparison = compared(tmp_path / "a", tmp_path / "b")
+    differences = comparison.differences
     found = {(one.group, one.key): (one.a, one.b) for one in differences}
     assert found["settings", "lr"] == ([0.02], [0.1])
     assert found["data", "data.train"] == ([1437], [1000])
     assert found["code", "git_commit"] == (["a" * 40], ["b" * 40])
     assert found["environment", "torch"] == (["2.15.0"], ["2.11.0"])
     assert not {("settings", "results"), ("settings", "threads")} & found.keys()
-    lines = text(compared(tmp_path / "a", tmp_path / "b")).splitlines()
+    lines = text(comparison).splitlines()
     assert any(line.split() == ["git_commit", "a" * 12, "b" * 12] for line in lines)
 
 
@@ -173,7 +162,7 @@ def test_failures_are_shown_and_left_out_of_means_only_without_numbers(tmp_path:
     write_run(tmp_path / "b", "plain", 20, 1, status="diverged")
     write_run(tmp_path / "b", "plain", 20, 2, status="failed", rows=2)
     comparison = compared(tmp_path / "a", tmp_path / "b")
-    changes = [pair.change("test error") for pair in comparison.pairs]
+    changes = [pair.changes["test error"] for pair in comparison.pairs]
     assert changes == [1.0, 85.0, None]  # a diverged run counts at chance, 90 %
     assert comparison.overall["test error"].n == 2
     screen = text(comparison)
@@ -188,13 +177,13 @@ def test_many_pairs_are_summed_up_by_network(tmp_path: Path) -> None:
     comparison = compared(tmp_path / "a", tmp_path / "b")
     screen = text(comparison)
     assert "seed 3" not in screen and "all 13 pairs" in screen
-    assert len(comparison.as_dict()["pairs"]) == 13
+    assert len(comparison.pairs) == 13
 
 
 def test_the_comparison_is_plain_json(tmp_path: Path) -> None:
     write_sweep(tmp_path / "a", 0.01, seeds=1)
     write_sweep(tmp_path / "b", 0.02, seeds=1)
-    plain = compared(tmp_path / "a", tmp_path / "b").as_dict()
+    plain = finite(asdict(compared(tmp_path / "a", tmp_path / "b")))
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["pairs"][0]["changes"]["test error"] == pytest.approx(1)
     assert plain["networks"]["plain-20"]["test error"]["low"] is None
@@ -203,8 +192,6 @@ def test_the_comparison_is_plain_json(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=2)
     plain, residual = (find_runs(tmp_path, [f"arch={arch}"]) for arch in ("plain", "residual"))
-    with pytest.raises(UsageError, match="no runs in B") as refusal:
-        compare(plain, [])
     early, late = [run for run in plain if run.seed == 0], [run for run in residual if run.seed]
     outlines = r"A has arch=plain depth=20, 56 seed=0; B has arch=residual depth=20, 56 seed=1\."
     with pytest.raises(UsageError, match=f"no run of A has a counterpart in B: {outlines}"):
@@ -212,4 +199,3 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 20, 0, name="other")
     with pytest.raises(UsageError, match=r"plain-20-s0 and .* in A are the same network and seed"):
         compare(find_runs(tmp_path), plain)
-    assert "\n" not in str(refusal.value)

@@ -13,51 +13,42 @@ import pytest
 from fake_results import write_run
 from small_images import pack, pack_masks, six
 
-from resexp.analysis.results import export_runs, find_runs
+from resexp.analysis.results import export_runs, find_runs, require_runs
+from resexp.analysis.table import render, rows
 from resexp.commands import doctor
-from resexp.commands.doctor_results import Trouble, inspect, text
+from resexp.commands.doctor_results import inspect, text
 from resexp.config import compose
 from resexp.runs.lock import hold
-from resexp.settings import UsageError
 
 
 def change(directory: Path, **changes: Any) -> None:
-    """Edit run.json by hand."""
+    """Edit run.json by hand; a dict is merged into what is there."""
     path = directory / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    record = json.loads(path.read_text())
+    for key, value in changes.items():
+        record[key] = record[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(record))
 
 
-def edit_setting(directory: Path) -> None:
-    settings = json.loads((directory / "run.json").read_text())["settings"]
-    change(directory, settings=settings | {"lr": 0.5})
+def edit(name: str, how: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    """Edit a file's lines."""
+
+    def spoil(directory: Path) -> None:
+        path = directory / name
+        path.write_text("".join(how(path.read_text().splitlines(keepends=True))))
+
+    return spoil
 
 
-def edit_row(directory: Path) -> None:
-    path = directory / "metrics.csv"
-    lines = path.read_text().splitlines()
+def edited_last(lines: list[str]) -> list[str]:
     cells = lines[-1].split(",")
     cells[8] = "0.5"  # test_error
-    path.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
-
-
-def cut(directory: Path, length: int) -> None:
-    path = directory / "metrics.csv"
-    path.write_text(path.read_text()[:length])
-
-
-def drop_row(directory: Path) -> None:
-    path = directory / "metrics.csv"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3] + lines[4:]))
+    return [*lines[:-1], ",".join(cells)]
 
 
 def replace_by_link(directory: Path) -> None:
-    shutil.move(directory, directory.parents[2] / "elsewhere")
-    directory.symlink_to(directory.parents[2] / "elsewhere")
-
-
-def link_inside(directory: Path) -> None:
-    (directory / "config.yaml").symlink_to("/etc/hostname")
+    shutil.move(directory, directory.parents[2] / "moved")
+    directory.symlink_to(directory.parents[2] / "moved")
 
 
 def only(*names: str) -> Callable[[Path], None]:
@@ -72,72 +63,60 @@ def only(*names: str) -> Callable[[Path], None]:
     return spoil
 
 
+def changed(**changes: Any) -> Callable[[Path], None]:
+    return lambda run: change(run, **changes)
+
+
+def copied(run: Path) -> None:
+    shutil.copytree(run, run.with_name("plain-20-s0 (copy)"))
+
+
+#: How a run is spoilt, the level, what is said of it, and what to type.
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "empty": (only(), "warn", "never began", "rm -r"),
     "lock alone": (only(".lock"), "warn", "never began", "rm -r"),
     "foreign": (only("thesis.tex"), "warn", "not a run of resexp: it holds thesis.tex", "mv"),
     "half written": (only("metrics.csv"), "fail", "without run.json", "mv"),
     "checkpoint alone": (only("checkpoint.pt"), "fail", "without run.json", "mv"),
-    "truncated record": (
-        lambda run: (run / "run.json").write_text('{"run": '),
-        "fail",
-        "no JSON object",
-        "mv",
-    ),
-    "record of another type": (
-        lambda run: change(run, depth="20"),
-        "fail",
-        "depth is missing or of another type",
-        "mv",
-    ),
+    "truncated record": (edit("run.json", lambda _: ['{"run": ']), "fail", "no JSON object", "mv"),
+    "record of another type": (changed(depth="20"), "fail", "depth is missing or of an", "mv"),
     "text for a number": (
-        lambda run: change(run, last={"test_error": "2 %"}),
-        "fail",
-        "last.test_error is not a number",
-        "mv",
+        changed(last={"test_error": "2 %"}), "fail", "last.test_error is not a number", "mv",
     ),
-    "edited setting": (edit_setting, "fail", "not those it was trained with", "mv"),
-    "edited seed": (lambda run: change(run, seed=7), "fail", "seed=7", "mv"),
-    "edited row": (edit_row, "fail", "test_error 2.0, metrics.csv 0.5", "overwrite=true"),
-    "edited record": (
-        lambda run: change(
-            run, last=json.loads((run / "run.json").read_text())["last"] | {"lr": 9}
-        ),
-        "fail",
-        "lr 9",
+    "edited setting": (changed(settings={"lr": 0.5}), "fail", "not those it was trained", "mv"),
+    "edited seed": (changed(seed=7), "fail", "seed=7", "mv"),
+    "edited row": (
+        edit("metrics.csv", edited_last), "fail", "test_error 2.0, metrics.csv 0.5",
         "overwrite=true",
     ),
-    "torn row": (lambda run: cut(run, -9), "fail", "is torn", "overwrite=true"),
-    "missing row": (drop_row, "fail", "lacks rows", "overwrite=true"),
+    "edited record": (changed(last={"lr": 9}), "fail", "lr 9", "overwrite=true"),
+    "torn row": (
+        edit("metrics.csv", lambda lines: [*lines[:-1], lines[-1][:-9]]), "fail", "is torn",
+        "overwrite=true",
+    ),
+    "missing row": (
+        edit("metrics.csv", lambda lines: lines[:3] + lines[4:]), "fail", "lacks rows",
+        "overwrite=true",
+    ),
     "no rows": (lambda run: (run / "metrics.csv").unlink(), "fail", "cannot be read", "overwrite"),
-    "killed": (lambda run: change(run, status="running"), "warn", "it was killed", "resexp run"),
+    "killed": (changed(status="running"), "warn", "it was killed", "resexp run"),
     "failed": (
-        lambda run: change(run, status="failed", error="out of memory"),
-        "warn",
-        "it failed: out of memory",
+        changed(status="failed", error="out of memory"), "warn", "it failed: out of memory",
         "resexp run depth=20 arch=plain",
     ),
     "renamed": (
-        lambda run: run.rename(run.with_name("best")),
-        "warn",
-        "renamed: its record is of plain-20-s0",
-        "mv",
+        lambda run: run.rename(run.with_name("best")), "warn", "its record is of plain-20-s0", "mv",
     ),
-    "copied": (
-        lambda run: shutil.copytree(run, run.with_name("plain-20-s0 (copy)")),
-        "fail",
-        "the same run as plain-20-s0",
-        "mv",
-    ),
+    "copied": (copied, "fail", "the same run as plain-20-s0", "mv"),
     "leftover": (
-        lambda run: (run / "checkpoint.pt").touch(),
-        "warn",
-        "left behind: checkpoint.pt",
-        "rm ",
+        lambda run: (run / "checkpoint.pt").touch(), "warn", "left behind: checkpoint.pt", "rm ",
     ),
     "linked folder": (replace_by_link, "warn", "a link to", "results="),
-    "linked file": (link_inside, "fail", "config.yaml is a link", "rm "),
-}
+    "linked file": (
+        lambda run: (run / "config.yaml").symlink_to("/etc/hostname"), "fail",
+        "config.yaml is a link", "rm ",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -212,9 +191,6 @@ def test_a_pipe_named_run_json_keeps_nobody_waiting(tmp_path: Path) -> None:
 def test_readers_survive_whatever_lies_in_a_results_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from resexp.analysis.results import require_runs
-    from resexp.analysis.table import render, rows
-
     good = write_run(tmp_path, "plain", 20, 0)
     for number, (fault, (spoil, *_)) in enumerate(FAULTS.items(), start=1):
         if fault in ("linked folder", "copied", "renamed"):
@@ -251,10 +227,8 @@ def test_a_folder_that_may_not_be_read_is_one_fault_among_others(
     assert "Permission denied" in found[0].what and "chmod" in found[0].remedy
 
 
-def test_trouble_is_data(tmp_path: Path) -> None:
-    one = Trouble("warn", "a", "b", "c", "d")
-    assert list(one.as_dict()) == ["level", "directory", "what", "meaning", "remedy"]
-    with pytest.raises((OSError, UsageError)):
+def test_a_folder_that_is_not_there_is_no_finding(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="absent"):
         inspect(tmp_path / "absent")
 
 
@@ -300,5 +274,5 @@ def test_a_torchvision_that_does_not_load_is_to_be_fixed(monkeypatch: pytest.Mon
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setattr(doctor, "import_module", load)
-    found = doctor.torchvision()
+    found = doctor.found("torchvision", doctor.torchvision)
     assert (found.level, "nms does not exist)" in found.detail) == ("fail", True)

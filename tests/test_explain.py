@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
+from families import settings
 
-from resexp import data as images
 from resexp import models
 from resexp.cli import explain as command
 from resexp.commands import explain as explaining
@@ -30,22 +31,13 @@ IMAGES = {"unet": "blobs", "vgg": "cifar10", "imagenet": "cifar10", "dense_image
 
 def shallow(arch: str) -> Explanation:
     """The arch at a depth of 20, or the next that it has."""
-    words = [f"arch={arch}", f"data={IMAGES.get(family(arch), 'digits')}"]
+    words = [f"arch={arch}", f"data={IMAGES.get(settings(arch).arch.family, 'digits')}"]
     try:
         return explained(*words, "depth=20")
     except UsageError as refusal:
         depth = re.search(r"Nearest: .*?(\d+)\.", str(refusal))
         assert depth, refusal
         return explained(*words, f"depth={depth[1]}")
-
-
-def family(arch: str) -> str:
-    """What the arch's file says, or the file that it builds on."""
-    text = (choices.config_folder() / "arch" / f"{arch}.yaml").read_text()
-    if named := re.search(r"^family: (\w+)", text, re.MULTILINE):
-        return named[1]
-    base = re.search(r"^defaults: \[(\w+)", text, re.MULTILINE)
-    return family(base[1]) if base else "cifar"
 
 
 # The worked example
@@ -96,17 +88,11 @@ def test_a_residual_block_is_drawn_with_its_way_around() -> None:
 
 
 def test_a_plain_block_is_drawn_without() -> None:
-    found = explained("arch=plain", "depth=8")
-    assert drawing(found, "blocks.0")[1:-1] == [
-        "x",
-        "| F  conv1  3x3 convolution",
-        "|    norm1  batch norm",
-        "|    relu1  ReLU",
-        "|    conv2  3x3 convolution",
-        "|    norm2  batch norm",
-        "y = F(x)",
-        "relu1  ReLU",
-    ]
+    drawn = drawing(explained("arch=plain", "depth=8"), "blocks.0")[1:-1]
+    layers = ["3x3 convolution", "batch norm", "ReLU", "3x3 convolution", "batch norm"]
+    names = ["F  conv1", "   norm1", "   relu1", "   conv2", "   norm2"]
+    branch = [f"| {name}  {layer}" for name, layer in zip(names, layers, strict=True)]
+    assert drawn == ["x", *branch, "y = F(x)", "relu1  ReLU"]
 
 
 @pytest.mark.parametrize(
@@ -217,17 +203,19 @@ def test_repeated_blocks_are_one_line_unless_all_are_asked_for() -> None:
 def test_images_that_are_not_here_are_not_needed() -> None:
     found = explained("arch=residual", "depth=20", "data=cifar10", "data.root=/nowhere")
     assert (found.shape, found.classes, found.parameters) == ([3, 32, 32], 10, 269_722)
-    fashion, folder = (
-        Data(loader=one, root="/nowhere") for one in ("fashion_mnist", "imagefolder")
-    )
-    assert explaining.shape(fashion) == (1, (28, 28), 10)
-    assert explaining.shape(folder) == (3, (224, 224), 1000)
 
 
-def test_the_digits_have_their_own_shape_and_data_size_goes_first() -> None:
-    digits = images.load(Data())
-    assert explaining.shape(Data()) == (digits.channels, digits.size, len(digits.classes))
-    assert explaining.shape(Data(loader="cifar10", size=64)) == (3, (64, 64), 10)
+@pytest.mark.parametrize(
+    ("loader", "size", "shape"),
+    [
+        ("fashion_mnist", None, (1, (28, 28), 10)),
+        ("imagefolder", None, (3, (224, 224), 1000)),
+        ("digits", None, (1, (8, 8), 10)),  # as they are
+        ("cifar10", 64, (3, (64, 64), 10)),  # data.size goes first
+    ],
+)
+def test_sets_say_their_shape(loader: str, size: int | None, shape: tuple[int, Any, int]) -> None:
+    assert explaining.shape(Data(loader=loader, size=size, root="/nowhere")) == shape
 
 
 # The command

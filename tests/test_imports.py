@@ -218,14 +218,15 @@ absent("typer", "rich", "numpy")
 for words in (["--help"], ["run", "--help"], ["plot", "--help"], ["--version"]):
     call(*words)
     absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
-for words in (["list", "archs"], ["list", "settings"]):
+for words in (["list", "archs"], ["list", "settings"], ["list"], ["show", "plain-20-s0"]):
+    call(*words)
+    absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
+for words in (["table"], ["verdict"], ["doctor", "--results", "results"]):
     call(*words)
     absent("torch", "hydra", "omegaconf", "pandas", "matplotlib")
-for words in (["list"], ["show", "plain-20-s0"], ["table"], ["verdict"]):
+for words in (["plot"], ["report"]):
     call(*words)
-    absent("torch", "hydra", "omegaconf", "matplotlib")
-call("plot")
-absent("torch", "hydra", "omegaconf", "pandas", "matplotlib.pyplot")
+    absent("torch", "hydra", "omegaconf", "pandas", "matplotlib.pyplot")
 call("run", "depth=8", "--cfg", "job")
 absent("torch", "pandas")
 resexp.load_results("results")

@@ -15,14 +15,16 @@ from fake_results import write_run
 
 from resexp.analysis.published import VERIFIED, published_rows, short_source, z_value
 from resexp.analysis.results import find_runs
-from resexp.analysis.table import FORMS, escape_latex, render, rows
+from resexp.analysis.table import FORMS, render, rows
 from resexp.settings import UsageError
+
+Lines = list[dict[str, Any]]
 
 HE2015 = {"data.name": "cifar10", "recipe": "he2015", "steps": 64000, "eval_every": 16000}
 
 
-def he2015(root: Path, arch: str, depth: int, changes: dict[str, Any] | None = None) -> None:
-    write_run(root, arch, depth, 0, name="he2015", changes=HE2015 | (changes or {}))
+def table(root: Path) -> Lines:
+    return rows(find_runs(root))
 
 
 def test_a_line_is_the_mean_over_seeds_with_its_spread(tmp_path: Path) -> None:
@@ -31,33 +33,35 @@ def test_a_line_is_the_mean_over_seeds_with_its_spread(tmp_path: Path) -> None:
             tmp_path, "plain", 20, seed, clean_error=error, test_error=error + 1, train_error=error,
             clean_loss=10.0 ** -(seed + 1),
         )  # fmt: skip
-    (line,) = rows(find_runs(tmp_path))
-    assert (line["name"], line["series"], line["depth"]) == ("digits", "plain", 20)
-    assert line["parameters"] == 269_722
-    assert (line["seeds"], line["runs"]) == (3, 3)
-    assert line["clean_train_error"] == pytest.approx(3.0)
-    assert line["clean_train_error_sd"] == pytest.approx(7**0.5)
-    assert line["train_error"] == pytest.approx(3.0)
-    assert line["test_error"] == pytest.approx(4.0)
-    assert line["test_error_sd"] == pytest.approx(7**0.5)
-    assert line["clean_train_loss"] == pytest.approx(0.01)  # geometric
+    (line,) = table(tmp_path)
+    exact = {
+        **{"name": "digits", "series": "plain", "depth": 20, "parameters": 269_722},
+        **{"seeds": 3, "runs": 3},
+    }
+    assert {key: line[key] for key in exact} == exact
+    numbers = {
+        **{"clean_train_error": 3, "clean_train_error_sd": 7**0.5, "train_error": 3},
+        **{"test_error": 4, "test_error_sd": 7**0.5, "clean_train_loss": 0.01},  # geometric
+    }
+    assert {key: line[key] for key in numbers} == pytest.approx(numbers)
     assert "3.00 (2.65)" in render([line], "text")
 
 
-def test_one_seed_has_no_spread(tmp_path: Path) -> None:
-    write_run(tmp_path, "plain", 20, 0, clean_error=1.0)
-    (line,) = rows(find_runs(tmp_path))
+def test_one_seed_has_no_spread_and_a_loss_of_zero_a_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0, clean_error=1.0, clean_loss=0.0)
+    (line,) = table(tmp_path)
     assert line["clean_train_error_sd"] is None and line["test_error_sd"] is None
     assert "1.00 " in render([line], "text") and "1.00 (" not in render([line], "text")
     (cells,) = csv.DictReader(io.StringIO(render([line], "csv")))
     assert cells["test_error_sd"] == ""
+    assert line["clean_train_loss"] == pytest.approx(1e-8)
 
 
 def test_failures_are_counted_and_a_diverged_run_is_at_chance(tmp_path: Path) -> None:
     for seed, status in enumerate(("ok", "collapsed", "diverged", "failed", "running")):
         error = 90.0 if status == "collapsed" else 10.0
         write_run(tmp_path, "plain", 56, seed, status=status, test_error=error)
-    (line,) = rows(find_runs(tmp_path))
+    (line,) = table(tmp_path)
     assert (line["collapsed"], line["diverged"], line["failed"]) == (1, 1, 1)
     assert (line["unfinished"], line["runs"], line["seeds"]) == (1, 5, 3)
     assert line["test_error"] == pytest.approx((10 + 90 + 90) / 3)
@@ -68,14 +72,9 @@ def test_failures_are_counted_and_a_diverged_run_is_at_chance(tmp_path: Path) ->
 
 def test_a_network_without_a_finished_run_has_empty_cells(tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 56, 0, status="failed", rows=0)
-    (line,) = rows(find_runs(tmp_path))
+    (line,) = table(tmp_path)
     assert line["test_error"] is None and line["clean_train_loss"] is None
     assert "1 of 1" in render([line], "text")
-
-
-def test_zero_loss_has_a_geometric_mean(tmp_path: Path) -> None:
-    write_run(tmp_path, "residual", 20, 0, clean_loss=0.0)
-    assert rows(find_runs(tmp_path))[0]["clean_train_loss"] == pytest.approx(1e-8)
 
 
 def test_equal_names_in_two_folders_are_two_lines(tmp_path: Path) -> None:
@@ -83,9 +82,6 @@ def test_equal_names_in_two_folders_are_two_lines(tmp_path: Path) -> None:
         write_run(tmp_path / folder, "plain", 20, 0)
     found = find_runs(tmp_path / "here") + find_runs(tmp_path / "there")
     assert len(rows(found)) == 2
-
-
-PREACT = {"arch.order": "full_preactivation"}
 
 
 @pytest.mark.parametrize(
@@ -97,47 +93,50 @@ PREACT = {"arch.order": "full_preactivation"}
         ("residual", 56, 6.97, {}),
         ("residual", 110, 6.61, {}),  # the mean of five runs, not the best
         ("plain", 56, 14.22, {}),  # a rerun: the paper has no number
-        ("preact", 110, 6.37, PREACT),
-        ("preact", 56, None, PREACT),
+        ("preact", 110, 6.37, {"arch.order": "full_preactivation"}),
+        ("preact", 56, None, {"arch.order": "full_preactivation"}),
         ("plain", 110, None, {}),  # a bound alone
         ("highway", 110, 8.7, {"arch.merge": "highway", "arch.gate_bias": -6.0}),
         ("highway", 110, None, {"arch.merge": "highway"}),
         ("se", 110, None, {"arch.se_ratio": 16}),  # by another recipe
+        ("residual", 56, None, {"width": 32}),
+        ("residual", 56, None, {"recipe": "mine"}),
+        ("residual", 56, None, {"data.name": "digits"}),
     ],
 )
 def test_published_errors_of_the_paper(
     tmp_path: Path, arch: str, depth: int, value: float | None, changes: dict[str, Any]
 ) -> None:
-    he2015(tmp_path, arch, depth, changes)
-    (line,) = rows(find_runs(tmp_path))
+    write_run(tmp_path, arch, depth, 0, name="he2015", changes=HE2015 | changes)
+    (line,) = table(tmp_path)
     assert line["published_test_error"] == value
     assert line["published_remark"] is None
-    if arch == "residual":
+    if value is None:
+        assert "published" not in render([line], "text")
+    elif arch == "residual":
         assert "He2015 arXiv:1512.03385 Table 6" in line["published_source"]
         assert f"{value:.2f} [1]" in render([line], "text")
 
 
-def test_no_published_error_beside_another_experiment(tmp_path: Path) -> None:
-    write_run(tmp_path, "residual", 56, 0)
-    for changes in ({"width": 32}, {"recipe": "mine"}, {"data.name": "digits"}):
-        write_run(tmp_path, "residual", 56, 0, name=f"no{len(changes)}", changes=HE2015 | changes)
-        assert all(line["published_test_error"] is None for line in rows(find_runs(tmp_path)))
-    write_run(tmp_path, "residual", 56, 0, extras={"lr": 0.2}, changes=HE2015, name="he2015")
-    shortcut = {"arch.shortcut": "B"}
-    write_run(tmp_path, "residual", 56, 0, extras=shortcut, changes=HE2015, name="he2015")
-    lines = rows(find_runs(tmp_path))
-    assert all(line["published_test_error"] is None for line in lines)
-    assert "published" not in render(lines, "text")
-
-
-def test_a_network_of_another_size_is_not_the_published_one(tmp_path: Path) -> None:
-    write_run(tmp_path, "residual", 56, 0, changes=HE2015, record={"parameters": 600_000})
-    assert rows(find_runs(tmp_path))[0]["published_test_error"] is None
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"extras": {"lr": 0.2}},
+        {"extras": {"arch.shortcut": "B"}},
+        {"record": {"parameters": 600_000}},  # of another size
+    ],
+)
+def test_another_network_or_recipe_is_not_the_published_one(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    write_run(tmp_path, "residual", 56, 0, changes=HE2015, **more)
+    assert table(tmp_path)[0]["published_test_error"] is None
 
 
 def test_other_images_or_fewer_steps_are_remarked(tmp_path: Path) -> None:
-    he2015(tmp_path, "residual", 56, {"data.name": "cifar10-jpeg", "steps": 2000})
-    text = render(rows(find_runs(tmp_path)), "text")
+    changes = HE2015 | {"data.name": "cifar10-jpeg", "steps": 2000}
+    write_run(tmp_path, "residual", 56, 0, changes=changes)
+    text = render(table(tmp_path), "text")
     assert "6.97 [1]" in text
     assert "published on CIFAR-10; these runs used a JPEG re-encoding of it" in text
     assert "published after 64,000 steps; these runs took 2,000" in text
@@ -152,25 +151,32 @@ def test_recalled_numbers_are_never_shown() -> None:
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> list[dict[str, Any]]:
+def lines(tmp_path: Path) -> Lines:
     for seed in (0, 1):
         for depth in (20, 56):
             write_run(tmp_path, "plain", depth, seed, test_error=depth / 4 + seed)
             write_run(tmp_path, "residual", depth, seed, extras={"arch.shortcut": "B"})
-    he2015(tmp_path, "residual", 56)
-    return rows(find_runs(tmp_path))
+    write_run(tmp_path, "residual", 56, 0, name="he2015", changes=HE2015)
+    return table(tmp_path)
 
 
-def test_csv_and_json_hold_the_rows_exactly(lines: list[dict[str, Any]]) -> None:
+def piped(text: str) -> list[str]:
+    """The rows of a table in markdown, which must have as many cells each."""
+    marked = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in marked}) == 1
+    return marked
+
+
+def test_csv_and_json_hold_the_rows_exactly(lines: Lines) -> None:
     assert json.loads(render(lines, "json")) == lines
     frame = pd.read_csv(io.StringIO(render(lines, "csv")))
     assert list(frame.columns) == list(lines[0])
-    assert list(frame["series"]) == [line["series"] for line in lines]
-    assert list(frame["test_error"]) == [line["test_error"] for line in lines]
+    for key in ("series", "test_error"):
+        assert list(frame[key]) == [line[key] for line in lines]
     assert list(frame["published_test_error"].dropna()) == [6.97]
 
 
-def test_text_columns_are_aligned(lines: list[dict[str, Any]]) -> None:
+def test_text_columns_are_aligned(lines: Lines) -> None:
     text = render(lines, "text").splitlines()
     assert all(len(line) <= 140 for line in text[:-1])
     ends = {line.index(" of ") for line in text[2:-1]}
@@ -179,47 +185,32 @@ def test_text_columns_are_aligned(lines: list[dict[str, Any]]) -> None:
     assert "269,722" in text[2]
 
 
-def test_markdown_has_as_many_cells_in_every_line(lines: list[dict[str, Any]]) -> None:
-    table = [line for line in render(lines, "markdown").splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(lines)
-    assert len({line.count("|") for line in table}) == 1
-    awkward = [lines[0] | {"series": "plain,data.root=a|b"}]
-    assert r"a\|b" in render(awkward, "markdown")
-
-
-def test_latex_is_escaped(lines: list[dict[str, Any]]) -> None:
-    text = render([lines[0] | {"series": "plain,weight_decay_on=all&50%"}], "latex")
-    assert r"plain,weight\_decay\_on=all\&50\%" in text
+def test_markdown_and_latex_are_escaped_and_have_as_many_cells_in_every_line(lines: Lines) -> None:
+    assert len(piped(render(lines, "markdown"))) == 2 + len(lines)
+    awkward = [lines[0] | {"series": "plain,a|b_c=all&50%\\~^{>}#$<"}]
+    assert r"plain,a\|b_c=all&amp;50%\~^{>}#$&lt;" in render(awkward, "markdown")
+    text = render(awkward, "latex")
+    assert (
+        r"plain,a|b\_c=all\&50\%\textbackslash{}\textasciitilde{}\textasciicircum{}"
+        r"\{\textgreater{}\}\#\$\textless{}"
+    ) in text
     assert r"\begin{tabular}{lrrrrrrrr}" in text and r"\end{tabular}" in text
     body = [line for line in render(lines, "latex").splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") for line in body}) == 1
-    assert escape_latex("a\\b~c^d{e}#$") == (
-        r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\#\$"
-    )
-    assert escape_latex(">60") == r"\textgreater{}60"
 
 
 @pytest.mark.process
-def test_another_form_is_refused(lines: list[dict[str, Any]]) -> None:
+def test_another_form_is_refused(lines: Lines) -> None:
     with pytest.raises(UsageError, match=", ".join(FORMS)):
         render(lines, "html")
-
-
-def test_no_rows_still_make_a_table() -> None:
-    for form in FORMS:
-        assert isinstance(render([], form), str)
 
 
 # --- beside what others published
 
 
 FULL = {
-    "batch_size": 128,
-    "lr": 0.1,
-    "warmup_steps": 400,
-    "warmup_depth": 110,
-    "crop_padding": 4,
-    "flip": True,
+    **{"batch_size": 128, "lr": 0.1, "warmup_steps": 400, "warmup_depth": 110},
+    **{"crop_padding": 4, "flip": True},
 }
 IMAGES = {"name": "cifar10", "train": 50_000, "test": 10_000, "classes": 10, "chance_error": 90.0}
 
@@ -232,39 +223,46 @@ def published(
     changes: dict[str, Any] | None = None,
     extras: dict[str, Any] | None = None,
     data: str = "cifar10",
-) -> list[dict[str, Any]]:
+    **record: Any,
+) -> Lines:
     """Rows beside published ones, of one network by the paper's recipe, a seed an error."""
     changes = HE2015 | FULL | {"data.name": data} | (changes or {})
+    record["data"] = IMAGES | {"name": data}
     for seed, error in enumerate(errors):
         write_run(
             root, arch, depth, seed, name="he2015", test_error=error, changes=changes,
-            extras=extras, record={"data": IMAGES | {"name": data}},
+            extras=extras, record=record,
         )  # fmt: skip
     return rows(find_runs(root), published=True)
 
 
-def by(lines: list[dict[str, Any]], source: str) -> dict[str, Any]:
+def remark(lines: Lines, source: str) -> str:
+    """What is remarked beside a source's number, which is not its best."""
     (line,) = [
         line
         for line in lines
         if line["published_source"].startswith(source) and "best" not in line["published_statistic"]
     ]
-    return line
+    return str(line["published_remark"])
 
 
 def test_every_source_of_a_network_is_a_line_the_paper_first(tmp_path: Path) -> None:
     lines = published(tmp_path, "residual", 56)
     assert [
-        (line["published_test_error"], short_source(line["published_source"])) for line in lines
+        (
+            line["published_test_error"],
+            short_source(line["published_source"]),
+            line["published_train_error"],
+        )
+        for line in lines
     ] == [
-        (6.97, "He2015 Table 6"),
-        (7.74, "tbachlechner/ReZero-examples README"),
-        (5.89, "Li2018 Fig 5/6"),
-        (8.3, "independent replication README"),
+        (6.97, "He2015 Table 6", None),
+        (7.74, "tbachlechner/ReZero-examples README", None),
+        (5.89, "Li2018 Fig 5/6", None),
+        (8.3, "independent replication README", 0.18),
     ]
     assert {line["test_error"] for line in lines} == {8.0}
     assert lines[0]["difference"] == pytest.approx(1.03)
-    assert by(lines, "independent")["published_train_error"] == 0.18
     assert all(line["published_verified"] in VERIFIED for line in lines)
 
 
@@ -277,25 +275,20 @@ def test_the_paper_repeats_no_number_and_a_best_is_no_mean(tmp_path: Path) -> No
         (6.61, "median of 5 runs"),
     ]
     assert lines[1]["difference"] is None and lines[1]["z"] is None
-    assert len(
-        {
-            (line["published_source"].split()[0], *pair)
-            for line, pair in zip(lines, said, strict=True)
-        }
-    ) == len(lines)
+    sources = [line["published_source"].split()[0] for line in lines]
+    assert len({*zip(sources, said, strict=True)}) == len(lines)
 
 
 def test_z_is_the_difference_over_both_standard_errors(tmp_path: Path) -> None:
-    lines = published(tmp_path, "residual", 110, (6.8, 7.0, 7.2))
-    line = lines[0]
+    line, *more = lines = published(tmp_path, "residual", 110, (6.8, 7.0, 7.2))
     assert (line["published_test_error_sd"], line["published_runs"]) == (0.16, 5)
     expected = (7.0 - 6.61) / (0.2**2 / 3 + 0.16**2 / 5) ** 0.5
     assert line["z"] == pytest.approx(expected) == pytest.approx(2.87096, abs=1e-5)
-    assert [other["z"] for other in lines[1:]] == [None] * (len(lines) - 1)  # no spread published
+    assert [other["z"] for other in more] == [None] * len(more)  # no spread published
     text = render(lines, "text")
     assert "+2.9" in text and "sd^2 / n of each side" in text
-    assert z_value(7.0, None, 1, 6.61, 0.16, 5) is None  # one seed has no spread
-    assert z_value(7.0, 0.0, 3, 6.61, 0.0, 5) is None
+    assert z_value(0.39, None, 1, 0.16, 5) is None  # one seed has no spread
+    assert z_value(0.39, 0.0, 3, 0.0, 5) is None
 
 
 def test_a_failure_is_only_a_bound(tmp_path: Path) -> None:
@@ -313,8 +306,7 @@ def test_a_failure_is_only_a_bound(tmp_path: Path) -> None:
 def test_a_run_by_the_papers_recipe_is_remarked_only_for_what_the_paper_leaves_open(
     tmp_path: Path,
 ) -> None:
-    line = by(published(tmp_path, "residual", 20), "He2015")
-    assert line["published_remark"] == (
+    assert remark(published(tmp_path, "residual", 20), "He2015") == (
         "training split not stated there; these: all 50,000 images trained on"
     )
 
@@ -322,12 +314,11 @@ def test_a_run_by_the_papers_recipe_is_remarked_only_for_what_the_paper_leaves_o
 def test_footnotes_say_what_the_run_did_otherwise(tmp_path: Path) -> None:
     changes = {"steps": 2000, "data.split": "45k", "precision": "bf16", "nesterov": True}
     extras = {"arch.shortcut": "B", "lr": 0.05, "init": "xavier"}
-    line = by(published(tmp_path, "residual", 20, changes=changes, extras=extras), "He2015")
-    remark = line["published_remark"]
-    assert "its runs: shortcut option A, 64,000 steps, learning rate 0.1; " in remark
-    assert "these: shortcut option B, 2,000 steps, learning rate 0.05; " in remark
-    assert "these runs also: init=xavier" in remark
-    assert remark.endswith(
+    said = remark(published(tmp_path, "residual", 20, changes=changes, extras=extras), "He2015")
+    assert "its runs: shortcut option A, 64,000 steps, learning rate 0.1; " in said
+    assert "these: shortcut option B, 2,000 steps, learning rate 0.05; " in said
+    assert "these runs also: init=xavier" in said
+    assert said.endswith(
         "training split, Nesterov, precision not stated there; "
         "these: 45,000 of 50,000 images trained on, Nesterov momentum, bf16"
     )
@@ -335,23 +326,15 @@ def test_footnotes_say_what_the_run_did_otherwise(tmp_path: Path) -> None:
 
 def test_footnotes_are_of_each_source(tmp_path: Path) -> None:
     lines = published(tmp_path, "plain", 56)
-    li, rerun = (
-        by(lines, "Li2018")["published_remark"],
-        by(lines, "independent")["published_remark"],
-    )
+    li, rerun = remark(lines, "Li2018"), remark(lines, "independent")
     assert "its runs: 300 epochs, drops at 0.5, 0.75, 0.917 of the steps, Nesterov momentum" in li
     assert "these: 164 epochs, drops at 0.5, 0.75 of the steps, momentum without Nesterov" in li
     assert "its deep networks without shortcuts at learning rate 0.01" in li
     assert "fp16" not in rerun and "rest of its recipe is not known" in rerun
-    shallow = by(published(tmp_path / "shallow", "plain", 20), "independent")["published_remark"]
+    shallow = remark(published(tmp_path / "shallow", "plain", 20), "independent")
     assert "its runs: fp16 mixed precision; these: fp32" in shallow
-
-
-def test_a_jpeg_copy_of_cifar10_is_remarked(tmp_path: Path) -> None:
-    line = by(published(tmp_path, "residual", 20, data="cifar10-jpeg"), "He2015")
-    assert line["published_remark"].startswith(
-        "published on CIFAR-10; these runs: a JPEG re-encoding of CIFAR-10"
-    )
+    jpeg = remark(published(tmp_path / "jpeg", "residual", 20, data="cifar10-jpeg"), "He2015")
+    assert jpeg.startswith("published on CIFAR-10; these runs: a JPEG re-encoding of CIFAR-10")
 
 
 def test_other_data_have_empty_columns_and_one_footnote(tmp_path: Path) -> None:
@@ -383,12 +366,8 @@ def test_other_data_have_empty_columns_and_one_footnote(tmp_path: Path) -> None:
 def test_the_network_decides_what_stands_beside_it(
     tmp_path: Path, arch: str, depth: int, changes: dict[str, Any], first: float | None
 ) -> None:
-    record = {"parameters": 1_100_000} if "arch.unit" in changes else {}
-    write_run(
-        tmp_path, arch, depth, 0, changes=HE2015 | FULL | changes,
-        record={"data": IMAGES} | record,
-    )  # fmt: skip
-    lines = rows(find_runs(tmp_path), published=True)
+    size = {"parameters": 1_100_000} if "arch.unit" in changes else {}
+    lines = published(tmp_path, arch, depth, changes=changes, **size)
     assert lines[0]["published_test_error"] == first
     if first is None:
         assert "was read at a source" in lines[0]["published_remark"]
@@ -404,13 +383,13 @@ def test_a_projected_shortcut_has_its_own_number(tmp_path: Path) -> None:
 def test_the_five_forms_hold_every_source(tmp_path: Path) -> None:
     lines = published(tmp_path, "residual", 56) + published(tmp_path / "plain", "plain", 56)
     assert json.loads(render(lines, "json")) == lines
-    table = list(csv.DictReader(io.StringIO(render(lines, "csv"))))
-    assert [float(row["published_test_error"]) for row in table] == [
+    read = list(csv.DictReader(io.StringIO(render(lines, "csv"))))
+    assert [float(row["published_test_error"]) for row in read] == [
         line["published_test_error"] for line in lines
     ]
-    assert all(row["series"] for row in table)  # repeated, so that each line stands alone
-    marked = [line for line in render(lines, "markdown").splitlines() if line.startswith("|")]
-    assert len(marked) == 2 + len(lines) and len({line.count("|") for line in marked}) == 1
+    assert all(row["series"] for row in read)  # repeated, so that each line stands alone
+    marked = piped(render(lines, "markdown"))
+    assert len(marked) == 2 + len(lines)
     assert marked[2].startswith("| residual | 56 | 1 |") and marked[3].startswith("|  |  |")
     body = [line for line in render(lines, "latex").splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") for line in body}) == 1

@@ -87,9 +87,7 @@ def test_the_plain_twin_keeps_everything_but_the_skip_connections() -> None:
         seed=3,
         lr=0.3,
     )
-    plain = twin.plain_twin(settings)
-    assert replace(plain, twin=Twin.none) == settings
-    built = models.build(plain, 1, 10)
+    built = models.build(replace(settings, twin=Twin.plain), 1, 10)
     direct = replace(settings, arch=replace(settings.arch, merge=Merge.plain))
     same = models.build(direct, 1, 10).state_dict()
     assert all(torch.equal(same[key], value) for key, value in built.state_dict().items())
@@ -100,7 +98,7 @@ def test_a_residual_network_without_its_additions_computes_what_its_plain_twin_d
     for order in FIGURE:
         settings = Settings(arch=replace(RESIDUAL, order=order), depth=14, width=4)
         residual = models.build(settings, 1, 10)
-        plain = models.build(twin.plain_twin(settings), 1, 10)
+        plain = models.build(replace(settings, twin=Twin.plain), 1, 10)
         assert isinstance(residual, CifarNetwork)
         x, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
         before = residual(x)
@@ -119,7 +117,7 @@ def test_a_residual_network_without_its_additions_computes_what_its_plain_twin_d
 def test_twins_load_each_others_weights() -> None:
     settings = Settings(arch=RESIDUAL, depth=8, width=4)
     residual = models.build(settings, 1, 10)
-    plain = models.build(replace(twin.plain_twin(settings), seed=1), 1, 10)
+    plain = models.build(replace(replace(settings, twin=Twin.plain), seed=1), 1, 10)
     weights = copy.deepcopy(plain.state_dict())
     plain.load_state_dict(residual.state_dict())
     residual.load_state_dict(weights)

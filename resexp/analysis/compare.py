@@ -7,13 +7,12 @@ not keep them apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from resexp.analysis.formatting import aligned, count, few, signed, spread
-from resexp.analysis.results import Run, order, spell
+from resexp.analysis.results import Run, grouped, order, spell
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.analysis.verdict.rule import log_loss
 from resexp.runs.records import finite
@@ -59,14 +58,10 @@ class Pair:
     seed: int | None  # None where the two differ in it
     a: str
     b: str
-    statuses: tuple[str, str]
+    statuses: list[str]
     values_a: dict[str, float | None]
     values_b: dict[str, float | None]
-
-    def change(self, column: str) -> float | None:
-        """B minus A."""
-        before, after = self.values_a[column], self.values_b[column]
-        return None if before is None or after is None else after - before
+    changes: dict[str, float | None]  # B minus A
 
 
 @dataclass(slots=True)
@@ -80,14 +75,6 @@ class Comparison:
     networks: dict[str, dict[str, Interval]]  # B minus A over seeds, by network and column
     overall: dict[str, Interval]  # over all pairs, each counted as one
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is undefined (an interval of one pair) is None."""
-        plain: dict[str, Any] = finite(asdict(self))
-        for written, one in zip(plain["pairs"], self.pairs, strict=True):
-            written["statuses"] = list(one.statuses)
-            written["changes"] = finite({column: one.change(column) for column in DIGITS})
-        return plain
-
 
 def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) -> Comparison:
     """Pair the runs of ``a`` and ``b`` up and compare their settings, code, data and numbers.
@@ -95,9 +82,6 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
     ``labels`` name the sides. Raises UsageError if no runs pair up, or one side has two runs of
     the same arch, depth, seed and extras.
     """
-    for runs, label in zip((a, b), labels, strict=True):
-        if not runs:
-            raise UsageError(f"no runs in {label}. See resexp list.")
     matched, keys = match(a, b, labels)
     if not matched:
         raise UsageError(
@@ -105,36 +89,29 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
             f"{outline(labels[1], b)}. Name two runs, or sweeps that share depths and seeds."
         )
     pairs = [pair(first, second, keys) for first, second in matched]
-    networks = dict.fromkeys(one.network for one in pairs)
+    paired = [{id(run) for run in side} for side in zip(*matched, strict=True)]
+    one, other = (
+        Side(label, len(runs), [run.run for run in runs if id(run) not in known])
+        for label, runs, known in zip(labels, (a, b), paired, strict=True)
+    )
+    networks = grouped(pairs, lambda one: one.network)
     return Comparison(
-        side(labels[0], a, [first for first, _ in matched]),
-        side(labels[1], b, [second for _, second in matched]),
+        one,
+        other,
         differing(a, b, matched),
         pairs,
-        {name: intervals([one for one in pairs if one.network == name]) for name in networks},
+        {name: intervals(some) for name, some in networks.items()},
         intervals(pairs),
     )
-
-
-def side(label: str, runs: Sequence[Run], paired: Iterable[Run]) -> Side:
-    known = {id(run) for run in paired}
-    return Side(label, len(runs), [run.run for run in runs if id(run) not in known])
 
 
 # --- which runs belong together
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-    """What pairs are made by: arch, depth, seed and extras."""
-    return {"arch": run.arch, "depth": run.depth, "seed": run.seed} | run.extras
-
-
-def spelled(run: Run, key: str) -> str:
-    return spell(facts_of(run).get(key, ABSENT))
-
-
-def keys_of(runs: Iterable[Run]) -> list[str]:
-    return sorted({key for run in runs for key in facts_of(run)})
+def facts_of(run: Run) -> dict[str, str]:
+    """What pairs are made by, spelled: arch, depth, seed and extras."""
+    facts = {"arch": run.arch, "depth": run.depth, "seed": run.seed} | run.extras
+    return {key: spell(value) for key, value in facts.items()}
 
 
 def match(
@@ -145,17 +122,13 @@ def match(
     What the sides have no value of in common is left out, unless runs of one side could then not
     be told apart. Two single runs are a pair whatever they are.
     """
-    every = keys_of([*a, *b])
-    shared = [
-        key
-        for key in every
-        if key == "seed" or {spelled(run, key) for run in a} & {spelled(run, key) for run in b}
-    ]
+    every = sorted({key for run in (*a, *b) for key in facts_of(run)})
+    shared = [key for key in every if key == "seed" or {*index(a, [key])} & {*index(b, [key])}]
     if len(a) == len(b) == 1:
         return [(a[0], b[0])], shared
     for keys in (shared, every):
         first, second = index(a, keys), index(b, keys)
-        if all(len(found) == 1 for side in (first, second) for found in side.values()):
+        if all(len(found) == 1 for found in (*first.values(), *second.values())):
             return [(first[key][0], second[key][0]) for key in first if key in second], keys
     twins, label = next(
         (found, label)
@@ -171,17 +144,18 @@ def match(
 
 def index(runs: Iterable[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
     """Runs by their values of ``keys``."""
-    found: dict[tuple[str, ...], list[Run]] = {}
-    for run in sorted(runs, key=order):
-        found.setdefault(tuple(spelled(run, key) for key in keys), []).append(run)
-    return found
+    return grouped(
+        sorted(runs, key=order), lambda run: tuple(facts_of(run).get(key, ABSENT) for key in keys)
+    )
 
 
 def outline(label: str, runs: Sequence[Run]) -> str:
     """A side in a few words: its archs, depths, seeds and extras."""
-    usual = ["arch", "depth", "seed"]
-    keys = usual + [key for key in keys_of(runs) if key not in usual]
-    parts = [f"{key}={few(distinct(spelled(run, key) for run in runs))}" for key in keys]
+    extras = sorted({key for run in runs for key in run.extras})
+    parts = [
+        f"{key}={few([value for (value,) in index(runs, [key])])}"
+        for key in ("arch", "depth", "seed", *extras)
+    ]
     return f"{label} has {' '.join(parts)}"
 
 
@@ -226,15 +200,13 @@ def distinct(found: Iterable[Any]) -> list[Any]:
 
 def pair(a: Run, b: Run, keys: Sequence[str]) -> Pair:
     """Two runs with their final numbers, named by what they share of ``keys``."""
-    return Pair(
-        network=network(a, keys),
-        seed=a.seed if a.seed == b.seed else None,
-        a=a.run,
-        b=b.run,
-        statuses=(a.status, b.status),
-        values_a=numbers(a),
-        values_b=numbers(b),
-    )
+    before, after = numbers(a), numbers(b)
+    changes = {
+        column: None if one is None or (two := after[column]) is None else two - one
+        for column, one in before.items()
+    }
+    seed = a.seed if a.seed == b.seed else None
+    return Pair(network(a, keys), seed, a.run, b.run, [a.status, b.status], before, after, changes)
 
 
 def network(run: Run, keys: Sequence[str]) -> str:
@@ -258,16 +230,14 @@ def numbers(run: Run) -> dict[str, float | None]:
         "log10 clean loss": None if loss is None else log_loss(loss),
         "images/s": speed if run.finished else None,
     }
-    return {
-        key: value if value is not None and math.isfinite(value) else None
-        for key, value in found.items()
-    }
+    known: dict[str, float | None] = finite(found)
+    return known
 
 
 def intervals(pairs: Sequence[Pair]) -> dict[str, Interval]:
     """Mean of B minus A with its paired t interval, by column; over the pairs that have it."""
     return {
-        column: paired_t([change for one in pairs if (change := one.change(column)) is not None])
+        column: paired_t([x for one in pairs if (x := one.changes[column]) is not None])
         for column in DIGITS
     }
 
@@ -277,20 +247,19 @@ def intervals(pairs: Sequence[Pair]) -> dict[str, Interval]:
 
 def text(comparison: Comparison) -> str:
     """The comparison for people: sides, differences, numbers."""
-    named = (("A", comparison.a), ("B", comparison.b))
-    lines = [
-        " ".join(f"{_side(*side)}." for side in named)
-        + f" {count(len(comparison.pairs), 'pair')}.",
-        *(f"Only in {name}: {few(side.alone)}." for name, side in named if side.alone),
-        *_differences(comparison.differences),
-        *_numbers(comparison),
-    ]
-    return "\n".join(lines)
-
-
-def _side(name: str, side: Side) -> str:
-    runs = count(side.runs, "run")
-    return f"{name}: {runs}" if side.label == name else f"{name}: {side.label} ({runs})"
+    said, alone = [], []
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
+        runs = count(side.runs, "run")
+        said.append(f"{name}: {runs}." if side.label == name else f"{name}: {side.label} ({runs}).")
+        alone += [f"Only in {name}: {few(side.alone)}."] if side.alone else []
+    return "\n".join(
+        [
+            " ".join([*said, f"{count(len(comparison.pairs), 'pair')}."]),
+            *alone,
+            *_differences(comparison.differences),
+            *_numbers(comparison),
+        ]
+    )
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:
@@ -312,7 +281,7 @@ def _numbers(comparison: Comparison) -> list[str]:
     """Pairs one by one if they are few, means by network and over all with intervals."""
     pairs, networks = comparison.pairs, comparison.networks
     measured = [column for column in DIGITS if column != "images/s"]  # speed is never the same
-    if all(one.change(column) == 0 for one in pairs for column in measured):
+    if all(one.changes[column] == 0 for one in pairs for column in measured):
         return ["The final numbers are the same in every pair, to the last digit."]
     rows = []
     if len(pairs) <= MOST_ROWS:
@@ -327,7 +296,7 @@ def _numbers(comparison: Comparison) -> list[str]:
         "B minus A: errors in percent points; intervals are paired t, 95 %.",
         *aligned([["", *DIGITS], *rows]),
     ]
-    unfinished = sum(one.change("test error") is None for one in pairs)
+    unfinished = sum(one.changes["test error"] is None for one in pairs)
     if unfinished:
         lines.append(f"Without final numbers on one side or both: {count(unfinished, 'pair')}.")
     return lines
@@ -335,12 +304,11 @@ def _numbers(comparison: Comparison) -> list[str]:
 
 def _cell(one: Pair, column: str) -> str:
     """Both numbers and their difference, or how a run ended that has none."""
-    change, digits = one.change(column), DIGITS[column]
+    change, digits = one.changes[column], DIGITS[column]
+    values = one.values_a[column], one.values_b[column]
     before, after = (
         status if value is None else f"{value:,.{digits}f}"
-        for status, value in zip(
-            one.statuses, (one.values_a[column], one.values_b[column]), strict=True
-        )
+        for status, value in zip(one.statuses, values, strict=True)
     )
     if change is None:
         return f"{before} and {after}"
@@ -348,12 +316,10 @@ def _cell(one: Pair, column: str) -> str:
 
 
 def _means(by_column: Mapping[str, Interval]) -> list[str]:
-    return [_mean(by_column[column], digits) for column, digits in DIGITS.items()]
-
-
-def _mean(interval: Interval, digits: int) -> str:
-    if interval.n == 0:
-        return "no pairs"
-    if interval.n == 1:
-        return f"{signed(interval.mean, digits)} (n 1)"
-    return spread(interval, digits, after=f", n {interval.n}")
+    """Means over pairs; of one without an interval, of none in words."""
+    cells = []
+    for column, digits in DIGITS.items():
+        one = by_column[column]
+        mean = spread(one, digits, after=f", n {one.n}")
+        cells.append({0: "no pairs", 1: f"{mean} (n 1)"}.get(one.n, mean))
+    return cells

@@ -20,13 +20,18 @@ def spread(interval: Interval, digits: int, before: str = "", after: str = "") -
     return mean if interval.n < 2 else f"{mean} ({before}{low} to {high}{after})"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, indented, each column as wide as its widest cell."""
+def columns(rows: Sequence[Sequence[str]], sides: str, gap: int = 2) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell; ``<`` or ``>`` for each."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  " + "   ".join(map(str.ljust, row, widths)).rstrip()  # one cell a width
+        (" " * gap).join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as indented columns, all to the left."""
+    return [f"  {line}" for line in columns(rows, "<" * len(rows[0]), gap=3)]
 
 
 def count(number: int, noun: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from resexp.analysis import export
 from resexp.analysis.results import Run, spell
 from resexp.settings import complete
 
@@ -206,14 +206,8 @@ def _has_size(millions: str, run: Run) -> bool:
 
 def typed(text: str) -> dict[str, Any]:
     """``merge=plain gate_bias=-6`` as settings."""
-    found: dict[str, Any] = {}
-    for word in text.split():
-        key, _, value = word.partition("=")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:  # a word
-            found[key] = value
-    return found
+    pairs = (word.partition("=") for word in text.split())
+    return {key: export.value(spelled) for key, _, spelled in pairs}
 
 
 # --- what stands beside a network
@@ -226,18 +220,31 @@ def best(run: Run) -> dict[str, str] | None:
     """
     if run.setting("recipe") != "he2015" or set(run.extras) - {"steps"}:
         return None
-    metrics = list(TEST_METRICS)
-    usable = metrics[: metrics.index("final_valid_error_pct")]
-    found = [
-        row
-        for row in matching(run)
-        if row["metric"] in usable and row["source"].startswith(BY_HE2015)
-    ]
+    usable = list(TEST_METRICS)[:4]  # of runs that did not fail, on the test set
     return min(
-        found,
+        (
+            row
+            for row in matching(run)
+            if row["metric"] in usable and row["source"].startswith(BY_HE2015)
+        ),
         key=lambda row: (VERIFIED.index(row["verified"]), usable.index(row["metric"])),
         default=None,
     )
+
+
+def published_beside(run: Run) -> dict[str, Any]:
+    """The best known test error, its source, and what these runs do otherwise; None for none."""
+    keys = ("published_test_error", "published_source", "published_remark")
+    row = best(run)
+    if row is None:
+        return dict.fromkeys(keys)
+    remarks = []
+    if run.data == "cifar10-jpeg":
+        remarks.append("published on CIFAR-10; these runs used a JPEG re-encoding of it")
+    if (steps := run.setting("steps")) != HE2015["steps"]:
+        remarks.append(f"published after {HE2015['steps']:,} steps; these runs took {steps:,}")
+    source = f"{row['source']}, {TEST_METRICS[row['metric']][0]}"
+    return dict(zip(keys, (float(row["value"]), source, "; ".join(remarks) or None), strict=True))
 
 
 def beside(
@@ -263,58 +270,48 @@ def beside(
         if run.data not in CIFAR10:
             why = f"no published error is shown: those are of CIFAR-10, these runs of {run.data}"
         return [Published(published_remark=why)]
-    # A paper repeats its number in several tables: once is enough.
-    once = {(row["source"].split()[0], row["metric"], row["value"]): row for row in tested[::-1]}
-    kept = [row for row in tested if row in once.values()]
-    return [_compare(run, row, found, test_error, test_error_sd, seeds) for row in kept]
-
-
-def _compare(
-    run: Run,
-    row: dict[str, str],
-    found: Sequence[dict[str, str]],
-    test_error: float | None,
-    test_error_sd: float | None,
-    seeds: int,
-) -> Published:
-    value, sd = float(row["value"]), float(row["std"]) if row["std"] else None
-    statistic, counted, bound = TEST_METRICS[row["metric"]]
-    train = [
-        float(other["value"])
-        for other in found
-        if other["metric"] == TRAIN_METRIC
-        and (other["network"], other["source"]) == (row["network"], row["source"])
-    ]
-    compared = Published(
-        published_test_error=value,
-        published_test_error_sd=sd,
-        published_bound=bound,
-        published_runs=counted or None,
-        published_statistic=statistic,
-        published_train_error=train[0] if train else None,
-        published_source=row["source"],
-        published_verified=row["verified"],
-        published_remark=remark(run, row) or None,
-    )
-    # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
-    if test_error is not None and not bound and not statistic.startswith("best"):
-        compared.difference = test_error - value
-        compared.z = z_value(test_error, test_error_sd, seeds, value, sd, counted)
-    return compared
+    train = {
+        (row["network"], row["source"]): float(row["value"])
+        for row in found[::-1]
+        if row["metric"] == TRAIN_METRIC
+    }
+    once: dict[tuple[str, ...], dict[str, str]] = {}  # a paper repeats its number in its tables
+    for row in tested:
+        once.setdefault((row["source"].split()[0], row["metric"], row["value"]), row)
+    published = []
+    for row in once.values():
+        value, sd = float(row["value"]), float(row["std"]) if row["std"] else None
+        statistic, counted, bound = TEST_METRICS[row["metric"]]
+        one = Published(
+            published_test_error=value,
+            published_test_error_sd=sd,
+            published_bound=bound,
+            published_runs=counted or None,
+            published_statistic=statistic,
+            published_train_error=train.get((row["network"], row["source"])),
+            published_source=row["source"],
+            published_verified=row["verified"],
+            published_remark=remark(run, row) or None,
+        )
+        # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
+        if test_error is not None and not bound and not statistic.startswith("best"):
+            one.difference = test_error - value
+            one.z = z_value(one.difference, test_error_sd, seeds, sd, counted)
+        published.append(one)
+    return published
 
 
 def z_value(
-    ours: float | None, our_sd: float | None, our_runs: int,
-    theirs: float, their_sd: float | None, their_runs: int,
-) -> float | None:  # fmt: skip
+    difference: float, our_sd: float | None, our_runs: int, their_sd: float | None, their_runs: int
+) -> float | None:
     """(ours - theirs) / sqrt(our_sd^2 / our_runs + their_sd^2 / their_runs).
 
     None where a spread or a number of runs is not known, or both spreads are zero.
     """
-    if ours is None or our_sd is None or their_sd is None or not our_runs or not their_runs:
+    if our_sd is None or their_sd is None or not our_runs or not their_runs:
         return None
     error = math.sqrt(our_sd**2 / our_runs + their_sd**2 / their_runs)
-    return (ours - theirs) / error if error > 0 else None
+    return difference / error if error > 0 else None
 
 
 def short_source(source: str) -> str:

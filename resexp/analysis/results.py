@@ -5,24 +5,28 @@ Plain json and csv only: pandas is imported by ``load_results`` and by nothing e
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resexp.analysis import export
 from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row, read_json
 from resexp.settings import UsageError, complete, earlier, flatten
+from resexp.settings.choices import nearest
 from resexp.train.row import COLUMNS as METRIC_COLUMNS
 from resexp.train.row import HEADERS, Row
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 #: What a run.json must hold to be a run of resexp, and of what type.
 NEEDED: dict[str, type] = {
@@ -42,17 +46,24 @@ NEEDED: dict[str, type] = {
 LABELS = ("name", "run", "arch", "series", "depth", "seed", "status")
 
 
-@dataclass(slots=True)
+@dataclass
 class Run:
     """One run: its place and its run.json; its metrics.csv if it is of an exported sweep."""
 
     path: Path
     record: dict[str, Any]
     exported: list[str] | None = field(default=None, repr=False)
-    # What is asked for many times, kept.
-    _settings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    _series: str = field(default="", repr=False, compare=False)
-    _rows: list[Row] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        record = self.record
+        self.run: str = record["run"]
+        self.name: str = record["name"]
+        self.arch: str = record["arch"]
+        self.depth: int = record["depth"]
+        self.seed: int = record["seed"]
+        self.status: str = record["status"]
+        #: The settings in which this run differs from its experiment.
+        self.extras: dict[str, Any] = record["extras"]
 
     @classmethod
     def read(cls, directory: Path) -> Run:
@@ -63,47 +74,15 @@ class Run:
         return cls(directory, record)
 
     @property
-    def run(self) -> str:
-        return str(self.record["run"])
-
-    @property
-    def name(self) -> str:
-        return str(self.record["name"])
-
-    @property
-    def arch(self) -> str:
-        return str(self.record["arch"])
-
-    @property
     def skipless(self) -> bool:
         """Whether its network has no skip connections: plain, or trained as another's twin."""
         return bool(self.setting("arch.merge") == "plain" or self.setting("twin") != "none")
 
-    @property
-    def depth(self) -> int:
-        return int(self.record["depth"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.record["seed"])
-
-    @property
-    def status(self) -> str:
-        return str(self.record["status"])
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        """The settings in which this run differs from its experiment."""
-        return dict(self.record["extras"])
-
-    @property
+    @cached_property
     def series(self) -> str:
         """The line it belongs to in a figure: ``residual`` or ``residual,arch.shortcut=B``."""
-        if not self._series:
-            extras = self.extras
-            words = [f"{key}={spell(extras[key])}" for key in sorted(extras)]
-            self._series = ",".join([self.arch, *words])
-        return self._series
+        words = [f"{key}={spell(self.extras[key])}" for key in sorted(self.extras)]
+        return ",".join([self.arch, *words])
 
     @property
     def data(self) -> str:
@@ -124,11 +103,13 @@ class Run:
         """The experiment folder that it lies in."""
         return self.path.parent
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings by flat key, such as ``data.name``; defaults where the run is older."""
+        return complete(self.record["settings"])
+
     def setting(self, key: str) -> Any:
-        """A setting by its flat key, such as ``data.name``; its default if the run is older."""
-        if not self._settings:
-            self._settings = complete(self.record["settings"])
-        return self._settings[key]
+        return self.settings[key]
 
     def value(self, column: str) -> float | None:
         """The newest value of a column of metrics.csv, from run.json; None if there is none."""
@@ -140,31 +121,19 @@ class Run:
 
         A diverged run counts at chance.
         """
-        if not self.finished:
+        if not self.finished or (column.endswith("_iou") and not self.segments):
             return None
         return self.chance(column) if self.status == "diverged" else self.value(column)
 
-    def chance(self, column: str) -> float | None:
+    def chance(self, column: str) -> float:
         """What guessing gives: of a loss log(classes), of an error that of always giving the
         commonest class, whose overlap is its share of the pixels and that of all others 0.
         """
         classes = int(self.record["data"]["classes"])
-        if column.endswith("_loss"):
-            return math.log(classes)
         error = float(self.record["data"].get("chance_error") or 100 * (1 - 1 / classes))
         if column.endswith("_iou"):
-            return (100 - error) / classes if self.segments else None
-        return error
-
-    def rows(self) -> list[Row]:
-        """The rows of its metrics.csv; [] if it ended, or still is, before the first.
-
-        Read once. Raises UsageError naming the file and the line where the file is damaged. The
-        last line of an unfinished run may be torn: it is left out.
-        """
-        if self._rows is None:
-            self._rows = self._read_rows()
-        return list(self._rows)
+            return (100 - error) / classes
+        return math.log(classes) if column.endswith("_loss") else error
 
     def lines(self) -> list[str]:
         """The lines of its metrics.csv, with their ends; [] if there is none yet.
@@ -181,7 +150,16 @@ class Run:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read. Train {self.run} again.") from error
 
-    def _read_rows(self) -> list[Row]:
+    def rows(self) -> list[Row]:
+        """The rows of its metrics.csv; [] if it ended, or still is, before the first.
+
+        Read once. Raises UsageError naming the file and the line where the file is damaged. The
+        last line of an unfinished run may be torn: it is left out.
+        """
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> list[Row]:
         path, lines = self.path / METRICS, self.lines()
         if lines and not lines[-1].endswith("\n"):
             if self.finished:
@@ -282,14 +260,21 @@ def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
 
 def export_runs(root: Path, filters: Sequence[str], out: Path) -> list[Path]:
     """Write each experiment under ``root`` as a pair of files; returns the folders of the pairs."""
-    folders: dict[Path, list[Run]] = {}
-    for run in require_runs(root, filters):
-        folders.setdefault(run.experiment, []).append(run)
-    if clash := {one.name for one in folders if sum(one.name == two.name for two in folders) > 1}:
+    folders = grouped(require_runs(root, filters), lambda run: run.experiment)
+    names = [folder.name for folder in folders]
+    if clash := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"several experiments are called {min(clash)}. Export one at a time.")
     for folder, runs in folders.items():
         export.write([(run.record, run.lines()) for run in runs], out / folder.name)
     return [out / folder.name for folder in folders]
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by their key, in the order given."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def order(run: Run) -> tuple[int, str, int, int]:
@@ -346,11 +331,13 @@ def spell(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """A record, or None: anything may lie in a results folder."""
     record = read_json(path)
-    return record if isinstance(record, dict) and not fault(record) else None
+    return None if fault(record) else record
 
 
-def fault(record: dict[str, Any]) -> str:
+def fault(record: Any) -> str:
     """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
+    if not isinstance(record, dict):
+        return "it is no JSON object"
     for key, kind in NEEDED.items():
         if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
             return f"{key} is missing or of another type"
@@ -375,7 +362,7 @@ def fault(record: dict[str, Any]) -> str:
 def _facts(run: Run) -> dict[str, Any]:
     """Everything that a filter may ask of a run. The record's arch and data win over settings."""
     record = {key: value for key, value in run.record.items() if key not in ("settings", "extras")}
-    return complete(run.record["settings"]) | flatten(record) | {"series": run.series}
+    return run.settings | flatten(record) | {"series": run.series}
 
 
 def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
@@ -388,9 +375,8 @@ def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
     if key not in known:
         known |= {fact for run in runs for fact in _facts(run)}
     if key not in known:
-        near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else "Try arch, depth, seed or status."
-        raise UsageError(f"unknown setting {key}. {hint}")
+        hint = nearest(key, sorted(known)) or " Try arch, depth, seed or status."
+        raise UsageError(f"unknown setting {key}.{hint}")
     # A comma inside brackets belongs to a list, and one before key=value to a series.
     parts = re.split(r",(?![^\[]*\])(?!\w[\w.]*=)", values)
     return key, [_typed(part) for part in parts]
@@ -398,10 +384,8 @@ def _filter(text: str, runs: list[Run]) -> tuple[str, list[Any]]:
 
 def _typed(text: str) -> Any:
     """A number, true, false, null or a list where the text spells one, else the text itself."""
-    try:
-        return float(text) if re.fullmatch(r"[+-]?\.\d+.*", text) else json.loads(text)
-    except ValueError:
-        return text
+    decimal = re.fullmatch(r"[+-]?\.\d+(e[+-]?\d+)?", text, re.IGNORECASE)  # no JSON, as typed
+    return float(text) if decimal else export.value(text)
 
 
 def _holds(run: Run, key: str, values: list[Any]) -> bool:

@@ -12,141 +12,77 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from resexp.analysis.published import TEST_METRICS, beside, best, short_source
-from resexp.analysis.results import Run, order
+from resexp.analysis.formatting import columns
+from resexp.analysis.published import beside, published_beside, short_source
+from resexp.analysis.results import Run, grouped, order
 from resexp.analysis.verdict import LEAST_LOSS
 from resexp.settings import UsageError
 
 FORMS = ("text", "markdown", "csv", "latex", "json")
 
-PUBLISHED_STEPS = 64_000
-
-
-@dataclass(kw_only=True, slots=True)
-class Line:
-    """One network. Errors in percent over finished runs; sd with n - 1, None for one seed."""
-
-    name: str
-    series: str
-    depth: int
-    parameters: int | None
-    seeds: int  # finished runs, which the means are over
-    clean_train_error: float | None
-    clean_train_error_sd: float | None
-    train_error: float | None  # of the last batches, augmented, as the paper's dashed curves
-    test_error: float | None
-    test_error_sd: float | None
-    test_iou: float | None  # percent, of networks that segment; their errors are of pixels
-    test_iou_sd: float | None
-    clean_train_loss: float | None  # geometric mean
-    collapsed: int
-    diverged: int
-    failed: int
-    unfinished: int
-    runs: int
-    published_test_error: float | None
-    published_source: str | None
-    published_remark: str | None  # in what these runs differ from those published
-
 
 def rows(runs: Sequence[Run], published: bool = False) -> list[dict[str, Any]]:
-    """A dict per network, sorted by experiment, plain first, shallow to deep. Keys as in ``Line``.
+    """A dict per network, sorted by experiment, plain first, shallow to deep. Keys as in ``line``.
 
     A diverged run counts at chance; a failed or unfinished one is counted and has no error. With
     ``published`` a dict for every published error of a network, whose numbers are repeated, with
     the keys of ``Published`` in place of the three that begin so; one without values if there is
     no published error.
     """
-    groups: dict[tuple[str, str, str, int], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run))):
-        groups.setdefault((run.name, str(run.experiment), run.series, run.depth), []).append(run)
-    found = []
-    for group in groups.values():
-        ours = asdict(line(group))
-        if not published:
-            found.append(ours)
-            continue
-        kept = {key: value for key, value in ours.items() if not key.startswith("published_")}
-        theirs = beside(group[0], ours["test_error"], ours["test_error_sd"], ours["seeds"])
-        found += [kept | asdict(one) for one in theirs]
-    return found
+    ordered = sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run)))
+    groups = grouped(ordered, lambda run: (run.name, run.experiment, run.series, run.depth))
+    if not published:
+        return [line(group) | published_beside(group[0]) for group in groups.values()]
+    return [
+        ours | asdict(theirs)
+        for group in groups.values()
+        for ours in [line(group)]
+        for theirs in beside(group[0], ours["test_error"], ours["test_error_sd"], ours["seeds"])
+    ]
 
 
-def line(group: Sequence[Run]) -> Line:
-    """The line of runs that differ in their seed only."""
-    first = group[0]
-    clean, train, test, iou, loss = (
-        _finals(group, column)
-        for column in (
-            *("clean_train_error", "train_error", "test_error"),
-            *("test_iou", "clean_train_loss"),
-        )
-    )
-    statuses = Counter(run.status for run in group)
-    value, source, published = published_beside(first)
-    return Line(
-        name=first.name,
-        series=first.series,
-        depth=first.depth,
-        parameters=first.record.get("parameters"),
-        seeds=sum(run.finished for run in group),
-        clean_train_error=_mean(clean),
-        clean_train_error_sd=_sd(clean),
-        train_error=_mean(train),
-        test_error=_mean(test),
-        test_error_sd=_sd(test),
-        test_iou=_mean(iou),
-        test_iou_sd=_sd(iou),
-        clean_train_loss=_geometric_mean(loss),
-        collapsed=statuses["collapsed"],
-        diverged=statuses["diverged"],
-        failed=statuses["failed"],
-        unfinished=statuses["running"] + statuses["interrupted"],
-        runs=len(group),
-        published_test_error=value,
-        published_source=source,
-        published_remark=published,
-    )
+def line(group: Sequence[Run]) -> dict[str, Any]:
+    """The numbers of runs that differ in their seed only.
+
+    Errors in percent, means over finished runs; sd with n - 1, None for one seed.
+    """
+    first, statuses = group[0], Counter(run.status for run in group)
+    losses = [max(loss, LEAST_LOSS) for loss in finals(group, "clean_train_loss")]
+    return {
+        "name": first.name,
+        "series": first.series,
+        "depth": first.depth,
+        "parameters": first.record.get("parameters"),
+        "seeds": sum(run.finished for run in group),  # which the means are over
+        **mean_and_sd(group, "clean_train_error"),
+        # Of the last batches, augmented, as the paper's dashed curves.
+        "train_error": mean_and_sd(group, "train_error")["train_error"],
+        **mean_and_sd(group, "test_error"),
+        **mean_and_sd(group, "test_iou"),  # of networks that segment; their errors are of pixels
+        "clean_train_loss": statistics.geometric_mean(losses) if losses else None,
+        "collapsed": statuses["collapsed"],
+        "diverged": statuses["diverged"],
+        "failed": statuses["failed"],
+        "unfinished": statuses["running"] + statuses["interrupted"],
+        "runs": len(group),
+    }
 
 
-def _finals(group: Sequence[Run], column: str) -> list[float]:
+def finals(group: Sequence[Run], column: str) -> list[float]:
     values = [run.endpoint(column) for run in group]
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _sd(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _geometric_mean(values: Sequence[float]) -> float | None:
-    floored = [max(value, LEAST_LOSS) for value in values]
-    return statistics.geometric_mean(floored) if floored else None
-
-
-def published_beside(run: Run) -> tuple[float | None, str | None, str | None]:
-    """Published test error of this network by the same recipe, its source, and what these runs do
-    otherwise; None three times if there is none.
-    """
-    row = best(run)
-    if row is None:
-        return None, None, None
-    remarks = []
-    if run.data == "cifar10-jpeg":
-        remarks.append("published on CIFAR-10; these runs used a JPEG re-encoding of it")
-    if run.setting("steps") != PUBLISHED_STEPS:
-        remarks.append(
-            f"published after {PUBLISHED_STEPS:,} steps; these runs took {run.setting('steps'):,}"
-        )
-    statistic, _, _ = TEST_METRICS[row["metric"]]
-    return float(row["value"]), f"{row['source']}, {statistic}", "; ".join(remarks) or None
+def mean_and_sd(group: Sequence[Run], column: str) -> dict[str, float | None]:
+    values = finals(group, column)
+    return {
+        column: statistics.fmean(values) if values else None,
+        f"{column}_sd": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 # --- how they are written
@@ -163,13 +99,12 @@ def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
         return json.dumps(list(rows), indent=1)
     if form == "csv":
         buffer = io.StringIO()
-        names = list(rows[0] if rows else Line.__dataclass_fields__)
-        writer = csv.DictWriter(buffer, names, lineterminator="\n")
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return buffer.getvalue().rstrip("\n")
     writers = {"text": _text, "markdown": _markdown, "latex": _latex}
-    return writers[form](*_cells(rows))
+    return writers[form](*cells(rows))
 
 
 def spread(mean: float | None, sd: float | None) -> str:
@@ -221,25 +156,21 @@ IOU_NOTE = (
 BOUND_NOTE = "> : given only as a failure, an error above this."
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings and body without needless columns, and footnotes."""
     notes: list[str] = []
-    beside = bool(rows) and "z" in rows[0]
-    if beside:
+    said = []
+    if any(row["diverged"] for row in rows):
+        said.append("A diverged run counts at chance.")
+    if "z" in rows[0]:
         ours = [heading for heading in OURS if heading not in LEFT_OUT]
         headings, body = [*ours, *THEIRS], _bodies_beside(rows, ours, notes)
+        said += [Z_NOTE] if any(row["z"] is not None for row in rows) else []
+        said += [BOUND_NOTE] if any(row["published_bound"] for row in rows) else []
     else:
         headings = [*OURS, "published|test error %"]
-        body = [[*_ours(row, OURS), published_cell(row, notes)] for row in rows]
-    footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
-    if any(row["diverged"] for row in rows):
-        footnotes.append("A diverged run counts at chance.")
-    if not beside and any(row["test_iou"] is not None for row in rows):
-        footnotes.append(IOU_NOTE)
-    if beside and any(row["z"] is not None for row in rows):
-        footnotes.append(Z_NOTE)
-    if beside and any(row["published_bound"] for row in rows):
-        footnotes.append(BOUND_NOTE)
+        body = [[*(cell(row) for cell in OURS.values()), _best(row, notes)] for row in rows]
+        said += [IOU_NOTE] if any(row["test_iou"] is not None for row in rows) else []
     one_experiment = len({row["name"] for row in rows}) < 2
     keep = [
         column
@@ -247,12 +178,9 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], 
         if not (heading == "|experiment" and one_experiment)
         and not (heading.startswith(OPTIONAL) and not any(cells[column] for cells in body))
     ]
-    heading = [headings[column] for column in keep]
-    return heading, [[cells[column] for column in keep] for cells in body], footnotes
-
-
-def _ours(row: dict[str, Any], headings: Iterable[str]) -> list[str]:
-    return [OURS[heading](row) for heading in headings]
+    body = [[cells[column] for column in keep] for cells in body]
+    footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
+    return [headings[column] for column in keep], body, footnotes + said
 
 
 def _bodies_beside(
@@ -262,7 +190,7 @@ def _bodies_beside(
     bodies = []
     before: list[str] = []
     for row in rows:
-        ours = _ours(row, headings)
+        ours = [OURS[heading](row) for heading in headings]
         # Two folders may hold equal names: a new network begins where its first source does.
         again = ours == before and row["published_source"] is not None
         bodies.append([*([""] * len(ours) if again else ours), *_theirs(row, notes)])
@@ -273,72 +201,58 @@ def _bodies_beside(
 def _theirs(row: dict[str, Any], notes: list[str]) -> list[str]:
     """Published errors, the difference, and by whom, with the number of a footnote."""
     value, source = row["published_test_error"], row["published_source"]
-    note = "; ".join(filter(None, [source, row["published_remark"]])) + "."
-    mark = _mark(note[0].upper() + note[1:] if source is None else note, notes)
+    mark = _mark(row, notes)
     if value is None:
         return ["", "", "", "", mark]
-    train = row["published_train_error"]
     return [
         row["published_bound"] + spread(value, row["published_test_error_sd"]),
-        spread(train, None),
+        spread(row["published_train_error"], None),
         "" if row["difference"] is None else f"{row['difference']:+.2f}",
         "" if row["z"] is None else f"{row['z']:+.1f}",
         f"{short_source(source)}, {row['published_statistic']} {mark}",
     ]
 
 
-def _mark(note: str, notes: list[str]) -> str:
-    """``[2]``: the number of a footnote, which is added to ``notes`` once."""
+def _best(row: dict[str, Any], notes: list[str]) -> str:
+    """The published value of a network by the same recipe, if there is one."""
+    value = row["published_test_error"]
+    return "" if value is None else f"{value:.2f} {_mark(row, notes)}"
+
+
+def _mark(row: dict[str, Any], notes: list[str]) -> str:
+    """``[2]``: the number of a row's footnote, which is added to ``notes`` once."""
+    note = "; ".join(filter(None, [row["published_source"], row["published_remark"]])) + "."
+    note = note[0].upper() + note[1:] if row["published_source"] is None else note
     if note not in notes:
         notes.append(note)
     return f"[{notes.index(note) + 1}]"
 
 
-def published_cell(row: dict[str, Any], notes: list[str]) -> str:
-    """The published value with the number of its footnote, which is added to ``notes`` once."""
-    if row["published_test_error"] is None:
-        return ""
-    note = "; ".join(filter(None, [row["published_source"], row["published_remark"]])) + "."
-    return f"{row['published_test_error']:.2f} {_mark(note, notes)}"
+def joined(heading: str) -> str:
+    """``clean training|error %`` in one line."""
+    return heading.replace("|", " ").strip()
+
+
+def _sides(heading: Sequence[str]) -> str:
+    return "".join("<" if word in WORD_HEADINGS else ">" for word in heading)
 
 
 def _text(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
     """Aligned columns, headings broken over two lines where that makes them narrower."""
     tops, bottoms = zip(*(word.split("|") for word in heading), strict=True)
-    lines = [list(tops), list(bottoms), *body]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    written = [
-        "  ".join(
-            cell.ljust(width) if _is_words(word) else cell.rjust(width)
-            for cell, width, word in zip(cells, widths, heading, strict=True)
-        ).rstrip()
-        for cells in lines
-    ]
-    return "\n".join([*written, *footnotes])
-
-
-def _joined(heading: str) -> str:
-    """``clean training|error %`` in one line."""
-    return heading.replace("|", " ").strip()
-
-
-def _is_words(heading: str) -> bool:
-    return heading in WORD_HEADINGS
+    return "\n".join([*columns([tops, bottoms, *body], _sides(heading)), *footnotes])
 
 
 def _markdown(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
-    rule = "|".join(":--" if _is_words(word) else "--:" for word in heading)
-    head = " | ".join(map(_joined, heading))
-    lines = [f"| {' | '.join(map(_piped, cells))} |" for cells in body]
+    sides = "|".join({"<": ":--", ">": "--:"}[side] for side in _sides(heading))
+    head = " | ".join(map(joined, heading))
+    lines = [f"| {' | '.join(cell.translate(PIPED) for cell in cells)} |" for cells in body]
     below = ["", *(f"{note}  " for note in footnotes)] if footnotes else []
-    return "\n".join([f"| {head} |", f"|{rule}|", *lines, *below]).rstrip()
+    return "\n".join([f"| {head} |", f"|{sides}|", *lines, *below]).rstrip()
 
 
-def _piped(cell: str) -> str:
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-LATEX_ESCAPES = str.maketrans(
+PIPED = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "\\|"})
+LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
@@ -350,26 +264,16 @@ LATEX_ESCAPES = str.maketrans(
 )
 
 
-def escape_latex(text: str) -> str:
-    """``text`` with the letters that LaTeX gives a meaning made harmless."""
-    return text.translate(LATEX_ESCAPES)
-
-
 def _latex(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
-    columns = "".join("l" if _is_words(word) else "r" for word in heading)
-    lines = [
-        " & ".join(map(escape_latex, cells)) + r" \\" for cells in (map(_joined, heading), *body)
-    ]
+    head, *lines = (
+        " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+        for cells in ([joined(word) for word in heading], *body)
+    )
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(r"\par\noindent\footnotesize " + escape_latex(note) for note in footnotes),
+            rf"\begin{{tabular}}{{{_sides(heading).replace('<', 'l').replace('>', 'r')}}}",
+            *(r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"),
+            *(r"\par\noindent\footnotesize " + note.translate(LATEX) for note in footnotes),
         ]
     )

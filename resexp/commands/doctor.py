@@ -5,16 +5,17 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from resexp import data
 from resexp.runs.lock import has_locks
 from resexp.runs.provenance import checkout, package_version
+from resexp.runs.records import first_line
 from resexp.settings import Data, Engine, Precision, Settings, UsageError, choices
 from resexp.train.device import check_precision, choose_device, cores, cpu_flags, device_name
 from resexp.train.engine.graph import check_engine
@@ -28,69 +29,71 @@ class Finding:
     what: str
     detail: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything that a run with these settings needs."""
     return [
-        versions(),
-        torchvision(),
-        configs(),
-        processor(),
+        Finding("ok", "versions", versions()),
+        found("torchvision", torchvision),
+        found("configs", configs),
+        Finding("ok", "cpu", processor()),
         *gpus(),
-        device(settings),
-        bf16(settings),
+        found("device", lambda: device(settings)),
+        found("bf16", lambda: bf16(settings), "warn"),
         engines(settings),
         writable(Path(settings.results)),
         *(data_set(name, settings.data) for name in sets(settings.data)),
     ]
 
 
-def versions() -> Finding:
+def found(what: str, look: Callable[[], str], otherwise: str = "fail") -> Finding:
+    """What ``look`` says of a thing, or why it cannot be had."""
+    try:
+        return Finding("ok", what, look())
+    except UsageError as error:
+        return Finding(otherwise, what, str(error))
+    except RuntimeError as error:  # of a driver
+        return Finding(otherwise, what, first_line(error))
+
+
+def versions() -> str:
     """Python, torch, Hydra and this code."""
     commit, dirty = checkout()
     code = f"commit {commit[:9]}{' + changes' if dirty else ''}" if commit else "no git checkout"
-    hydra = package_version("hydra-core")
-    return Finding(
-        "ok",
-        "versions",
-        f"Python {platform.python_version()}, torch {torch.__version__}, Hydra {hydra}, "
-        f"resexp {package_version('resexp') or 'from a checkout'} ({code})",
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"Hydra {package_version('hydra-core')}, "
+        f"resexp {package_version('resexp') or 'from a checkout'} ({code})"
     )
 
 
-def torchvision() -> Finding:
+def torchvision() -> str:
     """It brings CIFAR-10, and loads only beside the torch that it was built for."""
-    found = package_version("torchvision")
+    version = package_version("torchvision")
     try:
         import_module("torchvision")
     except Exception as error:  # what it raises differs from version to version
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        return Finding(
-            "fail",
-            "torchvision",
-            f"{found} does not load beside torch {torch.__version__} ({why}): install both anew, "
-            "with one pip install torch torchvision",
-        )
-    return Finding("ok", "torchvision", f"{found}")
+        raise UsageError(
+            f"{version} does not load beside torch {torch.__version__} ({first_line(error)}): "
+            "install both anew, with one pip install torch torchvision"
+        ) from error
+    return f"{version}"
 
 
-def configs() -> Finding:
+def configs() -> str:
     """The shipped configuration files."""
     folder = choices.config_folder()
     if not folder.is_dir() or not choices.options("arch"):
-        return Finding("fail", "configs", f"none in {folder}: install resexp again")
-    return Finding("ok", "configs", f"{folder}")
+        raise UsageError(f"none in {folder}: install resexp again")
+    return f"{folder}"
 
 
-def processor() -> Finding:
+def processor() -> str:
     """The CPU and its threads."""
     known = cpu_flags()
     vector = [one for one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if one in known]
     name, units = device_name(torch.device("cpu")), " ".join(vector) or platform.machine()
-    return Finding("ok", "cpu", f"{name}, {cores()} cores, {units}")
+    return f"{name}, {cores()} cores, {units}"
 
 
 def gpus() -> list[Finding]:
@@ -111,26 +114,18 @@ def gpus() -> list[Finding]:
     return found
 
 
-def device(settings: Settings) -> Finding:
+def device(settings: Settings) -> str:
     """The device asked for does arithmetic."""
-    try:
-        chosen = choose_device(settings.device)
-        total = torch.ones(8, device=chosen).sum().item()
-    except UsageError as error:
-        return Finding("fail", "device", str(error))
-    except RuntimeError as error:
-        return Finding("fail", "device", f"{settings.device}: {str(error).splitlines()[0]}")
-    level = "ok" if total == 8 else "fail"
-    return Finding(level, "device", f"{settings.device} trains on {chosen}")
+    chosen = choose_device(settings.device)
+    if torch.ones(8, device=chosen).sum().item() != 8:
+        raise UsageError(f"{settings.device}: ones add up wrongly on {chosen}")
+    return f"{settings.device} trains on {chosen}"
 
 
-def bf16(settings: Settings) -> Finding:
+def bf16(settings: Settings) -> str:
     """Whether precision=bf16 would be accepted."""
-    try:
-        check_precision(Precision.bf16, choose_device(settings.device))
-    except UsageError as error:
-        return Finding("warn", "bf16", str(error))
-    return Finding("ok", "bf16", "precision=bf16 can be used")
+    check_precision(Precision.bf16, choose_device(settings.device))
+    return "precision=bf16 can be used"
 
 
 def engines(settings: Settings) -> Finding:
@@ -179,11 +174,12 @@ def data_set(name: str, chosen: Data) -> Finding:
     settings = chosen if name == chosen.loader else Data(name=name, loader=name)
     describe = getattr(data.loader(name), "describe", None)
     needed = name == "digits" or describe or not settings.download
-    try:
+
+    def look() -> str:
         data.check_present(replace(settings, download=False))
-        return Finding("ok", name, describe(settings) if describe else here(name))
-    except UsageError as error:
-        return Finding("fail" if needed else "warn", name, str(error))
+        return str(describe(settings)) if describe else here(name)
+
+    return found(name, look, "fail" if needed else "warn")
 
 
 def here(name: str) -> str:

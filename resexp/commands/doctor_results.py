@@ -5,11 +5,10 @@ Reads and never writes; believes nothing it reads. Never imports torch.
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from resexp.runs.records import (
     METRICS,
     RECORD,
     as_written,
+    finite,
     read_json,
     row_steps,
 )
@@ -50,20 +50,16 @@ class Trouble:
     meaning: str
     remedy: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def inspect(root: Path) -> list[Trouble]:
     """Everything that is wrong below ``root``: results, an experiment or a run."""
     os.listdir(root)  # raises here if that cannot be read; below it is one of the faults
-    found: list[Trouble] = []
     seen: dict[tuple[str, str], Path] = {}
-    for directory in directories(root, LEVELS):
-        for level, what, meaning, remedy in [*troubles(directory), *copies(directory, seen)]:
-            name = printable(str(directory))
-            found.append(Trouble(level, name, printable(what), meaning, printable(remedy)))
-    return found
+    return [
+        Trouble(level, printable(str(directory)), printable(what), meaning, printable(remedy))
+        for directory in directories(root, LEVELS)
+        for level, what, meaning, remedy in (*troubles(directory), *copies(directory, seen))
+    ]
 
 
 def directories(root: Path, levels: int) -> Iterator[Path]:
@@ -84,13 +80,17 @@ def directories(root: Path, levels: int) -> Iterator[Path]:
 def copies(directory: Path, seen: dict[tuple[str, str], Path]) -> Iterator[Found]:
     """A run of which there is another copy beside it, among those ``seen``."""
     record = read_json(directory / RECORD)
-    if not isinstance(record, dict) or fault(record):
+    if fault(record):
         return
     twin = seen.setdefault((str(directory.parent), record["run"]), directory)
     if twin != directory:
-        what = f"the same run as {twin.name}"
-        remedy = f"move one away, as with {move(directory)}"
-        yield "fail", what, "it counts twice in means and verdicts", remedy
+        meaning = "it counts twice in means and verdicts"
+        yield (
+            "fail",
+            f"the same run as {twin.name}",
+            meaning,
+            f"move one away, as with {move(directory)}",
+        )
 
 
 def troubles(directory: Path) -> Iterator[Found]:
@@ -114,8 +114,7 @@ def troubles(directory: Path) -> Iterator[Found]:
         yield from of_pair(directory) if pair else without_record(directory, names)
         return
     record = read_json(directory / RECORD)
-    reason = "it is no JSON object" if not isinstance(record, dict) else fault(record)
-    if reason or record is None:
+    if reason := fault(record):
         what = f"{RECORD} is damaged or edited: {reason}"
         meaning = "the run is left out of every list, table, figure and verdict"
         yield "fail", what, meaning, rerun(directory)
@@ -146,8 +145,9 @@ def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
     if not foreign:
         if is_held(directory):
             return
-        said = first_line(directory / ERROR) if ERROR in names else ""
-        what = f"it failed before it began: {said}" if said else "empty: a run that never began"
+        what = "empty: a run that never began"
+        if ERROR in names and (said := last_line(directory / ERROR)):
+            what = f"it failed before it began: {said}"
         remedy = f"run its sweep again, or rm -r {quoted(directory)}"
         yield "warn", what, "no reader counts it", remedy
     elif METRICS in names or any(name.startswith(CHECKPOINT) for name in names):
@@ -163,27 +163,27 @@ def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
 def of_record(directory: Path, record: dict[str, Any]) -> Iterator[Found]:
     """A record that contradicts itself or its place."""
     flat = flatten(record["settings"])
-    known = flatten(as_dict(Settings()))
-    complete = known.keys() <= flat.keys()  # an older version had other settings, so other digests
-    if complete and record.get("digest") != digest(record["settings"]):
+    # An older version had other settings, so other digests.
+    comparable = flatten(as_dict(Settings())).keys() <= flat.keys()
+    if comparable and record.get("digest") != digest(record["settings"]):
         what = f"the settings in {RECORD} are not those it was trained with (their digest differs)"
         yield "fail", what, f"{EDITED}settings they do not have", rerun(directory)
     for key in ("depth", "seed"):
         if key in flat and flat[key] != record[key]:
             what = f"{RECORD} says {key}={record[key]} and, among its settings, {key}={flat[key]}"
             yield "fail", what, f"{EDITED}another network", rerun(directory)
-    expected = run_name(record["arch"], record["depth"], record["seed"], record["extras"])
-    if directory.name != expected:
+    name = run_name(record["arch"], record["depth"], record["seed"], record["extras"])
+    if directory.name != name:
         meaning = (
             "it is read as that run; resexp run looks for it under that name and would retrain"
         )
-        remedy = f"mv {quoted(directory)} {quoted(directory.with_name(expected))}"
-        yield "warn", f"renamed: its record is of {expected}", meaning, remedy
+        remedy = f"mv {quoted(directory)} {quoted(directory.with_name(name))}"
+        yield "warn", f"renamed: its record is of {name}", meaning, remedy
 
 
 def of_rows(run: Run) -> Iterator[Found]:
     """Rows that are damaged, missing, or not those that the record tells of."""
-    remedy = again(run.record, overwrite=True)
+    remedy = again(run.record, ["overwrite=true"])
     try:
         rows = run.rows()
     except UsageError as error:
@@ -202,11 +202,11 @@ def of_rows(run: Run) -> Iterator[Found]:
     last: dict[str, Any] = {}
     for row in rows:
         last |= as_written(row)
-    for key, value in last.items():
+    meaning = "one was edited: tables and verdicts use the first, curves the second"
+    for key, value in finite(last).items():
         said = run.record["last"].get(key)
-        if key not in TIME_COLUMNS and said != (value if math.isfinite(value) else None):
-            meaning = "one was edited: tables and verdicts use the first, curves the second"
-            yield "fail", f"{RECORD} says {key} {said}, {METRICS} {value}", meaning, remedy
+        if key not in TIME_COLUMNS and said != value:
+            yield "fail", f"{RECORD} says {key} {said}, {METRICS} {last[key]}", meaning, remedy
             return
 
 
@@ -231,15 +231,15 @@ def leftovers(directory: Path, names: list[str], record: dict[str, Any]) -> Iter
         yield "warn", f"left behind: {', '.join(left)}", "room on the disk", f"rm {paths}"
 
 
-def again(record: dict[str, Any], *, overwrite: bool = False) -> str:
+def again(record: dict[str, Any], more: Sequence[str] = ()) -> str:
     """The command that trains a run, spelled anew: what a file says is not pasted into a shell."""
     try:
         words = shlex.split(str(record.get("command")))
     except ValueError:
         words = []
     if words[:2] != ["resexp", "run"]:
-        return "run its sweep again" + (" with overwrite=true" if overwrite else "")
-    return shlex.join([*words, *(["overwrite=true"] if overwrite else [])])
+        return " with ".join(["run its sweep again", *more])
+    return shlex.join([*words, *more])
 
 
 def move(directory: Path) -> str:
@@ -255,13 +255,12 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def first_line(path: Path) -> str:
-    """The last line of a traceback: what went wrong."""
+def last_line(path: Path) -> str:
+    """What went wrong, by a traceback."""
     try:
-        lines = path.read_text(errors="replace").strip().splitlines()
+        return path.read_text(errors="replace").strip().rpartition("\n")[2][:200]
     except OSError:
         return ""
-    return lines[-1][:200] if lines else ""
 
 
 def printable(text: str) -> str:

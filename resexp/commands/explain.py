@@ -17,6 +17,8 @@ from torch import nn
 
 from resexp import data as images
 from resexp import models
+from resexp.analysis.formatting import columns
+from resexp.analysis.results import grouped
 from resexp.models.blocks import Block, Place, block
 from resexp.models.layers import Norm, ZeroPad
 from resexp.models.merges import Drop
@@ -121,20 +123,17 @@ class Layer:
 
 
 def layers(call: Call) -> list[Layer]:
-    """The rows of a call and of all within it: what has parameters or multiplies, and merges."""
-    return [row(one) for one in call.walk() if has_row(one)]
+    """The rows of a call and of all within it."""
+    return [row for one in call.walk() for row in own_row(one)]
 
 
-def has_row(call: Call) -> bool:
-    """Whether a call stands in the table."""
+def own_row(call: Call) -> list[Layer]:
+    """The row of one call, if it has parameters, multiplies, or merges."""
     is_merge = hasattr(call.module, "formula") and not joins(call.module)
-    return bool(call.parameters or call.multiply_adds) or is_merge
-
-
-def row(call: Call) -> Layer:
-    """What the table says of one call."""
+    if not (call.parameters or call.multiply_adds or is_merge):
+        return []
     name, shape = call.name or "network", by(call.out)
-    return Layer(name, kind(call.module), shape, call.parameters, 2 * call.multiply_adds)
+    return [Layer(name, kind(call.module), shape, call.parameters, 2 * call.multiply_adds)]
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -151,16 +150,13 @@ def kind(module: nn.Module) -> str:
     """What a layer is, in a few words."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         transposed = "transposed " if isinstance(module, nn.ConvTranspose2d) else ""
-        return f"{by(module.kernel_size)} {transposed}convolution{stride(module.stride[0])}"
-    if isinstance(module, ZeroPad):
-        return f"{module.new_channels} channels of zeros appended{stride(module.stride)}"
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
-    return next((name for one, name in KINDS.items() if isinstance(module, one)), words)
-
-
-def stride(pixels: int) -> str:
-    """How far apart pixels are taken, where not each is."""
-    return f", stride {pixels}" if pixels > 1 else ""
+        said, stride = f"{by(module.kernel_size)} {transposed}convolution", module.stride[0]
+    elif isinstance(module, ZeroPad):
+        said, stride = f"{module.new_channels} channels of zeros appended", module.stride
+    else:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
+        return next((name for one, name in KINDS.items() if isinstance(module, one)), words)
+    return f"{said}, stride {stride}" if stride > 1 else said
 
 
 # Diagrams
@@ -178,11 +174,10 @@ class Diagram:
 
 def diagrams(whole: Call) -> list[Diagram]:
     """The blocks of a network, each kind once; channels and image sides make no kind."""
-    kinds: dict[str, list[Call]] = {}
-    for call in whole.walk():
-        if joins(call.module):
-            drawn = re.sub(r"\d+ channels", "channels", "\n".join(draw(call)[1:-1]))
-            kinds.setdefault(drawn, []).append(call)
+    kinds = grouped(
+        (call for call in whole.walk() if joins(call.module)),
+        lambda call: re.sub(r"\d+ channels", "channels", "\n".join(draw(call)[1:-1])),
+    )
     found = [
         Diagram(first.name, [one.name for one in more], formula(first.module), draw(first))
         for first, *more in kinds.values()
@@ -306,9 +301,8 @@ def shape(data: Data) -> tuple[int, tuple[int, int], int]:
 
 def text(found: Explanation, full: bool = False) -> str:
     """Facts, diagrams and the table of layers; ``full``: every one of them."""
-    facts = dict(found.facts)
-    opening = f"{found.arch}: {facts.pop('what it is')}"
-    parts = ["\n".join([opening, *(f"  {key:<6}  {value}" for key, value in facts.items())])]
+    (_, said), *facts = found.facts.items()
+    parts = ["\n".join([f"{found.arch}: {said}", *(f"  {k:<6}  {value}" for k, value in facts)])]
     channels, height, width = found.shape
     parts.append(
         f"{found.arch}-{found.depth} on {found.data}: images of {height}x{width}x{channels}, "
@@ -316,11 +310,11 @@ def text(found: Explanation, full: bool = False) -> str:
         f"({found.parameters_without_norm:,} without normalisation), "
         f"{found.flops / 1e6:,.1f} MFLOPs an image"
     )
-    for one in found.blocks if full else found.blocks[:DIAGRAMS]:
+    drawn = found.blocks if full else found.blocks[:DIAGRAMS]
+    for one in drawn:
         others = f", and {len(one.alike)} alike" if one.alike else ""
         parts.append("\n    ".join([f"{one.block}{others}\n", *one.lines]))
-    if not full and len(found.blocks) > DIAGRAMS:
-        left = len(found.blocks) - DIAGRAMS
+    if left := len(found.blocks) - len(drawn):
         parts.append(f"{left} more kinds of blocks: --full draws them.")
     assert found.whole
     rows = found.layers if full else folded(found.whole)
@@ -328,7 +322,8 @@ def text(found: Explanation, full: bool = False) -> str:
     cells = [
         (r.layer, r.kind, r.shape, f"{r.parameters:,}", f"{r.flops:,}") for r in (*rows, total)
     ]
-    parts.append(aligned([("layer", "kind", "output", "parameters", "FLOPs"), *cells]))
+    header = ("layer", "kind", "output", "parameters", "FLOPs")
+    parts.append("\n".join(columns([header, *cells], "<<<>>")))
     return "\n\n".join(parts)
 
 
@@ -339,29 +334,14 @@ def folded(call: Call) -> list[Layer]:
         first, *more = group
         rows += folded(first)
         if more:
-            rows.append(run_of(first, more))
-    return rows + ([row(call)] if has_row(call) else [])
+            inner = [row for one in more for row in layers(one)]
+            last = more[-1].name.rpartition(".")[2]
+            names = more[0].name if len(more) == 1 else f"{more[0].name} to {last}"
+            sums = sum(one.parameters for one in inner), sum(one.flops for one in inner)
+            rows.append(Layer(names, f"as {first.name}", by(more[-1].out), *sums))
+    return rows + own_row(call)
 
 
 def relative(call: Call) -> list[Layer]:
     """The rows of a call, named from there."""
     return [replace(one, layer=one.layer.removeprefix(call.name)) for one in layers(call)]
-
-
-def run_of(first: Call, more: list[Call]) -> Layer:
-    """One line for the calls that repeat ``first``, with their sums."""
-    inner = [one for call in more for one in layers(call)]
-    last = more[-1].name.rpartition(".")[2]
-    names = more[0].name if len(more) == 1 else f"{more[0].name} to {last}"
-    sums = sum(one.parameters for one in inner), sum(one.flops for one in inner)
-    return Layer(names, f"as {first.name}", by(more[-1].out), *sums)
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Rows under each other, words to the left and the last two columns, numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<<<>>"
-    return "\n".join(
-        "  ".join(f"{c:{side}{w}}" for c, side, w in zip(one, sides, widths, strict=True))
-        for one in rows
-    )

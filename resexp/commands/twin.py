@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +24,23 @@ class Check:
     equal: bool
     detail: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def plain_twin(settings: Settings) -> Settings:
-    """The same settings with the skip connections removed."""
-    return replace(settings, twin=Twin.plain)
-
 
 def contract(job: Job) -> list[Check]:
     """Compare ``job``'s network and training with its plain twin's, by building both."""
     data = images.load(job.settings.data)
-    settings, twin = job.settings, plain_twin(job.settings)
+    settings, twin = job.settings, replace(job.settings, twin=Twin.plain)
     pair = [
         models.build(one, data.channels, len(data.classes), data.size) for one in (settings, twin)
     ]
     sizes = [models.measure(network, data.channels, data.size) for network in pair]
     shared, only = compare(*pair)
+    few = ", ".join(only[:3]) + (" ..." if only[3:] else "")
+    unmatched = f"; without a counterpart: {few}" if only else ""
     return [
         Check(
             "parameters",
             sizes[0].parameters == sizes[1].parameters and not only,
-            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}{unmatched(only)}",
+            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}{unmatched}",
         ),
         Check(
             "initial values",
@@ -72,30 +65,18 @@ def compare(network: nn.Module, twin: nn.Module) -> tuple[list[tuple[Tensor, Ten
     return [(mine[name], theirs[name]) for name in shared], only
 
 
-def unmatched(names: list[str]) -> str:
-    """The first parameters that have no counterpart."""
-    if not names:
-        return ""
-    return f"; without a counterpart: {', '.join(names[:3])}{' ...' if names[3:] else ''}"
-
-
 def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
     """Order, crop and mirror of the first batches."""
     steps = min(STEPS_CHECKED, settings.steps)
+    fields = ("seed", "batch_size", "crop_padding", "flip")
     plans = [
         batches.plan(
-            seed=one.seed,
-            start=0,
-            stop=steps,
-            images=count,
-            batch_size=one.batch_size,
-            crop_padding=one.crop_padding,
-            flip=one.flip,
+            start=0, stop=steps, images=count, **{key: getattr(one, key) for key in fields}
         )
         for one in (settings, twin)
     ]
-    fields = ("index", "dy", "dx", "mirror")
-    equal = all(torch.equal(getattr(plans[0], f), getattr(plans[1], f)) for f in fields)
+    parts = ("index", "dy", "dx", "mirror")
+    equal = all(torch.equal(getattr(plans[0], one), getattr(plans[1], one)) for one in parts)
     return Check("batches", equal, f"images, crops and mirrors of the first {steps} steps")
 
 

@@ -21,11 +21,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from resexp.analysis.formatting import count
 from resexp.analysis.results import Run
 from resexp.runs.records import replacing
-from resexp.settings import UsageError
 
-FORMS = ("png", "svg", "pdf")
 MOST_PANELS = 4
 MM = 1 / 25.4  # inches
 COLUMN, PAGE = 85 * MM, 175 * MM
@@ -121,10 +120,9 @@ def data_sets(runs: Sequence[Run]) -> str:
 
 def seeds(runs: Sequence[Run]) -> str:
     """``3 seeds``, or ``1 to 3 seeds`` where networks differ in how many they have."""
-    networks = Counter((run.series, run.depth) for run in runs)
-    least, most = min(networks.values()), max(networks.values())
-    counted = f"{most} seed{'' if most == 1 else 's'}"
-    return counted if least == most else f"{least} to {counted}"
+    networks = Counter((run.series, run.depth) for run in runs).values()
+    said = count(max(networks), "seed")
+    return said if len({*networks}) == 1 else f"{min(networks)} to {said}"
 
 
 def spaced(series: str) -> str:
@@ -142,18 +140,19 @@ def head(figure: Figure, title: str) -> None:
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Below the panels, in as many columns as the width holds; the first take what is over."""
-    width = figure.get_figwidth() / MM
-    columns = len(labels)
     lengths = [len(label) for label in labels]
-    while columns > 1 and width < columns * 9.5 + 1.35 * sum(
-        part.max() for part in np.array_split(lengths, columns)
-    ):
-        columns -= 1
+
+    def needed(columns: int) -> float:
+        longest = [part.max() for part in np.array_split(lengths, columns)]
+        return float(columns * 9.5 + 1.35 * sum(longest))
+
+    width = figure.get_figwidth() / MM
+    fit = (n for n in range(len(labels), 1, -1) if needed(n) <= width)
     figure.legend(
         handles,
         labels,
         loc="outside lower left",
-        ncols=columns,
+        ncols=next(fit, 1),
         frameon=False,
         handlelength=1.8,
         columnspacing=1.2,
@@ -166,10 +165,9 @@ def save(figure: Figure, path: Path) -> None:
 
     Raises Unwritten where it does not fit.
     """
-    form = check_form(path.suffix.lstrip("."))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        write(figure, temporary, form)
+        write(figure, temporary, path.suffix[1:])
 
 
 def write(figure: Figure, target: Path | IO[bytes], form: str) -> None:
@@ -184,9 +182,3 @@ def write(figure: Figure, target: Path | IO[bytes], form: str) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters of another font
         figure.savefig(target, format=form, dpi=200, metadata=metadata)
-
-
-def check_form(form: str) -> str:
-    if form not in FORMS:
-        raise UsageError(f"a figure has no form {form}. Choose one of {', '.join(FORMS)}.")
-    return form

@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from resexp.analysis.figures.canvas import (
     spaced,
 )
 from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
-from resexp.analysis.results import Run, order
+from resexp.analysis.results import Run, grouped, order
 from resexp.train.row import Row
 
 TALLEST = 235 * MM  # of a page of small panels, so that it fits A4
@@ -128,13 +129,10 @@ def require_rows(runs: Sequence[Run]) -> dict[str, list[Network]]:
 
     Runs without a row stay in their network if it has others: failures are counted.
     """
-    networks: dict[tuple[str, int], Network] = {}
-    for run in sorted(runs, key=order):
-        key = (run.series, run.depth)
-        networks.setdefault(key, Network(*key, [])).runs.append(run)
-    groups: dict[str, list[Network]] = {}
-    for network in networks.values():
-        groups.setdefault(network.series, []).append(network)
+    networks = grouped(sorted(runs, key=order), lambda run: (run.series, run.depth))
+    groups = grouped(
+        [Network(*key, some) for key, some in networks.items()], lambda one: one.series
+    )
     begun = {run.series for run in runs if run.rows()}
     if not begun:
         raise Nothing("no run here has a row of metrics yet. Wait for the first evaluation.")
@@ -143,14 +141,14 @@ def require_rows(runs: Sequence[Run]) -> dict[str, list[Network]]:
 
 def colours_of(groups: Mapping[str, Sequence[Network]]) -> dict[int, str]:
     """The colours of the depths drawn, shallow first."""
-    depths = {network.depth for group in groups.values() for network in group}
-    return {depth: depth_colour(depth) for depth in sorted(depths)}
+    depths = sorted({network.depth for network in chain(*groups.values())})
+    return {depth: depth_colour(depth) for depth in depths}
 
 
 def last_step(groups: Mapping[str, Sequence[Network]]) -> int:
     """The step that the longest run has come to."""
-    networks = [network for group in groups.values() for network in group]
-    return max(run.rows()[-1].step for each in networks for run in each.runs if run.rows())
+    runs = [run for network in chain(*groups.values()) for run in network.runs if run.rows()]
+    return max(run.rows()[-1].step for run in runs)
 
 
 def step_scale(longest: int, ticks: int = 5) -> Scale:
@@ -186,21 +184,18 @@ def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Sca
 def mean_lines(network: Network, look: Look) -> list[Line]:
     """Means over seeds with their range, at the steps that all seeds share, from chance on."""
     lines: list[Line] = []
-    start = chance(network.runs)
     arch = network.series.split(",")[0]
     for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
         steps, errors = network.values(column) if network.whole else ([], np.empty((0, 0)))
         if not steps:
             continue
-        if start is not None:
-            steps = [0.0, *steps]
-            errors = np.insert(errors, 0, start, axis=1)
+        errors = np.insert(errors, 0, chance(network.runs), axis=1)
         banded = look.bands and len(errors) > 1
         lines.append(
             Line(
                 name=f"{network.depth} {kind}",
                 tags=(f"d{network.depth}", tag),
-                x=steps,
+                x=[0.0, *steps],
                 y=errors.mean(axis=0).tolist(),
                 low=errors.min(axis=0).tolist() if banded else [],
                 high=errors.max(axis=0).tolist() if banded else [],
@@ -218,14 +213,11 @@ def diverged_line(run: Run, look: Look) -> Line | None:
     good = [row for row in run.rows() if math.isfinite(row.test_error)]
     if not good:
         return None
-    start = chance([run])
-    origin = [] if start is None else [(0.0, start)]
-    path = [*origin, *((float(row.step), row.test_error) for row in good)]
     return Line(
         name=f"{run.run} diverged",
         tags=(f"d{run.depth}", "test"),
-        x=[x for x, _ in path],
-        y=[y for _, y in path],
+        x=[0.0, *(float(row.step) for row in good)],
+        y=[chance([run]), *(row.test_error for row in good)],
         colour=look.colours[run.depth],
         width=0.6,
     )
@@ -237,10 +229,9 @@ def cross(line: Line) -> Points:
     return Points(names=[line.name], tags=line.tags, **last, colour=line.colour, marker="x")
 
 
-def chance(runs: Sequence[Run]) -> float | None:
-    """The error of an untrained network, percent, where a record knows it."""
-    known = (run.record["data"].get("chance_error") for run in runs)
-    return next((error for error in known if error is not None), None)
+def chance(runs: Sequence[Run]) -> float:
+    """The error of an untrained network, percent."""
+    return runs[0].chance("test_error")
 
 
 def top_error(lasts: Sequence[float]) -> float:
@@ -254,19 +245,22 @@ def top_error(lasts: Sequence[float]) -> float:
 
 def curve_keys(groups: Mapping[str, Sequence[Network]]) -> list[Key]:
     """A colour a depth, a stroke a kind of error, and what lines and bands are over seeds."""
-    colours = colours_of(groups)
-    keys = [
-        Key(name=f"{depth} layers", colour=colours[depth], tag=f"d{depth}") for depth in colours
-    ]
-    several = any(len(each.whole) > 1 for group in groups.values() for each in group)
+    several = any(len(network.whole) > 1 for network in chain(*groups.values()))
     of = " (mean)" if several else ""
-    keys += [
+    band = [Key(name="range over seeds", colour=GREY, tag="spread", band=True)]
+    return [
+        *depth_keys(colours_of(groups)),
         Key(name=f"test{of}", colour=GREY, tag="test", width=1.3),
         Key(name=f"training{of}", colour=GREY, tag="train", width=0.9, stroke=DASHES),
+        *(band if several else []),
     ]
-    if several:
-        keys.append(Key(name="range over seeds", colour=GREY, tag="spread", band=True))
-    return keys
+
+
+def depth_keys(colours: Mapping[int, str]) -> list[Key]:
+    return [
+        Key(name=f"{depth} layers", colour=colour, tag=f"d{depth}")
+        for depth, colour in colours.items()
+    ]
 
 
 def failures(group: Sequence[Network]) -> str:

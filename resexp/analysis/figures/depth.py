@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from resexp.analysis.figures.canvas import (
@@ -19,7 +19,7 @@ from resexp.analysis.figures.canvas import (
 )
 from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
 from resexp.analysis.figures.curves import chance
-from resexp.analysis.results import Run, order, others, plain_twin
+from resexp.analysis.results import Run, grouped, order, others, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
 
@@ -33,8 +33,8 @@ MINUS = {
 }
 CONFIDENCE = 0.95
 ENOUGH = 3  # seeds for an interval: that of two reaches 9 times as far as they lie apart
+NO_INTERVAL = paired_t([])
 SEED = "#8c8c8c"  # the colour of single seeds behind their mean
-
 
 Finals = list[tuple[Run, float]]
 
@@ -56,18 +56,21 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     top = min(100.0, 1.06 * max(1.0, *values(panels)))
     for panel in panels:
         panel.y.high = top
-    keys = []
-    for index, one in enumerate(drawn):
-        colour, marker = series_style(index)
-        keys.append(Key(name=spaced(one), colour=colour, tag=f"s{index}", width=1.4, marker=marker))
-    keys += [mean_key([(run.series, run.depth) for run in shown])]
-    keys += [Key(name="a run", colour=GREY, tag="run", stroke="none", marker="o")]
+    styles = [(f"s{index}", *series_style(index)) for index in range(len(drawn))]
     return Chart(
         title="Final error against depth",
         caption="After the last step, over all training and all test images.",
         heading=heading(runs, len(series), most),
         panels=panels,
-        keys=keys + failed_keys(panels),
+        keys=[
+            *(
+                Key(name=spaced(one), colour=colour, tag=tag, width=1.4, marker=marker)
+                for one, (tag, colour, marker) in zip(drawn, styles, strict=True)
+            ),
+            mean_key([(run.series, run.depth) for run in shown]),
+            Key(name="a run", colour=GREY, tag="run", stroke="none", marker="o"),
+            *failed_keys(panels),
+        ],
         columns=2,
         width=PAGE,
         height=76 * MM,
@@ -175,9 +178,8 @@ def error_panel(runs: Sequence[Run], series: Sequence[str], column: str) -> Pane
             + slot * (0.2 * outward + 0.45 * (rank - (len(seeds) - 1) / 2) / len(seeds))
             for rank, seed in enumerate(seeds)
         }
-        errors: dict[float, list[float]] = {}
-        for run, error in mine:
-            errors.setdefault(run.depth, []).append(error)
+        by_depth = grouped(mine, lambda pair: pair[0].depth)
+        errors = {layers: [error for _, error in some] for layers, some in by_depth.items()}
         lines.append(mean_line(spaced(one), (f"s{index}",), errors, colour))
         lines[-1].shift = offset - 0.25 * outward * slot
         points += marks(
@@ -207,7 +209,7 @@ def difference_panel(
     """Differences by depth: a thin line a seed, and their mean with its interval."""
     colour, marker = style
     lines, points = [], []
-    at: dict[float, list[float]] = {}
+    at: dict[int, list[float]] = {}
     for seed in sorted({plain.seed for plain, _ in pairs}):
         found = []
         for plain, other in (pair for pair in pairs if pair[0].seed == seed):
@@ -236,18 +238,18 @@ def difference_panel(
 
 
 def mean_line(
-    name: str, tags: tuple[str, ...], values: dict[float, list[float]], colour: str
+    name: str, tags: tuple[str, ...], values: Mapping[int, list[float]], colour: str
 ) -> Line:
     """Means of values by depth, and their t intervals where there are seeds enough for one."""
     intervals = [paired_t(each, CONFIDENCE) for each in values.values()]
-    enough = [each.n >= ENOUGH for each in intervals]
+    barred = [each if each.n >= ENOUGH else NO_INTERVAL for each in intervals]
     return Line(
         name=name,
         tags=tags,
-        x=list(values),
+        x=[*values],
         y=[each.mean for each in intervals],
-        low=[each.low if ok else math.nan for each, ok in zip(intervals, enough, strict=True)],
-        high=[each.high if ok else math.nan for each, ok in zip(intervals, enough, strict=True)],
+        low=[each.low for each in barred],
+        high=[each.high for each in barred],
         colour=colour,
         width=1.4,
         bars=True,
@@ -259,12 +261,10 @@ def marks(
 ) -> list[Points]:
     """(x, y, name, whether it failed) as points, failures as crosses."""
     groups = []
-    for failed in (False, True):
-        chosen = [(x, y, name) for x, y, name, broken in found if broken == failed]
-        if chosen:
-            x, y, names = (list(values) for values in zip(*chosen, strict=True))
-            shape = "x" if failed else marker
-            groups.append(Points(names=names, tags=tags, x=x, y=y, colour=colour, marker=shape))
+    for failed, some in sorted(grouped(found, lambda one: one[3]).items()):
+        x, y, names, _ = (list(values) for values in zip(*some, strict=True))
+        shape = "x" if failed else marker
+        groups.append(Points(names=names, tags=tags, x=x, y=y, colour=colour, marker=shape))
     return groups
 
 

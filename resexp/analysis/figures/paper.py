@@ -16,12 +16,18 @@ from resexp.analysis.figures.canvas import (
     PAGE,
     STYLE,
     data_sets,
-    depth_colour,
     remarks,
     seeds,
 )
 from resexp.analysis.figures.chart import Chart, Key
-from resexp.analysis.figures.curves import Look, error_panels, last_step, require_rows, step_scale
+from resexp.analysis.figures.curves import (
+    Look,
+    colours_of,
+    error_panels,
+    last_step,
+    require_rows,
+    step_scale,
+)
 from resexp.analysis.results import Run
 
 PAPER_TOP = 20.0  # percent, where the paper's axis ends
@@ -37,9 +43,6 @@ PAPER_STYLE: dict[Any, Any] = STYLE | {
     "grid.linewidth": 0.4,
     "axes.grid.axis": "y",
 }
-
-#: The paper's order of hues, shallow to deep, in tones that colour-blind eyes tell apart.
-INKS = ("#cc9a1a", "#4aa3d8", "#2a9d6f", "#c1272d", "#1a1a1a", "#5b3a8c", "#8a8a8a")
 INK = "#222222"
 
 
@@ -56,8 +59,7 @@ def paper(runs: Sequence[Run]) -> Chart:
     steps = step_scale(longest, ticks=7)
     if longest >= 10_000:
         steps = replace(steps, label="iter. (1e4)", per=10_000)
-    colours = inks(sorted({network.depth for group in drawn.values() for network in group}))
-    look = Look(colours, (1.7, 0.8), bands=False, end="{arch}-{depth}", top=PAPER_TOP)
+    look = Look(colours_of(drawn), (1.7, 0.8), bands=False, end="{arch}-{depth}", top=PAPER_TOP)
     panels = error_panels(drawn, look, steps)
     fits = any(line.end and line.y[-1] <= PAPER_TOP for panel in panels for line in panel.lines)
     if not fits:
@@ -86,13 +88,6 @@ def twin_panels(series: Sequence[str]) -> list[str]:
     plain = [one for one in series if one.split(",")[0] == "plain"]
     other = [one for one in series if one not in plain]
     return [plain[0], other[0]] if plain and other else list(series)[:2]
-
-
-def inks(depths: Sequence[int]) -> dict[int, str]:
-    """A print colour a depth, by rank; more depths than inks are coloured as in curves."""
-    if len(depths) > len(INKS):
-        return {depth: depth_colour(depth) for depth in depths}
-    return dict(zip(depths, INKS, strict=False))
 
 
 def remark(runs: Sequence[Run], drawn: Sequence[str], fits: bool) -> str:

@@ -12,16 +12,16 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from resexp.analysis.figures import FIGURES
-from resexp.analysis.figures.canvas import check_form, save
+from resexp.analysis.figures.canvas import save
 from resexp.analysis.figures.chart import Chart, Nothing, draw
 from resexp.analysis.figures.paper import paper
-from resexp.analysis.results import Run, require_runs
+from resexp.analysis.results import grouped, require_runs
 from resexp.runs.records import METRICS, RECORD
 from resexp.settings import UsageError
 
-STYLES = ("screen", "paper")
+FORMS, STYLES = ("png", "svg", "pdf"), ("screen", "paper")
 
-KINDS: dict[str, Callable[[Sequence[Run]], Chart]] = {
+KINDS: dict[str, Callable[..., Chart]] = {
     name: resolve_name(function) for name, function in FIGURES.items()
 }
 USUAL = ("curves", "depth", "difference")  # those drawn unless others are asked for
@@ -42,15 +42,16 @@ def plot(
     networks and a twin are there, difference. ``style`` paper lays curves out as figure 6 of He et
     al. 2015 does and writes curves-paper. Raises UsageError if there is nothing to draw.
     """
-    check_form(form)
-    asked = check_kinds(which)
-    if style not in STYLES:
-        raise UsageError(f"a figure has no style {style}. Choose one of {', '.join(STYLES)}.")
-    experiments: dict[Path, list[Run]] = {}
-    for run in require_runs(root, filters):
-        # A figure of one run belongs beside that run, not in place of its experiment's.
-        folder = run.path if (root / RECORD).exists() else run.experiment
-        experiments.setdefault(folder, []).append(run)
+    asked = list(dict.fromkeys(which or USUAL))
+    choices = {"form": ([form], FORMS), "style": ([style], STYLES), "figure": (asked, KINDS)}
+    for what, (chosen, known) in choices.items():
+        if unknown := [one for one in chosen if one not in known]:
+            raise UsageError(f"there is no {what} {unknown[0]}. Choose from {', '.join(known)}.")
+    # A figure of one run belongs beside that run, not in place of its experiment's.
+    alone = (root / RECORD).exists()
+    experiments = grouped(
+        require_runs(root, filters), lambda run: run.path if alone else run.experiment
+    )
     written: list[Path] = []
     lacking: Nothing | None = None
     for folder, runs in experiments.items():
@@ -71,12 +72,3 @@ def plot(
     if not written:
         raise UsageError(f"no run in {root} has a row of {METRICS} yet. Nothing to draw.")
     return written
-
-
-def check_kinds(which: Sequence[str] | None) -> list[str]:
-    """The figures asked for, each once. Raises UsageError for one that does not exist."""
-    asked = list(dict.fromkeys(which or USUAL))
-    for kind in asked:
-        if kind not in KINDS:
-            raise UsageError(f"there is no figure {kind}. Choose from {', '.join(KINDS)}.")
-    return asked

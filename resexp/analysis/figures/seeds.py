@@ -11,6 +11,7 @@ from resexp.analysis.figures.chart import Chart, Key, Line, Panel, Scale
 from resexp.analysis.figures.curves import (
     Network,
     colours_of,
+    depth_keys,
     last_step,
     require_rows,
     step_scale,
@@ -54,7 +55,7 @@ def seeds(runs: Sequence[Run]) -> Chart:
             ),
             Panel(title="images per second", x=steps, y=speed, lines=speeds),
         ],
-        keys=[Key(name=f"{depth} layers", colour=colours[depth]) for depth in colours]
+        keys=depth_keys(colours)
         + [
             Key(name=spaced(series), colour=GREY, width=1.3, stroke=strokes[series])
             for series in drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
@@ -12,8 +13,7 @@ from matplotlib.figure import Figure
 
 from resexp.analysis.figures.canvas import write
 from resexp.analysis.figures.chart import Chart, Line, Nothing, Panel, draw_alone
-from resexp.analysis.figures.curves import curves
-from resexp.analysis.figures.depth import depth, difference
+from resexp.analysis.figures.plot import KINDS, USUAL
 from resexp.analysis.results import Run
 
 MOST_POINTS = 400  # of one line's values: more than the pixels that a phone has across
@@ -23,11 +23,9 @@ ALL = 1000  # series: the page is as long as it must be
 def charts(runs: Sequence[Run]) -> dict[str, Chart]:
     """The charts of a page that these runs have anything for."""
     found = {}
-    for kind in (curves, depth, difference):
-        try:
-            found[kind.__name__] = kind(runs, most=ALL)
-        except Nothing:
-            continue
+    for kind in USUAL:
+        with suppress(Nothing):
+            found[kind] = KINDS[kind](runs, most=ALL)
     return found
 
 
@@ -36,13 +34,13 @@ def embed(chart: Chart, key: str) -> dict[str, Any]:
 
     ``key`` begins the ids in it and is unique on the page.
     """
-    panels, held = [], {}
+    panels = []
     for index, panel in enumerate(chart.panels):
         name = f"{key}-p{index}"
         figure = draw_alone(chart, panel, name)
-        panels.append({"id": name, "title": panel.title, "svg": inline(figure, panel, name)})
-        held[name] = values(panel, figure)
-    return {"id": key, "chart": chart, "panels": panels, "values": held}
+        svg, told = inline(figure, panel, name), values(panel, figure)
+        panels.append({"id": name, "title": panel.title, "svg": svg, "values": told})
+    return {"id": key, "chart": chart, "panels": panels}
 
 
 def inline(figure: Figure, panel: Panel, name: str) -> str:

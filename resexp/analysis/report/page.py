@@ -8,11 +8,10 @@ Here plain values are made ready; template.html says how they look, and escapes 
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
 import hashlib
-import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,13 +24,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from resexp.analysis import table, verdict
 from resexp.analysis.figures.canvas import spaced
+from resexp.analysis.formatting import count, signed, spread
 from resexp.analysis.report.charts import charts, embed
 from resexp.analysis.report.origin import commands, facts
-from resexp.analysis.results import Run, require_runs, spell
+from resexp.analysis.results import Run, grouped, require_runs, spell
+from resexp.analysis.statistics import Interval
+from resexp.analysis.verdict.rule import Change
 from resexp.runs.records import write_atomically
 from resexp.settings import UsageError, flatten
 
-FILE = "report.html"
+FILE, MINUS = "report.html", "\N{MINUS SIGN}"
 MOST_CSV = 1_000_000  # bytes of metrics.csv in one page; more are packed with gzip
 
 #: What a probe-<name>.json must hold to be a finding.
@@ -60,12 +62,8 @@ def write_report(root: Path, out: Path | None = None, filters: Sequence[str] = (
 
 def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
     """The whole document."""
-    groups: dict[Path, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.experiment, []).append(run)
-    experiments = [
-        experiment(group, filters, f"e{index}") for index, group in enumerate(groups.values())
-    ]
+    groups = grouped(runs, lambda run: run.experiment).values()
+    experiments = [experiment(group, filters, f"e{index}") for index, group in enumerate(groups)]
     loader = PackageLoader("resexp.analysis.report", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -77,7 +75,12 @@ def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
     return environment.get_template("template.html").render(
         title=f"{len(experiments)} experiments" if several else f"Experiment {runs[0].name}",
         experiments=experiments,
-        values={id: each for one in experiments for id, each in one.pop("values").items()},
+        values={
+            panel["id"]: panel["values"]
+            for one in experiments
+            for drawn in one["charts"]
+            for panel in drawn["panels"]
+        },
         several=several,
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -88,13 +91,11 @@ def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
 
 def experiment(runs: Sequence[Run], filters: Sequence[str], key: str) -> dict[str, Any]:
     """Everything about one experiment."""
-    drawn = [embed(chart, f"{key}-{name}") for name, chart in charts(runs).items()]
     return {
         "id": key,
         "name": runs[0].name,
         "verdict": judgement(runs),
-        "charts": drawn,
-        "values": {id: each for chart in drawn for id, each in chart["values"].items()},
+        "charts": [embed(chart, f"{key}-{name}") for name, chart in charts(runs).items()],
         "results": results(runs),
         "findings": findings(runs[0].experiment),
         "facts": facts(runs, filters),
@@ -112,39 +113,38 @@ def judgement(runs: Sequence[Run]) -> dict[str, Any]:
         decided = verdict.decide(runs)
     except UsageError as refusal:
         return {"refusal": str(refusal)}
-    spoken, found = verdict.text(decided), decided.as_dict()
-    failed = [f"{count} {status}" for status, count in found["failures"].items() if count]
-    unfinished = f" Unfinished: {found['unfinished']}." if found["unfinished"] else ""
+    failed = [f"{number} {status}" for status, number in decided.failures.items() if number]
+    unfinished = f" Unfinished: {decided.unfinished}." if decided.unfinished else ""
     notes = [
         f"{verdict.RULE} Intervals are 95\u00a0% t intervals.",
-        f"Failures: {', '.join(failed) or 'none'} of {found['runs']} runs." + unfinished,
+        f"Failures: {', '.join(failed) or 'none'} of {decided.runs} runs." + unfinished,
     ]
-    if found["missing"]:
-        notes.append(f"Missing: {', '.join(found['missing'])}. Seeds without a pair are left out.")
+    if decided.missing:
+        notes.append(f"Missing: {', '.join(decided.missing)}. Seeds without a pair are left out.")
+    spoken = verdict.text(decided)
     return {
         "refusal": "",
         "sentence": spoken.splitlines()[0],
-        "outcome": found["outcome"],
+        "outcome": decided.outcome,
         "spoken": spoken,
-        "notes": notes + found["notes"],
-        "table": verdict_table(found),
+        "notes": notes + decided.notes,
+        "table": verdict_table(decided),
     }
 
 
-def verdict_table(found: dict[str, Any]) -> dict[str, Any]:
+def verdict_table(found: verdict.Verdict) -> dict[str, Any]:
     """Changes from shallow to deep, a row a network, and the baseline minus each other."""
     rows = [
-        [spaced(arm["series"]), *changes(arm["change"]), reading(arm["reading"], arm["label"])]
-        for arm in found["arms"]
+        [spaced(arm.series), *changes(arm.change), reading(arm.reading, arm.label)]
+        for arm in found.arms
     ]
     rows += [
-        [spaced(f"{found['baseline']} minus {series}"), *changes(change), ""]
-        for series, change in found["interactions"].items()
+        [spaced(f"{found.baseline} minus {series}"), *changes(change), ""]
+        for series, change in found.interactions.items()
     ]
-    seeds = len(found["arms"][0]["change"]["seeds"])
     return {
-        "caption": f"Change from {found['shallow']} to {found['deep']} layers, mean over {seeds} "
-        f"paired {'seed' if seeds == 1 else 'seeds'} (95\u00a0% interval); errors in percent "
+        "caption": f"Change from {found.shallow} to {found.deep} layers, mean over "
+        f"{count(len(found.seeds), 'paired seed')} (95\u00a0% interval); errors in percent "
         "points. Effect d is the mean over the standard deviation of the differences.",
         "headings": [
             *("Network", "Clean training error", "Effect d", "p"),
@@ -155,29 +155,20 @@ def verdict_table(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def changes(change: dict[str, Any]) -> list[str]:
-    d, p = change["train_error"]["d"], change["p"]
+def changes(change: Change) -> list[str]:
+    d = signed(change.train_error.d, 1).replace("-", MINUS)
     return [
-        interval(change["train_error"], 1),
-        "" if d is None else signed(d, 1),
-        "" if p is None else f"{p:.3g}",
-        interval(change["loss"], 2),
-        interval(change["test_error"], 1),
+        interval(change.train_error, 1),
+        "" if math.isnan(change.train_error.d) else d,
+        "" if math.isnan(change.p) else f"{change.p:.3g}",
+        interval(change.loss, 2),
+        interval(change.test_error, 1),
     ]
 
 
-def interval(found: dict[str, Any], digits: int) -> str:
+def interval(found: Interval, digits: int) -> str:
     """+2.12 (+1.86 to +2.39); only the mean of one seed, and no more than a dash of none."""
-    mean, low, high = (found[key] for key in ("mean", "low", "high"))
-    if mean is None:
-        return "\u2013"
-    spread = "" if low is None else f" ({signed(low, digits)} to {signed(high, digits)})"
-    return signed(mean, digits) + spread
-
-
-def signed(value: float, digits: int) -> str:
-    """With a sign and a real minus; a rounded zero is +0.0, as resexp verdict prints it."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\u2212")
+    return spread(found, digits).replace("-", MINUS) if found.n else "\N{EN DASH}"
 
 
 def reading(said: str, label: str) -> str:
@@ -193,48 +184,16 @@ def reading(said: str, label: str) -> str:
 def results(runs: Sequence[Run]) -> dict[str, Any]:
     """A row a network: means over seeds, failures, and published numbers where there are any."""
     lines = table.rows(runs)
-    notes: list[str] = []
-    headings = [
-        *("Network", "Depth", "Parameters", "Seeds", "Clean training error % (sd)"),
-        *("Training error %", "Test error % (sd)", "Clean loss", "Failures"),
-    ]
-    rows = [result(line) for line in lines]
-    if any(line["published_test_error"] is not None for line in lines):
-        headings.append("Published test error %")
-        for cells, line in zip(rows, lines, strict=True):
-            cells.append(table.published_cell(line, notes))
-    remarks = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
-    if any(line["diverged"] for line in lines):
-        remarks.append("A diverged run counts at chance.")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    headings, rows, notes = table.cells(lines)
+    titles = [table.joined(heading) for heading in headings]
     return {
         "caption": "Numbers of the last step; means over finished runs (standard deviation).",
-        "headings": headings,
-        "rows": rows,
+        "headings": [title[0].upper() + title[1:] for title in titles],
+        "rows": [[spaced(cells[0]), *cells[1:]] for cells in rows],
         "words": [0],
-        "notes": remarks,
-        "csv": as_link(buffer.getvalue().encode()),
+        "notes": notes,
+        "csv": as_link((table.render(lines, "csv") + "\n").encode()),
     }
-
-
-def result(line: dict[str, Any]) -> list[str]:
-    failures = line["collapsed"] + line["diverged"] + line["failed"]
-    unfinished = f", {line['unfinished']} unfinished" if line["unfinished"] else ""
-    parameters, loss = line["parameters"], line["clean_train_loss"]
-    return [
-        spaced(line["series"]),
-        str(line["depth"]),
-        "" if parameters is None else f"{parameters:,}",
-        str(line["seeds"]),
-        table.spread(line["clean_train_error"], line["clean_train_error_sd"]),
-        table.spread(line["train_error"], None),
-        table.spread(line["test_error"], line["test_error_sd"]),
-        "" if loss is None else f"{loss:.2g}",
-        f"{failures} of {line['runs']}{unfinished}",
-    ]
 
 
 def as_link(text: bytes) -> str:

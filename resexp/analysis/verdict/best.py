@@ -110,7 +110,7 @@ def at_best(
 def without(run: Run, setting: str) -> Run:
     """The run, named without a setting: so those that differ in it alone are of one kind."""
     extras = {key: value for key, value in run.extras.items() if key != setting}
-    return replace(run, record=run.record | {"extras": extras}, _series="")
+    return replace(run, record=run.record | {"extras": extras})
 
 
 def commands(choices: Sequence[Choice], seeds: str) -> list[str]:
