@@ -20,20 +20,20 @@ MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 #: Package: where alone it may be imported (a folder ends in a slash).
 ONLY_IN = {
-    "typer": ["cli.py"],
+    "typer": ["cli/"],
     "click": [],  # Typer carries its own
     "hydra": ["config.py", "_plugins/"],
     "omegaconf": ["config.py", "_plugins/"],
     "matplotlib": ["analysis/", "probes/"],
     "pandas": ["analysis/", "probes/"],
     "triton": ["train/engine/kernels.py"],
-    "resexp.cli": ["__main__.py"],
-    "resexp.config": ["cli.py", "__init__.py", "_plugins/"],
+    "resexp.cli": ["__main__.py", "cli/"],
+    "resexp.config": ["cli/", "__init__.py", "_plugins/"],
 }
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = [
-    *("__init__.py", "__main__.py", "cli.py", "config.py", "settings/", "commands/listing.py"),
+    *("__init__.py", "__main__.py", "cli/", "config.py", "settings/", "commands/listing.py"),
     *("runs/records.py", "runs/messages.py", "runs/stop.py"),
     *(
         "console.py",

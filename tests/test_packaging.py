@@ -60,7 +60,7 @@ def test_the_wheel_holds_what_a_run_needs_and_no_more(wheel: Path) -> None:
     files = {name for name in everything if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in files} == {"resexp", "hydra_plugins"}
     assert {
-        "resexp/cli.py",
+        "resexp/cli/__init__.py",
         "resexp/__main__.py",
         "resexp/data/digits.npz",
         "resexp/data/DIGITS_LICENSE.txt",

@@ -1,0 +1,299 @@
+"""Commands that read a results folder: figures, tables, verdicts, lists."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resexp.analysis.figures import FIGURES
+from resexp.cli.app import ChosenOn, Json, Selection, app, numbers, say, select
+from resexp.settings import UsageError
+
+
+class Form(StrEnum):
+    """How a table is printed."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+
+
+class Figure(StrEnum):
+    """File format of a figure."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class Style(StrEnum):
+    """Layout of the curves."""
+
+    screen = "screen"
+    paper = "paper"
+
+
+#: A figure that ``resexp plot`` can draw.
+Kind = StrEnum("Kind", {name: name for name in FIGURES})  # type: ignore[misc]
+
+
+class Listing(StrEnum):
+    """What ``resexp list`` lists."""
+
+    runs = "runs"
+    archs = "archs"
+    data = "data"
+    recipes = "recipes"
+    experiments = "experiments"
+    settings = "settings"
+
+
+@app.command(
+    epilog="Examples:  resexp plot   |   resexp plot results/digits depth=20,56 --format pdf"
+)
+def plot(
+    selection: Selection = None,
+    form: Annotated[Figure, typer.Option("--format", help="File format.")] = Figure.png,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; default: beside the runs.")
+    ] = None,
+    style: Annotated[
+        Style, typer.Option("--style", help="paper: the layout of He et al. 2015, figure 6.")
+    ] = Style.screen,
+    which: Annotated[
+        list[Kind] | None,
+        typer.Option("--which", help="A figure to draw; again for more.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw error against steps (curves) and depth, and what the skips change (difference)."""
+    from resexp.analysis.figures.plot import plot as draw
+
+    root, filters = select(selection)
+    kinds = [kind.value for kind in which] if which else None
+    drawn = draw(root, out, form.value, filters, style=style.value, which=kinds)
+    paths = [str(path) for path in drawn]
+    say(paths, "   ".join(paths), as_json)
+
+
+@app.command(epilog="Examples:  resexp table   |   resexp table --format latex > table.tex")
+def table(
+    selection: Selection = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.text,
+    published: Annotated[
+        bool, typer.Option("--published", help="Beside all published errors, differences noted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Parameters and errors of every network, mean and spread over seeds, beside the paper's."""
+    from resexp.analysis import results
+    from resexp.analysis import table as tables
+
+    root, filters = select(selection)
+    rows = tables.rows(results.require_runs(root, filters), published=published)
+    print(tables.render(rows, "json" if as_json else form.value))
+
+
+@app.command(
+    epilog="Exit code: 0 degrades, and all other arms are cured; 3 does not degrade; "
+    "4 inconclusive; 5 degrades, but some other arm is not shown to be cured.\n\n"
+    "Examples:  resexp verdict   |   resexp verdict results/digits --deep 56 --shallow 20"
+)
+def verdict(
+    selection: Selection = None,
+    deep: Annotated[int | None, typer.Option(help="The deeper network; default: deepest.")] = None,
+    shallow: Annotated[
+        int | None, typer.Option(help="The shallower; default: smallest depth >= 20.")
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Compare runs of unlike settings, data or code.")
+    ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SERIES",
+            help="Series tested for degradation; default: plain. A control: --baseline residual.",
+            show_default=False,
+        ),
+    ] = None,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Each network at its own best value of it, such as lr; see resexp best.",
+            show_default=False,
+        ),
+    ] = None,
+    chosen_on: ChosenOn = None,
+    axis: Annotated[
+        str | None,
+        typer.Option(metavar="SETTING", help="A verdict for each value of it.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide whether deeper plain networks trained worse, and whether the skips cured it."""
+    from resexp.analysis import results
+    from resexp.analysis import verdict as verdicts
+    from resexp.analysis.verdict import history
+
+    root, filters = select(selection)
+    runs = results.require_runs(root, filters)
+    if bool(best) != bool(chosen_on):
+        raise UsageError("--best and --chosen-on go together: --best lr --chosen-on 90,91")
+    question: dict[str, Any] = {"deep": deep, "shallow": shallow, "allow_mixed": mixed}
+    question |= {"baseline": baseline, "best": best, "chosen_on": numbers(chosen_on)}
+    if axis:
+        from resexp.analysis.verdict import axis as by
+
+        found = by.by_value(runs, axis, **question)
+        say([one.as_dict() for one in found], by.text(found, axis), as_json)
+        return
+    decided = verdicts.decide(runs, **question)
+    decided.notes += history.asked_again(decided, runs[0].experiment, filters)
+    say(decided.as_dict(), verdicts.text(decided), as_json)
+    raise typer.Exit(decided.exit_code)
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+resexp run -m depth=20,56 arch=plain,residual lr=0.005,0.01,0.02 seed=90,91 name=rates
+
+resexp best results/rates --setting lr --chosen-on 90,91
+
+resexp best results/rates --setting lr --chosen-on 90,91 --then 0,1,2,3,4 | bash
+
+resexp verdict results/rates --best lr --chosen-on 90,91"""
+)
+def best(
+    selection: Selection = None,
+    setting: Annotated[str, typer.Option(help="The setting that was varied.")] = "lr",
+    chosen_on: ChosenOn = None,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDS",
+            help="Print the commands that train these seeds at the best values.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose each network's best learning rate, or other setting, on seeds that are left out."""
+    from resexp.analysis import results
+    from resexp.analysis.verdict import best as choosing
+
+    root, filters = select(selection)
+    seeds = numbers(chosen_on)
+    if not seeds:
+        raise UsageError("name the seeds to choose on: --chosen-on 90,91")
+    choices = choosing.choose(results.require_runs(root, filters), setting, seeds)
+    lines = choosing.commands(choices, then) if then else choosing.table(choices, setting)
+    say([choice.as_dict() for choice in choices], "\n".join(lines), as_json)
+
+
+@app.command(
+    epilog="Examples:  resexp compare results/digits results/rates arch=plain   |   "
+    "resexp compare results/digits/plain-56-s0 results/digits/residual-56-s0"
+)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    filters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Filters for both.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What differs in settings, data and code, and what that did to the numbers."""
+    from resexp.analysis import compare as comparison
+    from resexp.analysis import results
+
+    left, right = (results.require_runs(folder, filters or []) for folder in (a, b))
+    found = comparison.compare(left, right, (str(a), str(b)))
+    say(asdict(found), comparison.text(found), as_json)
+
+
+@app.command(epilog="Examples:  resexp report   |   resexp report results/digits --out digits.html")
+def report(
+    selection: Selection = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder; default: beside the runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file with everything: verdict, figures, table, runs, commands, CSV."""
+    from resexp.analysis.report.page import write_report
+
+    root, filters = select(selection)
+    path = str(write_report(root, out, filters))
+    say([path], path, as_json)
+
+
+@app.command(
+    epilog="Examples:  resexp export results/digits   |   "
+    "resexp export results/digits depth=20,56 --out for-the-paper"
+)
+def export(
+    selection: Selection = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("export"),
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="The other way: a pair's runs as folders beside it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write each experiment as two CSV files, runs.csv and rows.csv, that every command reads."""
+    from resexp.analysis import export as pairs
+    from resexp.analysis import results
+
+    root, filters = select(selection)
+    exported = pairs.unpack(root) if unpack else results.export_runs(root, filters, out)
+    written = [str(folder) for folder in exported]
+    say(written, "   ".join(written), as_json)
+
+
+@app.command(
+    "list",
+    epilog="Examples:  resexp list   |   resexp list arch=plain status=ok   |   resexp list archs",
+)
+def list_(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[runs|archs|data|recipes|experiments|settings] [RESULTS] [KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs (with filters), or what can be chosen."""
+    from resexp.commands import listing
+
+    words = what or []
+    kind = Listing(words[0]) if words and words[0] in list(Listing) else None
+    if kind in (None, Listing.runs):
+        found = listing.runs(*select(words if kind is None else words[1:]))
+    elif kind is Listing.settings:
+        found = listing.settings(words[1:])
+    elif words[1:]:
+        raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
+    else:
+        found = listing.options(kind.value)
+    say(found, listing.text(found), as_json)
+
+
+@app.command(epilog="Example:  resexp show results/digits/plain-56-s0")
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name.")],
+    as_json: Json = False,
+) -> None:
+    """Everything about one run: settings, machine, numbers, and the command that repeats it."""
+    from resexp.commands import listing
+
+    record = listing.find(run)
+    say(record, listing.show(record), as_json)
