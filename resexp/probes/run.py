@@ -156,9 +156,10 @@ def recipe(needs: Needs, settings: Settings) -> str:
     """Under what a verdict holds."""
     if needs is Needs.nothing:
         return "networks of the probe's own"
+    other = "" if settings.optimizer == Settings().optimizer else f" of {settings.optimizer}"
     return (
         f"data {settings.data.name}, recipe {settings.recipe}, {settings.steps:,} steps of "
-        f"{settings.batch_size}, rate {settings.lr:g}"
+        f"{settings.batch_size}, rate {settings.lr:g}{other}"
     )
 
 
