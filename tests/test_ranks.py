@@ -301,7 +301,7 @@ def slow_losses(settings: Settings, ranks: int) -> list[float]:
             losses[-1] += loss.item() / settings.batch_size
         rule = state.optimizer
         rule.collect([parameter.grad for parameter in rule.parameters])
-        rule.step(torch.tensor(rule.rates(learning_rate(settings, step))))
+        rule.step(torch.tensor(rule.rates(learning_rate(settings, step), step)))
         state.network.zero_grad()
     return losses
 
