@@ -591,7 +591,10 @@ def test_a_damaged_record_is_reported_and_left_out(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "group"),
-    [("archs", "arch"), ("data", "data"), ("recipes", "recipe"), ("experiments", "experiment")],
+    [
+        *(("archs", "arch"), ("data", "data"), ("recipes", "recipe")),
+        *(("optimizers", "optimizer"), ("experiments", "experiment")),
+    ],
 )
 def test_what_can_be_chosen_is_listed_with_a_sentence_each(what: str, group: str) -> None:
     rows = call("list", what, "--json").json

@@ -32,6 +32,7 @@ from resexp.train import fit as fitting
 from resexp.train.engine import choose
 from resexp.train.engine.graph import check_engine, check_repeats
 from resexp.train.fit import begin, fit
+from resexp.train.optimizers import OPTIMIZERS
 
 SMALL = Settings(
     arch=Arch(merge=Merge.residual),
@@ -99,23 +100,30 @@ ARCHS = {
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("arch", "optimizer"),
+    [*((arch, "sgd") for arch in ARCHS), *(("fixup", one) for one in OPTIMIZERS if one != "sgd")],
+)
 @pytest.mark.parametrize("precision", list(Precision))
 def test_one_recorded_step_repeated_is_every_step(
-    arch: str, precision: Precision, few_digits: Images, monkeypatch: pytest.MonkeyPatch
+    arch: str,
+    optimizer: str,
+    precision: Precision,
+    few_digits: Images,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing that changes is a Python number or lies in new memory: a graph can hold the step."""
-    settings = replace(SMALL, arch=ARCHS[arch], precision=precision)
+    settings = replace(SMALL, arch=ARCHS[arch], precision=precision, optimizer=optimizer)
     found = []
     for ready in (lambda _engine, _network, step: step, lambda _e, _n, step: Replayed(step)):
         monkeypatch.setattr(fitting, "ready", ready)
         state = begin(models.build(settings, 1, 10), settings)
         rows = [row for row in fit(state, settings, few_digits) if row is not None]
         buffers = dict(state.network.named_buffers())
-        found.append((state.optimizer.weights, state.optimizer.velocity, buffers, rows))
-    (weights, velocity, buffers, rows), (again, speed, others, its) = found
+        found.append((state.optimizer.weights, state.optimizer.states, buffers, rows))
+    (weights, states, buffers, rows), (again, its_states, others, its) = found
     assert torch.equal(weights, again)
-    assert torch.equal(velocity, speed)
+    assert all(torch.equal(states[name], its_states[name]) for name in states)
     assert all(torch.equal(buffers[name], others[name]) for name in buffers)
     assert [row.train_loss for row in rows] == [row.train_loss for row in its]
     assert [row.test_loss for row in rows] == [row.test_loss for row in its]

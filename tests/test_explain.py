@@ -224,9 +224,11 @@ def test_sets_say_their_shape(loader: str, size: int | None, shape: tuple[int, A
 def test_the_text_opens_with_what_the_archs_file_says() -> None:
     lines = text(explained("arch=preact", "depth=20")).splitlines()
     facts = choices.facts("arch", "preact")
+    step = choices.facts("optimizer", "sgd")["what it is"]
     assert lines[0] == f"preact: {facts['what it is']}"
     assert lines[1].split(maxsplit=1) == ["source", facts["source"]]
-    assert "preact-20 on digits: images of 8x8x1, 10 classes, 269,434 parameters" in lines[5]
+    assert lines[4].split(maxsplit=2) == ["step", "sgd:", step]
+    assert "preact-20 on digits: images of 8x8x1, 10 classes, 269,434 parameters" in lines[6]
 
 
 def test_json_holds_every_layer(capsys: pytest.CaptureFixture[str]) -> None:

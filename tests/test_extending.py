@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
-HEADINGS = [*("A merge rule", "A family", "A data set", "A probe", "A launcher", "A figure")]
+HEADINGS = [
+    *("A merge rule", "A family", "An optimizer"),
+    *("A data set", "A probe", "A launcher", "A figure"),
+]
 COPIED = ("conftest", "families", "fake_results", "test_archs", "test_figures")
 
 Blocks = list[tuple[str, str]]

@@ -19,6 +19,7 @@ from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
 from resexp.train.device import prepare
 from resexp.train.engine import choose
 from resexp.train.fit import State, begin, fit
+from resexp.train.optimizers import OPTIMIZERS
 from resexp.train.row import COLUMNS, TIME_COLUMNS, Row
 
 pytestmark = [
@@ -88,8 +89,9 @@ def test_bf16_trains_close_to_fp32() -> None:
     assert bf16.train_loss == pytest.approx(fp32.train_loss, rel=0.2)
 
 
-def test_nothing_waits_for_the_device_between_two_rows() -> None:
-    settings = replace(SHORT, steps=40, eval_every=40)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_waits_for_the_device_between_two_rows(optimizer: str) -> None:
+    settings = replace(SHORT, steps=40, eval_every=40, optimizer=optimizer)
     state, images = start(settings, "cuda")
     turns = fit(state, settings, images)
     for _ in range(3):
@@ -109,9 +111,10 @@ PRECISIONS = [Precision.fp32, Precision.bf16]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_graph_replays_eagers_own_steps(precision: Precision) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_graph_replays_eagers_own_steps(precision: Precision, optimizer: str) -> None:
     """The kernels are the same, so in deterministic mode every number is: momentum included."""
-    settings = replace(SHORT, deterministic=True, precision=precision)
+    settings = replace(SHORT, deterministic=True, precision=precision, optimizer=optimizer)
     assert [cells(row) for row in rows(settings, "cuda", Engine.graph)] == [
         cells(row) for row in rows(settings, "cuda")
     ]

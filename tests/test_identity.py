@@ -34,7 +34,7 @@ from resexp.settings import (
     from_dict,
     identity,
 )
-from resexp.settings.job import CIRCUMSTANCES, MOVED
+from resexp.settings.job import CIRCUMSTANCES, LATER, MOVED
 
 #: Another value for the settings that have a list of them.
 CHANGED: dict[str, Any] = {
@@ -125,6 +125,14 @@ def test_a_digest_is_twelve_digits_that_depend_on_no_order() -> None:
     assert int(digest(nested), 16) >= 0
     nested_twice = as_dict(Settings(arch=Arch(), data=Data()))
     assert digest(nested_twice) == digest(nested)
+
+
+def test_settings_that_came_later_are_no_part_of_digests_at_their_default() -> None:
+    assert digest({}) == "3bbd7a55b08a"  # of version 0.1
+    for key, value in LATER.items():
+        assert complete({})[key] == value
+        assert digest(changed(key)) != digest({key: value}) == digest({})
+        assert identity({})[key] == value
 
 
 # Older runs

@@ -26,6 +26,7 @@ from resexp.runs.records import METRICS, Claim, claim, read_record
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
 from resexp.train.fit import State, fit
+from resexp.train.optimizers import OPTIMIZERS
 
 pytestmark = pytest.mark.process
 
@@ -101,6 +102,18 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
 
     assert all_over(jobs)
     assert numbers(victim) == numbers(alone[2])
+
+
+def test_every_optimizer_has_the_numbers_of_a_run_of_its_own(tmp_path: Path) -> None:
+    def each(folder: Path) -> list[Job]:
+        named = enumerate(OPTIMIZERS)
+        return [job for i, one in named for job in jobs_in(folder, range(i, i + 1), optimizer=one)]
+
+    jobs, alone = each(tmp_path / "together"), each(tmp_path / "alone")
+    assert all_over(jobs)
+    for job, its in zip(jobs, alone, strict=True):
+        perform(its)
+        assert numbers(job) == numbers(its)
 
 
 def test_steps_are_taken_in_turn_and_the_next_begins_when_one_ends(tmp_path: Path) -> None:

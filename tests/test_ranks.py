@@ -25,10 +25,11 @@ from resexp.launch.ranks import RankFailed
 from resexp.models.layers import Norm
 from resexp.runs.records import METRICS, Claim, look, read_record
 from resexp.runs.stop import Interrupted
-from resexp.settings import Arch, Job, Launch, Merge, Settings, UsageError, identity
+from resexp.settings import Arch, Job, Launch, Merge, Precision, Settings, UsageError, identity
 from resexp.settings import as_dict as plain
 from resexp.train.device import check_gpus
-from resexp.train.fit import begin
+from resexp.train.fit import begin, fit
+from resexp.train.optimizers import OPTIMIZERS
 from resexp.train.ranks import ALONE, Ranks, SynchronisedNorm, synchronise
 from resexp.train.row import Row
 from resexp.train.schedule import learning_rate
@@ -88,6 +89,20 @@ def trained(network: nn.Module, images: Tensor, share: float, ranks: Ranks) -> d
     }
 
 
+def fitted(optimizer: str, ranks: Ranks) -> Tensor:
+    """The weights after two steps on the digits in float64, statistics over all ranks."""
+    settings = Settings(
+        optimizer=optimizer, depth=8, width=4, steps=2, batch_size=5, precision=Precision.fp64
+    )
+    network = models.build(settings, 1, 10, (8, 8))
+    if ranks.size > 1:
+        synchronise(network)
+    state = begin(network, settings)
+    for _ in fit(state, settings, data.load(settings.data), ranks):
+        pass
+    return state.optimizer.weights
+
+
 def one_of_two(rank: int, folder: str) -> None:
     """Rank's share of the two steps, and what the ranks say to each other."""
     torch.set_num_threads(1)
@@ -106,6 +121,7 @@ def one_of_two(rank: int, folder: str) -> None:
     state.step = rank + 5
     said["over"] = ranks.spread(state, rank == 0)
     said["spread"] = state.state_dict()
+    said["optimizers"] = [fitted(name, ranks) for name in OPTIMIZERS]
     torch.save(said, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -135,6 +151,12 @@ def test_ranks_stay_equal_to_the_last_bit(said: list[dict[str, Any]]) -> None:
     first, second = (one["state"] for one in said)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_every_optimizer_steps_alike_at_every_rank(said: list[dict[str, Any]]) -> None:
+    for name, *found in zip(OPTIMIZERS, *(one["optimizers"] for one in said), strict=True):
+        assert torch.equal(*found), name
+        close(found[0], fitted(name, ALONE))
 
 
 def test_without_gradients_a_synchronised_norm_waits_for_nobody(said: list[dict[str, Any]]) -> None:
@@ -279,7 +301,7 @@ def slow_losses(settings: Settings, ranks: int) -> list[float]:
             losses[-1] += loss.item() / settings.batch_size
         rule = state.optimizer
         rule.collect([parameter.grad for parameter in rule.parameters])
-        rule.step(torch.tensor(rule.rates(learning_rate(settings, step))))
+        rule.step(torch.tensor(rule.rates(learning_rate(settings, step), step)))
         state.network.zero_grad()
     return losses
 

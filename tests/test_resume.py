@@ -23,6 +23,7 @@ from resexp.runs.records import Claim
 from resexp.runs.stop import STOPPING, Interrupted
 from resexp.settings import Arch, Job, Merge, Settings
 from resexp.train.fit import State, fit
+from resexp.train.optimizers import OPTIMIZERS
 from resexp.train.row import TIME_COLUMNS, Row
 
 pytestmark = pytest.mark.process
@@ -83,11 +84,11 @@ def outcome(job: Job) -> tuple[list[list[str]], dict[str, Any]]:
     return cells(job.directory), {**same, "last": last}
 
 
-def weights(job: Job) -> dict[str, torch.Tensor]:
-    """The network of a run that kept its checkpoint."""
+def tensors(job: Job) -> list[torch.Tensor]:
+    """The network and the optimizer's states of a run that kept its checkpoint."""
     saved = torch.load(job.directory / "checkpoint.pt", weights_only=True)
-    network: dict[str, torch.Tensor] = saved["network"]
-    return network
+    states = [one for views in saved["optimizer"].values() for one in views]
+    return [*saved["network"].values(), *states]
 
 
 def kill_at(step: int) -> local.Watch:
@@ -123,15 +124,17 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -
     assert outcome(parts) == outcome(whole)
 
 
-def test_the_weights_are_equal_bit_for_bit(tmp_path: Path) -> None:
-    whole = make_job(tmp_path / "whole", keep_checkpoint=True)
-    parts = make_job(tmp_path / "parts", keep_checkpoint=True)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_weights_are_equal_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    kept = {"keep_checkpoint": True, "optimizer": optimizer}
+    whole, parts = make_job(tmp_path / "whole", **kept), make_job(tmp_path / "parts", **kept)
     local.perform(whole)
     for step in (1, 2, 4):
         assert killed(parts, kill_at(step))
     local.perform(parts)
-    assert weights(parts).keys() == weights(whole).keys()
-    assert all(torch.equal(weights(parts)[name], value) for name, value in weights(whole).items())
+    assert outcome(parts) == outcome(whole)
+    pairs = zip(tensors(parts), tensors(whole), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_resumed_run_adds_up_its_time(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from resexp.models.blocks import Block
 from resexp.models.cifar import CifarNetwork
 from resexp.models.merges import Drop
 from resexp.settings import Arch, Job, Merge, Order, Settings, Shortcut, Twin, Unit
+from resexp.train.fit import begin
+from resexp.train.optimizers import OPTIMIZERS
 
 RESIDUAL = Arch(merge=Merge.residual)
 FIGURE = [order for order in Order if order is not Order.fixup]
@@ -112,6 +114,28 @@ def test_a_residual_network_without_its_additions_computes_what_its_plain_twin_d
             found.append([logits, *torch.autograd.grad(loss, list(network.parameters()))])
         assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
         assert not torch.equal(found[0][0], before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C])
+def test_twins_begin_alike_and_take_the_same_step_of_the_same_gradients(
+    optimizer: str, shortcut: Shortcut
+) -> None:
+    arch = with_shortcut(RESIDUAL, shortcut)
+    settings = Settings(arch=arch, depth=14, width=4, optimizer=optimizer, weight_decay=0.1)
+    found = []
+    for of in (settings, twin.plain_twin(settings)):
+        network = models.build(of, 1, 10)
+        rule = begin(network, of).optimizer
+        start = {name: one.detach().clone() for name, one in network.named_parameters()}
+        rule.collect([one.detach().cos() for one in rule.parameters])
+        rule.step(torch.tensor(rule.rates(0.1, 0)))
+        found.append((start, dict(network.named_parameters())))
+    (start, end), (its_start, its_end) = found
+    for name in its_end:
+        assert torch.equal(start[name], its_start[name])
+        assert torch.equal(end[name], its_end[name])
+        assert not torch.equal(end[name], start[name])
 
 
 def test_twins_load_each_others_weights() -> None:

@@ -49,6 +49,7 @@ class Listing(StrEnum):
     archs = "archs"
     data = "data"
     recipes = "recipes"
+    optimizers = "optimizers"
     experiments = "experiments"
     settings = "settings"
 
@@ -265,7 +266,7 @@ def list_(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[runs|archs|data|recipes|experiments|settings] [RESULTS] [KEY=VALUE]...",
+            metavar=f"[{'|'.join(Listing)}] [RESULTS] [KEY=VALUE]...",
             show_default=False,
         ),
     ] = None,

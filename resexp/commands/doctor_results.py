@@ -28,6 +28,7 @@ from resexp.runs.records import (
     row_steps,
 )
 from resexp.settings import Settings, UsageError, as_dict, digest, flatten, run_name
+from resexp.settings.job import LATER
 from resexp.train.row import TIME_COLUMNS
 
 OURS = {RECORD, METRICS, CONFIG, ERROR, LOCK}
@@ -163,8 +164,9 @@ def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
 def of_record(directory: Path, record: dict[str, Any]) -> Iterator[Found]:
     """A record that contradicts itself or its place."""
     flat = flatten(record["settings"])
+    known = flatten(as_dict(Settings()))
     # An older version had other settings, so other digests.
-    comparable = flatten(as_dict(Settings())).keys() <= flat.keys()
+    comparable = known.keys() <= flat.keys() | LATER.keys()
     if comparable and record.get("digest") != digest(record["settings"]):
         what = f"the settings in {RECORD} are not those it was trained with (their digest differs)"
         yield "fail", what, f"{EDITED}settings they do not have", rerun(directory)

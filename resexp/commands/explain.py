@@ -277,7 +277,7 @@ def explain(job: Job) -> Explanation:
     return Explanation(
         arch=job.arch,
         depth=settings.depth,
-        facts=choices.facts("arch", job.arch),
+        facts=choices.facts("arch", job.arch) | {"step": step(settings.optimizer)},
         data=settings.data.name,
         shape=[channels, *size],
         classes=classes,
@@ -286,6 +286,11 @@ def explain(job: Job) -> Explanation:
         layers=layers(whole),
         whole=whole,
     )
+
+
+def step(optimizer: str) -> str:
+    """What an optimizer does, after its name."""
+    return f"{optimizer}: {choices.describe('optimizer', optimizer)}"
 
 
 def shape(data: Data) -> tuple[int, tuple[int, int], int]:

@@ -51,7 +51,7 @@ def settings(names: Sequence[str]) -> list[dict[str, Any]]:
 
 def options(what: str) -> list[dict[str, Any]]:
     """The options of a config group with a sentence each."""
-    group = {"archs": "arch", "experiments": "experiment", "recipes": "recipe"}.get(what, what)
+    group = what if what == "data" else what.removesuffix("s")
     return [{group: option, **choices.facts(group, option)} for option in choices.options(group)]
 
 

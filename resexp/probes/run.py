@@ -184,9 +184,10 @@ def recipe(needs: Needs, cases: Sequence[Case]) -> str:
         return "networks of the probe's own"
     rates: dict[str, set[float]] = {}
     for settings in (case.settings for case in (cases if needs is Needs.runs else cases[:1])):
+        other = "" if settings.optimizer == Settings().optimizer else f" of {settings.optimizer}"
         under = (
             f"data {settings.data.name}, recipe {settings.recipe}, {settings.steps:,} steps of "
-            f"{settings.batch_size}, rate "
+            f"{settings.batch_size}, rate{other} "
         )
         rates.setdefault(under, set()).add(settings.lr)
     found = (

@@ -25,6 +25,7 @@ from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import Claim
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
+from resexp.train import optimizers
 from resexp.train.device import (
     check_gpus,
     check_precision,
@@ -55,6 +56,7 @@ def check(job: Job, *, here: bool = True) -> Claim:
     not known.
     """
     models.check(job.settings)
+    optimizers.check(job.settings)
     check_task(job)
     if here:
         device = choose_device(job.settings.device)
@@ -151,6 +153,7 @@ def opened(
     if there.get("device") == device.type:
         settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
     check_repeats(settings.engine, job.arch, network)
+    optimizers.check(settings, network)
     engine, reason = choose(settings, network, device)
     size = models.measure(network, data.channels, data.size)
     record = {

@@ -49,6 +49,10 @@ MOVED = {
     "arch.branch_start": 0.0,
 }
 
+#: Settings that came later: runs had this default before there was a choice. It is no part of their
+#: digests, so that runs keep theirs, and checkpoints and preregistrations with it.
+LATER = {"optimizer": "sgd"}
+
 
 def earlier(key: str) -> str:
     """The key that runs go by for a setting: arch.gate_bias for arch.options.gate_bias."""
@@ -143,7 +147,9 @@ def identity(nested: dict[str, Any]) -> dict[str, Any]:
 
 def digest(nested: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that two runs share exactly if their identities are equal."""
-    text = json.dumps(identity(nested), sort_keys=True)
+    flat = identity(nested)
+    same = [key for key, value in LATER.items() if flat[key] == value]
+    text = json.dumps({key: flat[key] for key in flat if key not in same}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -221,8 +221,9 @@ class Settings:
 
     # recipe
     recipe: Annotated[str, "name of the settings below as a whole"] = "digits"
+    optimizer: Annotated[str, "rule of a step; chosen, it brings its lr and decay"] = "sgd"
     lr: Annotated[float, Above(0, 10**6), "learning rate at the start"] = 0.02
-    momentum: Annotated[float, Range(0, 0.9999999), "of SGD"] = 0.9
+    momentum: Annotated[float, Range(0, 0.9999999), "of the steps before; beta 1 of AdamW"] = 0.9
     nesterov: Annotated[bool, "Nesterov's momentum"] = False
     weight_decay: Annotated[float, Range(0, 1), "a step, times the learning rate"] = 1e-4
     weight_decay_on: Annotated[WeightDecayOn, "what it pulls to zero"] = WeightDecayOn.all

@@ -18,11 +18,11 @@ from resexp.models.merges import draw, drawn
 from resexp.settings import Engine, Settings
 from resexp.train.engine.graph import ready
 from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, per_label
+from resexp.train.optimizers import OPTIMIZERS, Optimizer
 from resexp.train.precision import CastWeights, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
 from resexp.train.row import Row
 from resexp.train.schedule import learning_rate, next_row
-from resexp.train.sgd import Momentum
 from resexp.train.step_inputs import StepInputs
 
 
@@ -31,7 +31,7 @@ class State:
     """Everything that changes while a run trains: a checkpoint holds exactly this."""
 
     network: nn.Module
-    optimizer: Momentum
+    optimizer: Optimizer
     cast_weights: CastWeights  # the weights once more, as they are multiplied with
     loss_sum: Tensor  # float64, on the device: sum of the batches' losses since the last row
     wrong: Tensor  # int64, on the device: training labels answered wrongly since the last row
@@ -67,7 +67,7 @@ def begin(network: nn.Module, settings: Settings) -> State:
     """The state before the first step, on the network's device."""
     network.to(weights_type(settings.precision))
     device = next(network.parameters()).device
-    optimizer = Momentum(network, settings)
+    optimizer = OPTIMIZERS[settings.optimizer](network, settings)
     return State(
         network=network,
         optimizer=optimizer,

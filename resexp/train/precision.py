@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resexp.settings import Precision
-from resexp.train.sgd import Momentum
+from resexp.train.optimizers import Optimizer
 
 #: Layers that compute in bfloat16 with weights in bfloat16; autocast would cast theirs each time.
 LOWERED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -35,7 +35,7 @@ class CastWeights:
     parameters.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Momentum, precision: Precision) -> None:
+    def __init__(self, network: nn.Module, optimizer: Optimizer, precision: Precision) -> None:
         self.weights = optimizer.weights
         self.copy: Tensor | None = None
         self.replaced: dict[str, Tensor] = {}

@@ -29,19 +29,19 @@ class StepInputs:
         data: Images,
         statistics: batches.Statistics,
         ranks: Ranks,
-        rates: Callable[[float], list[float]],
+        rates: Callable[[float, int], list[list[float]]],
     ) -> None:
         self.settings = settings
         self.data = data
         self.statistics = statistics
         self.ranks = ranks
-        self.rates_of = rates  # the optimizer's groups' rates, of a learning rate
+        self.rates_of = rates  # the optimizer's factors, of a learning rate and a step
         self.most = min(settings.eval_every, settings.steps, max(1, MOST // settings.batch_size))
         self.device = data.train_images.device
         self.ahead = range(0)  # the steps that the tables hold
         self.turn = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.table: Tensor | None = None  # int64 [most, 4, B]: row of the set, dy, dx, mirror
-        self.rates: Tensor | None = None  # [most, G]
+        self.rates: Tensor | None = None  # [most, G, n]
         self.wanted: list[Tensor] = []  # int64 [B] each, on the CPU: rows of a streamed set
         self.fetched: Tensor | None = None  # uint8 [B, H, W, C] of a streamed set
 
@@ -77,7 +77,7 @@ class StepInputs:
     def _fill(self, step: int) -> None:
         """Write the tables from ``step`` on and begin at their first row."""
         self.ahead, plan = self.plan(step)
-        rates = [self.rates_of(learning_rate(self.settings, one)) for one in self.ahead]
+        rates = [self.rates_of(learning_rate(self.settings, one), one) for one in self.ahead]
         packed = torch.stack([plan.index, plan.dy, plan.dx, plan.mirror.long()], 1)
         self.table = self._written(self.table, packed)
         self.rates = self._written(
@@ -96,7 +96,7 @@ class StepInputs:
         return table
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The next step's images [B, C, H, W], its labels [B] or masks, and its rates [G].
+        """The next step's images [B, C, H, W], its labels [B] or masks, and its rates [G, n].
 
         Reads and writes tensors on the device alone, and does not wait for it.
         """
