@@ -17,6 +17,7 @@ from torch import nn
 
 from resexp import data as images
 from resexp import models
+from resexp.models.activations import CReLU
 from resexp.models.blocks import Block, Place, block
 from resexp.models.layers import Norm, ZeroPad
 from resexp.models.merges import Drop
@@ -34,6 +35,8 @@ KINDS = {
     nn.GroupNorm: "group norm",
     nn.LayerNorm: "layer norm",
     nn.ReLU: "ReLU",
+    CReLU: "CReLU",
+    nn.SELU: "SELU",
     nn.MaxPool2d: "max pooling",
     nn.AvgPool2d: "mean pooling",
 }
@@ -152,6 +155,8 @@ def kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         transposed = "transposed " if isinstance(module, nn.ConvTranspose2d) else ""
         return f"{by(module.kernel_size)} {transposed}convolution{stride(module.stride[0])}"
+    if isinstance(module, nn.LeakyReLU):
+        return f"leaky ReLU, slope {module.negative_slope:.4g}"
     if isinstance(module, ZeroPad):
         return f"{module.new_channels} channels of zeros appended{stride(module.stride)}"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()

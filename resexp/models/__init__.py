@@ -13,11 +13,20 @@ from torch import nn
 
 from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
-from resexp.models.merges import RULES
+from resexp.models.merges import RULES, Drop
 from resexp.models.options import NoOptions
 from resexp.models.options import check as check_options
 from resexp.models.trace import one_pass
-from resexp.settings import Arch, Settings, Twin, UsageError
+from resexp.settings import (
+    Activation,
+    Arch,
+    Init,
+    Normalisation,
+    Order,
+    Settings,
+    Twin,
+    UsageError,
+)
 from resexp.settings.schema import check_depth
 
 #: Settings of an arch that concern every family.
@@ -76,6 +85,7 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
     if arch.merge not in module.MERGES:
         known = ", ".join(module.MERGES)
         raise UsageError(f"arch.merge={arch.merge} is not for {arch.family}. Choose from {known}.")
+    check_init(settings)
     if settings.twin is Twin.matched and not hasattr(module, "MATCHED_TWIN"):
         raise UsageError(f"twin=matched is not for {arch.family}. Use twin=plain.")
     for field in fields(Arch):
@@ -91,6 +101,30 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
         )
     if hasattr(module, "check"):
         module.check(settings, size)
+
+
+def check_init(settings: Settings) -> None:
+    """Raise UsageError for initial values that make no sense in the arch."""
+    arch, init = settings.arch, settings.init
+    if init in (Init.he_fan_out, Init.he_fan_in, Init.xavier):
+        return
+    if "activation" not in family(arch.family).READS:
+        raise UsageError(f"init={init} is for blocks of convolutions, not for {arch.family}.")
+    if init is Init.looks_linear and arch.activation is not Activation.crelu:
+        raise UsageError("init=looks_linear needs arch.activation=crelu, which it undoes.")
+    if init is not Init.zero_gamma:
+        return
+    if issubclass(RULES[arch.merge], Drop):
+        raise UsageError(
+            f"init=zero_gamma is for networks with skips: arch.merge={arch.merge} would start "
+            "dead. Choose arch=residual."
+        )
+    ends = (Order.original, Order.relu_only_preactivation)
+    if arch.order not in ends or arch.norm is Normalisation.none:
+        raise UsageError(
+            f"init=zero_gamma needs a branch that ends in normalisation: arch.order={ends[0]} or "
+            f"{ends[1]}, and arch.norm other than none."
+        )
 
 
 def structure(

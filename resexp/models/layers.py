@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resexp.models.activations import RELU, Nonlinearity, nonlinearity_of
 from resexp.settings import Arch, BottleneckStride, Normalisation, Order, Settings, Unit
 
 
@@ -68,6 +69,7 @@ class Convolution:
     stride: int = 1
     gain: float = 1.0  # factor on the standard deviation of its initial weights
     padded: bool = True  # with zeros, so that stride 1 keeps the size
+    follows: Nonlinearity | None = None  # the activation before it, if it is of a branch
 
 
 def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
@@ -85,11 +87,15 @@ def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What stands for the word ``norm``: its kind, and batch normalisation's two constants."""
+    """What stands for the word ``norm``: its kind, and batch normalisation's two constants.
+
+    And what stands for the word ``relu`` beside it: the activation.
+    """
 
     eps: float
     momentum: float
     kind: Normalisation = Normalisation.batch
+    activation: Nonlinearity = RELU
 
     def __call__(self, channels: int) -> nn.Module:
         if self.kind is Normalisation.none:
@@ -104,8 +110,9 @@ class Norm:
 
 
 def norm_of(settings: Settings) -> Norm:
-    """The normalisation that ``settings`` ask for."""
-    return Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
+    """The normalisation and the activation that ``settings`` ask for."""
+    kind, activation = settings.arch.norm, nonlinearity_of(settings)
+    return Norm(settings.bn_eps, settings.bn_momentum, kind, activation)
 
 
 GROUPS = 8
@@ -135,7 +142,8 @@ def sequence(
         else:
             # One that follows a normalisation may overwrite it: its gradient needs its input only,
             # and nothing else reads its output. One that opens a sequence reads a shared tensor.
-            layer = nn.ReLU(inplace=bool(layers))
+            layer = norm.activation(inplace=bool(layers))
+            channels *= norm.activation.factor
         layers[f"{word}{counts[word]}"] = layer
     return nn.Sequential(layers), channels
 
@@ -145,7 +153,7 @@ def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
     kind = Pointwise if conv.kernel == 1 else nn.Conv2d
     padding = conv.kernel // 2 if conv.padded else 0
     layer = kind(channels, conv.channels, conv.kernel, conv.stride, padding, bias=False)
-    layer.gain = conv.gain  # type: ignore[assignment]  # read by initialise
+    layer.gain, layer.follows = conv.gain, conv.follows  # type: ignore[assignment]  # for initialise
     return layer
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from resexp.models.activations import Difference
 from resexp.models.layers import (
     Bias,
     Convolution,
@@ -230,9 +231,22 @@ class Concatenate(Add, name="concatenate"):
         return torch.cat((self.shortcut(x), branch(x)), 1)
 
 
-def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> Rule:
-    """The rule of ``arch`` that joins a branch to its input."""
-    return rule(arch, shortcut(arch, channels_in, channels_out, stride, norm), channels_out)
+def merge(
+    arch: Arch,
+    channels_in: int,
+    channels_out: int,
+    stride: int,
+    norm: Norm,
+    *,
+    doubled: bool = False,
+) -> Rule:
+    """The rule of ``arch`` that joins a branch to its input.
+
+    ``doubled``: CReLU has made 2 ``channels_in`` of the input, which S undoes.
+    """
+    carries = shortcut(arch, channels_in, channels_out, stride, norm)
+    carries = nn.Sequential(Difference(), carries) if doubled else carries
+    return rule(arch, carries, channels_out)
 
 
 def rule(arch: Arch, shortcut: nn.Module, channels: int) -> Rule:

@@ -50,6 +50,11 @@ MOVED = {
 }
 
 
+#: Settings of arch that came after version 0.2. At their default they are no part of a digest,
+#: so that runs made before keep theirs.
+LATER = frozenset({"arch.activation", "arch.slope"})
+
+
 def earlier(key: str) -> str:
     """The key that runs go by for a setting: arch.gate_bias for arch.options.gate_bias."""
     moved = key.replace("arch.options.", "arch.")
@@ -143,7 +148,12 @@ def identity(nested: dict[str, Any]) -> dict[str, Any]:
 
 def digest(nested: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that two runs share exactly if their identities are equal."""
-    text = json.dumps(identity(nested), sort_keys=True)
+    told = {
+        key: value
+        for key, value in identity(nested).items()
+        if key not in LATER or value != defaults()[key]
+    }
+    text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
