@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
+from resexp.models.foldable import fold as fold  # and its rules enter themselves
 from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
 from resexp.models.merges import RULES, Drop
@@ -93,6 +94,13 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
         if changed and field.name not in (*EVERY_FAMILY, *module.READS):
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
     rule = RULES[arch.merge]
+    for key, value in rule.NEEDS.items():
+        if getattr(arch, key) != value:
+            raise UsageError(f"arch.merge={arch.merge} needs arch.{key}={value}.")
+    if arch.survival < 1 and issubclass(rule, Drop):
+        raise UsageError(
+            f"arch.survival is for skips beside a branch, not arch.merge={arch.merge}."
+        )
     check_options(arch.options, getattr(module, "Options", NoOptions), rule.Options)
     if settings.launch.ranks > 1 and (rule.whole_batch or hasattr(module, "WHOLE_BATCH")):
         raise UsageError(

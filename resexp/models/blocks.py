@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from resexp.models.layers import (
     convolutions,
     sequence,
 )
-from resexp.models.merges import merge
+from resexp.models.merges import Place, merge
 from resexp.settings import Arch, Merge, Order, Settings, Twin
 
 #: The settings of an arch that a block reads, beside its merge's.
@@ -88,15 +88,6 @@ class RandomBlock(Block):
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a block stands: its number among ``count`` and its stage, both from 1."""
-
-    number: int
-    count: int
-    stage: int
-
-
 def block(
     arch: Arch, channels: int, width: int, stride: int, place: Place, norm: Norm
 ) -> tuple[Block, int]:
@@ -118,13 +109,15 @@ def block(
     shared = (place.number == 1 or changes) and arch.order is not Order.fixup
     opening = layout.preactivation
     before, channels = sequence(opening if shared else [], channels, [], norm)
+    doubled = channels != carried
+    joint = merge(arch, carried, channels_out, stride, norm, place, doubled=doubled)
     words = ([] if shared else opening) + layout.branch(len(convs))
+    convs = [joint.altered(conv) for conv in convs]
     branch, _ = sequence(words, channels, convs, norm)
     if arch.merge != Merge.plain and isinstance(branch[-1], NORMS):
         branch[-1].ends_branch = True  # type: ignore[assignment]  # read by initialise
     if arch.se_ratio:
         branch.add_module("se", SqueezeExcitation(channels_out, arch.se_ratio))
-    joint = merge(arch, carried, channels_out, stride, norm, doubled=channels != carried)
     after, channels = sequence(layout.after, channels_out, [], norm)
     parts = before, branch, joint, after
     if arch.survival == 1 or arch.merge == Merge.plain:

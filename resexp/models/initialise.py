@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resexp.models.activations import RELU, Nonlinearity
-from resexp.models.layers import NORMS, Table
+from resexp.models.layers import NORMS, Table, handing_on
 from resexp.settings import Init
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *NORMS)
@@ -52,6 +52,8 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
             else:
                 std = gain * convolution_std(weight, init, follows or RELU)
                 fill(weight, std, seed, f"{name}.weight")
+            for own, start in getattr(module, "starts", {}).items():
+                getattr(module, own).fill_(start)
         elif isinstance(module, nn.Linear):
             bound = getattr(module, "gain", 1.0) / math.sqrt(module.in_features)
             draw = torch.rand(module.weight.shape, generator=generator(seed, f"{name}.weight"))
@@ -97,21 +99,19 @@ def centre(weight: Tensor, init: Init, follows: Nonlinearity, source: torch.Gene
     """The centre, [C_out, C_in], of a weight that is 0 around it.
 
     An orthogonal one keeps the mean square of a channel through the activation and itself, at a
-    widening too; QR in float64, then rounded. The identity hands channels on, again from the first
-    where there are more out than in. Where these are CReLU's the identity, and looks-linear
-    weights, are W of the first half and -W of the second: W of what was before CReLU.
+    widening too; QR in float64, then rounded. Looks-linear weights are W of the first half of
+    CReLU's channels and -W of the second: W of what was before CReLU.
     """
     out, into = weight.shape[:2]
+    if init is Init.dirac:
+        return handing_on(out, into, follows)
     halves = 1 if init is Init.delta_orthogonal else follows.factor
     into //= halves
-    if init is Init.dirac:
-        tap = torch.eye(into)[torch.arange(out) % into]
-    else:
-        draw = torch.randn(max(out, into), min(out, into), generator=source).double()
-        q, r = torch.linalg.qr(draw)
-        q = q * r.diagonal().sign()  # else not uniform over all such matrices
-        gain = math.sqrt(max(1, out / into) * (follows.power if halves == 1 else 1))
-        tap = gain * (q if out >= into else q.T)
+    draw = torch.randn(max(out, into), min(out, into), generator=source).double()
+    q, r = torch.linalg.qr(draw)
+    q = q * r.diagonal().sign()  # else not uniform over all such matrices
+    gain = math.sqrt(max(1, out / into) * (follows.power if halves == 1 else 1))
+    tap = gain * (q if out >= into else q.T)
     return mirrored(tap) if halves == 2 else tap
 
 

@@ -69,6 +69,7 @@ class Convolution:
     stride: int = 1
     gain: float = 1.0  # factor on the standard deviation of its initial weights
     padded: bool = True  # with zeros, so that stride 1 keeps the size
+    dirac: tuple[float, float] | None = None  # a and b at the start of a DiracConvolution
     follows: Nonlinearity | None = None  # the activation before it, if it is of a branch
 
 
@@ -152,7 +153,8 @@ def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
     """The layer on ``channels`` input channels."""
     kind = Pointwise if conv.kernel == 1 else nn.Conv2d
     padding = conv.kernel // 2 if conv.padded else 0
-    layer = kind(channels, conv.channels, conv.kernel, conv.stride, padding, bias=False)
+    shape = channels, conv.channels, conv.kernel, conv.stride, padding
+    layer = DiracConvolution(*shape, conv) if conv.dirac else kind(*shape, bias=False)
     layer.gain, layer.follows = conv.gain, conv.follows  # type: ignore[assignment]  # for initialise
     return layer
 
@@ -167,6 +169,56 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.stride
         return nn.functional.conv2d(x[:, :, ::height, ::width], self.weight)
+
+
+class DiracConvolution(nn.Conv2d):
+    """A convolution by a I + b W / |W|, a, b and |W| for each filter: one of DiracNet.
+
+    Zagoruyko and Komodakis 2017 (arXiv 1706.00388). I hands channel c mod C_in on to channel c: of
+    every second pixel where the layer strides, where the paper has max pooling. Behind CReLU it
+    undoes that.
+    """
+
+    identity: Tensor
+
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int, padding: int, conv: Convolution
+    ) -> None:
+        super().__init__(channels, out, kernel, stride, padding, bias=False)
+        assert conv.dirac and conv.follows
+        self.a, self.b = (nn.Parameter(torch.empty(out)) for _ in range(2))
+        self.starts = dict(zip("ab", conv.dirac, strict=True))
+        identity = torch.zeros_like(self.weight)
+        identity[:, :, kernel // 2, kernel // 2] = handing_on(out, channels, conv.follows)
+        self.register_buffer("identity", identity, persistent=False)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The weight of the convolution that it is."""
+        length = self.weight.flatten(1).norm(dim=1).clamp(min=1e-12)
+        return self.a.view(-1, 1, 1, 1) * self.identity + self.weight * (self.b / length).view(
+            -1, 1, 1, 1
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, None, self.stride, self.padding)
+
+    def folded(self) -> nn.Conv2d:
+        """The same as a convolution like others."""
+        shape = self.in_channels, self.out_channels, *self.kernel_size[:1], *self.stride[:1]
+        plain = nn.Conv2d(*shape, self.padding, bias=False).to(self.weight)
+        plain.weight.data = self.kernel.detach()
+        return plain
+
+
+def handing_on(out: int, into: int, follows: Nonlinearity) -> Tensor:
+    """The matrix [out, into] of 0 and 1 that hands channels on, again from the first if it must.
+
+    Where the inputs are CReLU's halves, those of what was before CReLU.
+    """
+    before = into // follows.factor
+    tap = torch.eye(before)[torch.arange(out) % before]
+    return torch.cat((tap, -tap), 1) if follows.factor == 2 else tap
 
 
 class Bias(nn.Module):

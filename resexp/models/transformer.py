@@ -25,11 +25,14 @@ from torch import Tensor, nn
 
 from resexp.models.blocks import Block, trained
 from resexp.models.layers import Norm, Table
-from resexp.models.merges import merge
+from resexp.models.merges import Place, merge
 from resexp.models.options import read
 from resexp.settings import Arch, Merge, Range, Settings, UsageError
 
-MERGES = (Merge.plain, Merge.residual, "weighted", Merge.scaled)
+MERGES = (
+    *(Merge.plain, Merge.residual, "weighted", Merge.scaled),
+    *("layer_scale", "depth_scaled", "decayed"),
+)
 READS = ("scalar_lr",)
 
 FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
@@ -102,7 +105,10 @@ class Transformer(nn.Module):
         self.embedding = nn.Linear(channels * options.patch**2, dimension)
         self.embedding.gain = math.sqrt(3)  # type: ignore[assignment]  # variance 1 / fan in
         self.positions = Table(tokens, dimension, POSITION_STD)
-        blocks = [TransformerBlock(arch, options, dimension, norm) for _ in range(depth)]
+        blocks = [
+            TransformerBlock(arch, options, dimension, norm, [Place(i, 2 * depth) for i in pair])
+            for pair in zip(range(1, 2 * depth, 2), range(2, 2 * depth + 1, 2), strict=True)
+        ]
         self.blocks = nn.Sequential(*blocks)
         ends = options.layer_norm is LayerNorm.before
         self.end = nn.LayerNorm(dimension, eps=norm.eps) if ends else nn.Identity()
@@ -118,9 +124,11 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     """[N, T, d] tokens -> the same: attention, then feed-forward, joined by one merge rule."""
 
-    def __init__(self, arch: Arch, options: Options, dimension: int, norm: Norm) -> None:
+    def __init__(
+        self, arch: Arch, options: Options, dimension: int, norm: Norm, places: list[Place]
+    ) -> None:
         super().__init__()
-        rules = [merge(arch, dimension, dimension, 1, norm) for _ in range(2)]
+        rules = [merge(arch, dimension, dimension, 1, norm, place) for place in places]
         if arch.merge == Merge.scaled:
             rules[1] = rules[0]  # ReZero learns one number for both
         attention = {
