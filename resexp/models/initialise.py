@@ -51,7 +51,7 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
                 weight.zero_()[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = tap
             else:
                 std = gain * convolution_std(weight, init, follows or RELU)
-                fill(weight, std, seed, f"{name}.weight")
+                fill(module.weight, std, seed, f"{name}.weight")
             for own, start in getattr(module, "starts", {}).items():
                 getattr(module, own).fill_(start)
         elif isinstance(module, nn.Linear):
