@@ -18,9 +18,9 @@ from torch import nn
 from resexp import data as images
 from resexp import models
 from resexp.models.activations import CReLU
-from resexp.models.blocks import Block, Place, block
+from resexp.models.blocks import Block, block
 from resexp.models.layers import Norm, ZeroPad
-from resexp.models.merges import Drop
+from resexp.models.merges import Drop, Place
 from resexp.models.trace import Call, one_pass
 from resexp.runs.run import check_task
 from resexp.settings import Arch, Data, Job, Merge, Normalisation, Order, choices

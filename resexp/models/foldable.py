@@ -50,7 +50,7 @@ class Dirac(Drop, name="diracnet"):
         return replace(conv, dirac=self.starts) if conv.kernel == 3 else conv
 
     @torch.no_grad()
-    def fold(self, branch: nn.Sequential) -> None:
+    def fold(self, branch: nn.Module) -> None:
         """Put a plain convolution with the same kernel in place of each."""
         for name, layer in branch.named_children():
             if isinstance(layer, DiracConvolution):
@@ -77,14 +77,15 @@ class RepVGG(Add, name="repvgg"):
         return Branches(channels_in, channels_out, stride, norm)
 
     @torch.no_grad()
-    def fold(self, branch: nn.Sequential) -> None:
+    def fold(self, branch: nn.Module) -> None:
         """Give the branch the kernel and shift of the whole, as it is in evaluation mode.
 
         Its normalisation then shifts alone.
         """
-        (conv, norm), into = branch.children(), self.shortcut
-        doubled = not isinstance(into, Branches)
-        beside = into[1] if doubled else into
+        layers: list[Any] = list(branch.children())
+        conv, norm = layers
+        doubled = not isinstance(self.shortcut, Branches)  # behind CReLU: in front is a Difference
+        beside: Any = list(self.shortcut.children())[1] if doubled else self.shortcut
         kernel, shift = normalised(conv.weight, norm)
         parts = [normalised(beside.conv1.weight, beside.norm1)]
         if beside.norm0 is not None:
@@ -118,5 +119,6 @@ class Branches(nn.Module):
 
 def normalised(kernel: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Kernel and shift of a convolution with the normalisation behind it, in evaluation mode."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
-    return kernel * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return kernel * scale.view(-1, 1, 1, 1), norm.bias - mean * scale

@@ -196,17 +196,18 @@ class DiracConvolution(nn.Conv2d):
     def kernel(self) -> Tensor:
         """The weight of the convolution that it is."""
         length = self.weight.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return self.a.view(-1, 1, 1, 1) * self.identity + self.weight * (self.b / length).view(
-            -1, 1, 1, 1
-        )
+        a, b = (one.view(-1, 1, 1, 1) for one in (self.a, self.b / length))
+        whole: Tensor = a * self.identity + b * self.weight
+        return whole
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.conv2d(x, self.kernel, None, self.stride, self.padding)
 
     def folded(self) -> nn.Conv2d:
         """The same as a convolution like others."""
-        shape = self.in_channels, self.out_channels, *self.kernel_size[:1], *self.stride[:1]
-        plain = nn.Conv2d(*shape, self.padding, bias=False).to(self.weight)
+        shape = self.in_channels, self.out_channels
+        size, stride, padding = self.kernel_size[0], self.stride[0], self.padding
+        plain = nn.Conv2d(*shape, size, stride, padding, bias=False)
         plain.weight.data = self.kernel.detach()
         return plain
 
