@@ -206,8 +206,8 @@ class DiracConvolution(nn.Conv2d):
     def folded(self) -> nn.Conv2d:
         """The same as a convolution like others."""
         shape = self.in_channels, self.out_channels
-        size, stride, padding = self.kernel_size[0], self.stride[0], self.padding
-        plain = nn.Conv2d(*shape, size, stride, padding, bias=False)
+        size, stride = self.kernel_size[0], self.stride[0]
+        plain = nn.Conv2d(*shape, size, stride, size // 2, bias=False)
         plain.weight.data = self.kernel.detach()
         return plain
 
