@@ -97,8 +97,8 @@ def test_every_arch_offered_can_be_had_at_the_depth_named_in_its_refusal(arch: s
 @pytest.mark.parametrize(
     ("words", "position", "incomplete", "offered"),
     [
-        (["resexp", "run", "init", "="], 3, "", ["he_fan_out", "he_fan_in", "xavier"]),
-        (["resexp", "run", "init", "="], 3, "=", ["he_fan_out", "he_fan_in", "xavier"]),
+        (["resexp", "run", "twin", "="], 3, "", ["none", "plain", "matched"]),
+        (["resexp", "run", "twin", "="], 3, "=", ["none", "plain", "matched"]),
         (["resexp", "run", "arch", "=", "pl"], 4, "pl", ["plain"]),
         (["resexp", "run", "arch", "=", "plain,resi"], 4, "plain,resi", ["plain,residual"]),
         (["resexp", "run", "depth", "=", "20", "arch", "=", "resi"], 7, "resi", ["residual"]),
@@ -158,7 +158,7 @@ def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
         }
         press_tab resexp ver
         press_tab resexp run arch = pl
-        press_tab resexp run depth = 20 init =
+        press_tab resexp run depth = 20 twin =
         press_tab resexp run -m seed = 0,1 see
     """
     result = subprocess.run(
@@ -172,6 +172,6 @@ def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "verdict",
         "plain",
-        "he_fan_out he_fan_in xavier",
+        "none plain matched",
         "seed=",
     ]

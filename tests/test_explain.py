@@ -10,7 +10,7 @@ import pytest
 from families import settings
 
 from resexp import models
-from resexp.cli import explain as command
+from resexp.cli.networks import explain as command
 from resexp.commands import explain as explaining
 from resexp.commands.explain import Explanation, explain, text
 from resexp.config import compose

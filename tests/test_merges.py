@@ -23,7 +23,7 @@ from resexp.models.blocks import Block, RandomBlock, fixup_start
 from resexp.models.cifar import CifarNetwork
 from resexp.models.initialise import initialise
 from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
-from resexp.models.merges import RULES, Rule
+from resexp.models.merges import RULES, Place, Rule
 from resexp.models.options import read
 from resexp.settings import (
     Arch,
@@ -97,6 +97,14 @@ def test_each_rule_is_its_formula() -> None:
     assert weighted.formula == "0.5 S(x) + 0.25 F(x)"
     torch.testing.assert_close(made("scaled", branch_start=-2)(x, triple), x - 6 * x)
     assert torch.equal(made("concatenate")(x, triple), torch.cat((x, 3 * x), 1))
+    scaled = made("layer_scale", scale_start=0.5)
+    scaled.scale.data[1] = 2  # type: ignore[operator, union-attr]
+    factors = torch.tensor([2.5, 7, 2.5, 2.5])
+    torch.testing.assert_close(scaled(x, triple), x * factors.view(-1, 1, 1))
+    deep, decayed = made("depth_scaled", depth_scale=0.5), made("decayed", least_identity=0.6)
+    deep.place = decayed.place = Place(3, 9)
+    torch.testing.assert_close(deep(x, triple), x + 0.5 * 3 * x / 3)
+    torch.testing.assert_close(decayed(x, triple), (1 - 0.4 * 2 / 8) * x + 3 * x)
     quarter = math.log(1 / 3)  # T = 0.25
     gated = {"highway": 0.75 + 0.25 * 3, "shortcut_gate": 0.75 + 3}
     for name, factor in gated.items():
@@ -228,6 +236,30 @@ def test_norms_are_over_the_groups_that_they_say() -> None:
         torch.testing.assert_close(y.mean(2), torch.zeros(5, groups), atol=1e-5, rtol=0)
         torch.testing.assert_close(y.var(2, correction=0), torch.ones(5, groups), atol=1e-3, rtol=0)
     assert Norm(1e-5, 0.1, Normalisation.group)(12).num_groups == 4
+
+
+def test_rules_that_go_by_depth_know_where_their_blocks_stand() -> None:
+    for merge in ("depth_scaled", "decayed"):
+        places = [block.merge.place for block in blocks(build(joined(merge), 20))]
+        assert places == [Place(i + 1, 9, i // 3 + 1) for i in range(9)]
+    network = models.build(families.settings("transformer", 3, merge="decayed"), 1, 10)
+    found = [one.place for one in network.modules() if isinstance(one, merges.DecayedAdd)]
+    assert found == [Place(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.process
+def test_where_rules_degenerate_they_are_residual() -> None:
+    of = [("layer_scale", "scale_start", 1.0), ("decayed", "least_identity", 1.0)]
+    for merge, option, value in [*of, ("depth_scaled", "depth_scale", 9**0.5)]:
+        x, network = pictures(), build(joined(merge, **{option: value}), 20)
+        torch.testing.assert_close(network(x), build(RESIDUAL, 20)(x))
+    of_tokens = families.settings("transformer", 3, merge="layer_scale")
+    of_tokens.arch.options["scale_start"] = 1.0
+    network = models.build(of_tokens, 1, 10, (8, 8))
+    same = models.build(families.settings("transformer", 3), 1, 10, (8, 8))
+    torch.testing.assert_close(network(pictures()), same(pictures()))
+    scales = [value for name, value in network.named_parameters() if name.endswith("scale")]
+    assert [len(one) for one in scales] == 6 * [64]
 
 
 # Where the skips are

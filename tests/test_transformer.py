@@ -18,6 +18,7 @@ from resexp.train.fit import begin, fit
 
 PRE, POST, REZERO = "transformer", "transformer_post", "transformer_rezero"
 ARCHS = (PRE, POST, REZERO)
+PERI, SCALED = "transformer_peri", "transformer_scaled"
 
 
 def settings(arch: str, *words: str) -> Settings:
@@ -145,6 +146,24 @@ def test_the_plain_twin_is_the_same_layers_without_additions() -> None:
     torch.testing.assert_close(skipping(x), y + skipping.feedforward.branch(y))
 
 
+def test_peri_ln_normalises_what_branches_give_and_scaled_ln_divides_by_a_root() -> None:
+    x = tokens()
+    for arch in (PERI, SCALED):
+        network = shaken(built(arch))
+        for number, block in enumerate(network.blocks, 1):
+            for one in (block.attention, block.feedforward):
+                layers = dict(one.branch.named_children())
+                before, after = layers.pop("norm"), layers.pop("norm_after", nn.Identity())
+                y = before(x) / (number**0.5 if arch == SCALED else 1)
+                layers.pop("scale", None)
+                for layer in layers.values():
+                    y = layer(y)
+                torch.testing.assert_close(one(x), x + after(y))
+                assert isinstance(after, nn.LayerNorm) is (arch == PERI)
+    assert isinstance(built(PERI).opening, nn.LayerNorm)
+    assert all(isinstance(built(one).end, nn.LayerNorm) for one in (PERI, SCALED))
+
+
 def test_rezero_starts_as_the_identity_and_shares_one_number_in_a_block() -> None:
     block, x = first(built(REZERO)).double(), tokens()
     assert torch.equal(block(x), x)
@@ -183,7 +202,9 @@ def test_skips_keep_tokens_apart_where_plain_blocks_make_them_equal() -> None:
 # Twins and starts
 
 
-@pytest.mark.parametrize(("arch", "exact"), [(PRE, True), (POST, True), (REZERO, False)])
+@pytest.mark.parametrize(
+    ("arch", "exact"), [(PRE, True), (POST, True), (PERI, True), (SCALED, True), (REZERO, False)]
+)
 def test_twins_are_exact_but_for_the_numbers_of_rezero(arch: str, exact: bool) -> None:
     checks = {check.clause: check for check in contract(compose([f"arch={arch}", "depth=2"]))}
     assert checks.pop("parameters").equal is exact

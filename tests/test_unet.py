@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from resexp import models
 from resexp.config import compose
 from resexp.models import unet
+from resexp.models.initialise import generator
 from resexp.models.unet import UNet
 from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
 
@@ -178,7 +179,10 @@ def test_an_up_convolution_starts_by_its_own_fans(init: Init, fan: int) -> None:
     network = models.build(settings(depth=8, width=64, init=init), 1, 2)
     weight = network.get_parameter("top.branch.rise.weight")
     assert weight.shape == (128, 64, 2, 2)
-    assert weight.std().item() == pytest.approx((2 / (4 * 2 * fan)) ** 0.5, rel=0.02)
+    std = (2 / (4 * 2 * fan)) ** 0.5
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
+    drawn = torch.randn(weight.shape, generator=generator(0, "top.branch.rise.weight"))
+    torch.testing.assert_close(weight, std * drawn)
 
 
 @pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": "valid"}])

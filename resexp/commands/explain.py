@@ -19,9 +19,10 @@ from resexp import data as images
 from resexp import models
 from resexp.analysis.formatting import columns
 from resexp.analysis.results import grouped
-from resexp.models.blocks import Block, Place, block
+from resexp.models.activations import CReLU
+from resexp.models.blocks import Block, block
 from resexp.models.layers import Norm, ZeroPad
-from resexp.models.merges import Drop
+from resexp.models.merges import Drop, Place
 from resexp.models.trace import Call, one_pass
 from resexp.runs.run import check_task
 from resexp.settings import Arch, Data, Job, Merge, Normalisation, Order, choices
@@ -36,6 +37,8 @@ KINDS = {
     nn.GroupNorm: "group norm",
     nn.LayerNorm: "layer norm",
     nn.ReLU: "ReLU",
+    CReLU: "CReLU",
+    nn.SELU: "SELU",
     nn.MaxPool2d: "max pooling",
     nn.AvgPool2d: "mean pooling",
 }
@@ -153,6 +156,8 @@ def kind(module: nn.Module) -> str:
         said, stride = f"{by(module.kernel_size)} {transposed}convolution", module.stride[0]
     elif isinstance(module, ZeroPad):
         said, stride = f"{module.new_channels} channels of zeros appended", module.stride
+    elif isinstance(module, nn.LeakyReLU):
+        said, stride = f"leaky ReLU, slope {module.negative_slope:.4g}", 1
     else:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
         return next((name for one, name in KINDS.items() if isinstance(module, one)), words)

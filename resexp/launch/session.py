@@ -219,8 +219,10 @@ def twin_of(job: Job) -> Job | None:
             return None
         return replace(job, extras=extras | {"twin": "plain"}, overrides=[*typed, "twin=plain"])
     arch = "residual" if job.arch == "plain" else "plain"
-    kept = [word for word in typed if not word.startswith(("arch=", "arch."))]
-    extras = {key: value for key, value in extras.items() if not key.startswith("arch.")}
+    shared = ("arch.activation", "arch.slope")  # by both; the rest is the skip's
+    lost = [word for word in typed if word.startswith(("arch=", "arch."))]
+    kept = [word for word in typed if word not in lost or word.partition("=")[0] in shared]
+    extras = {k: v for k, v in extras.items() if not k.startswith("arch.") or k in shared}
     return replace(job, arch=arch, extras=extras, overrides=[*kept, f"arch={arch}"])
 
 

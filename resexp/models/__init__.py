@@ -11,13 +11,23 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
+from resexp.models.foldable import fold as fold  # and its rules enter themselves
 from resexp.models.initialise import initialise
 from resexp.models.layers import NORMS
-from resexp.models.merges import RULES
+from resexp.models.merges import RULES, Drop
 from resexp.models.options import NoOptions
 from resexp.models.options import check as check_options
 from resexp.models.trace import one_pass
-from resexp.settings import Arch, Settings, Twin, UsageError
+from resexp.settings import (
+    Activation,
+    Arch,
+    Init,
+    Normalisation,
+    Order,
+    Settings,
+    Twin,
+    UsageError,
+)
 from resexp.settings.schema import check_depth
 
 #: Settings of an arch that concern every family.
@@ -76,6 +86,7 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
     if arch.merge not in module.MERGES:
         known = ", ".join(module.MERGES)
         raise UsageError(f"arch.merge={arch.merge} is not for {arch.family}. Choose from {known}.")
+    check_init(settings)
     if settings.twin is Twin.matched and not hasattr(module, "MATCHED_TWIN"):
         raise UsageError(f"twin=matched is not for {arch.family}. Use twin=plain.")
     for field in fields(Arch):
@@ -83,6 +94,13 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
         if changed and field.name not in (*EVERY_FAMILY, *module.READS):
             raise UsageError(f"arch.{field.name} means nothing to the {arch.family} family.")
     rule = RULES[arch.merge]
+    for key, value in rule.NEEDS.items():
+        if getattr(arch, key) != value:
+            raise UsageError(f"arch.merge={arch.merge} needs arch.{key}={value}.")
+    if arch.survival < 1 and issubclass(rule, Drop):
+        raise UsageError(
+            f"arch.survival is for skips beside a branch, not arch.merge={arch.merge}."
+        )
     check_options(arch.options, getattr(module, "Options", NoOptions), rule.Options)
     if settings.launch.ranks > 1 and (rule.whole_batch or hasattr(module, "WHOLE_BATCH")):
         raise UsageError(
@@ -91,6 +109,30 @@ def check(settings: Settings, size: tuple[int, int] | None = None) -> None:
         )
     if hasattr(module, "check"):
         module.check(settings, size)
+
+
+def check_init(settings: Settings) -> None:
+    """Raise UsageError for initial values that make no sense in the arch."""
+    arch, init = settings.arch, settings.init
+    if init in (Init.he_fan_out, Init.he_fan_in, Init.xavier):
+        return
+    if "activation" not in family(arch.family).READS:
+        raise UsageError(f"init={init} is for blocks of convolutions, not for {arch.family}.")
+    if init is Init.looks_linear and arch.activation is not Activation.crelu:
+        raise UsageError("init=looks_linear needs arch.activation=crelu, which it undoes.")
+    if init is not Init.zero_gamma:
+        return
+    if issubclass(RULES[arch.merge], Drop):
+        raise UsageError(
+            f"init=zero_gamma is for networks with skips: arch.merge={arch.merge} would start "
+            "dead. Choose arch=residual."
+        )
+    ends = (Order.original, Order.relu_only_preactivation)
+    if arch.order not in ends or arch.norm is Normalisation.none:
+        raise UsageError(
+            f"init=zero_gamma needs a branch that ends in normalisation: arch.order={ends[0]} or "
+            f"{ends[1]}, and arch.norm other than none."
+        )
 
 
 def structure(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from resexp.models.layers import (
     LAYOUTS,
+    NORMS,
     Convolution,
     Norm,
     SqueezeExcitation,
     convolutions,
     sequence,
 )
-from resexp.models.merges import merge
+from resexp.models.merges import Place, merge
 from resexp.settings import Arch, Merge, Order, Settings, Twin
 
 #: The settings of an arch that a block reads, beside its merge's.
 BLOCK_SETTINGS = (
-    *("shortcut", "order", "unit", "norm", "bottleneck_stride"),
+    *("shortcut", "order", "unit", "norm", "activation", "slope", "bottleneck_stride"),
     *("skip_span", "skip_stages", "survival", "se_ratio", "scalar_lr"),
 )
 
@@ -87,40 +88,42 @@ class RandomBlock(Block):
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a block stands: its number among ``count`` and its stage, both from 1."""
-
-    number: int
-    count: int
-    stage: int
-
-
 def block(
     arch: Arch, channels: int, width: int, stride: int, place: Place, norm: Norm
 ) -> tuple[Block, int]:
-    """One block on ``channels`` inputs, and its output channels."""
+    """One block on ``channels`` inputs, and its output channels.
+
+    Where CReLU made its input, the merge is given what that was before, of half the channels.
+    """
     if arch.skip_stages is not None and place.stage not in arch.skip_stages:
         arch = replace(arch, merge=Merge.plain)
     layout, convs = LAYOUTS[arch.order], convolutions(arch, width, stride)
     if arch.order is Order.fixup and arch.merge != Merge.plain:
         convs = fixup_start(convs, place.count)
+    convs = [replace(conv, follows=norm.activation) for conv in convs]
+    factor = norm.activation.factor
     channels_out = convs[-1].channels
-    changes = stride != 1 or channels != channels_out
+    carried = channels // factor if layout.after else channels
+    changes = stride != 1 or carried != channels_out
     # Fixup opens with a bias of the branch alone: its shortcut carries x itself.
     shared = (place.number == 1 or changes) and arch.order is not Order.fixup
     opening = layout.preactivation
-    before, _ = sequence(opening if shared else [], channels, [], norm)
+    before, channels = sequence(opening if shared else [], channels, [], norm)
+    doubled = channels != carried
+    joint = merge(arch, carried, channels_out, stride, norm, place, doubled=doubled)
     words = ([] if shared else opening) + layout.branch(len(convs))
+    convs = [joint.altered(conv) for conv in convs]
     branch, _ = sequence(words, channels, convs, norm)
+    if arch.merge != Merge.plain and isinstance(branch[-1], NORMS):
+        branch[-1].ends_branch = True  # type: ignore[assignment]  # read by initialise
     if arch.se_ratio:
         branch.add_module("se", SqueezeExcitation(channels_out, arch.se_ratio))
-    after, _ = sequence(layout.after, channels_out, [], norm)
-    parts = before, branch, merge(arch, channels, channels_out, stride, norm), after
+    after, channels = sequence(layout.after, channels_out, [], norm)
+    parts = before, branch, joint, after
     if arch.survival == 1 or arch.merge == Merge.plain:
-        return Block(*parts), channels_out
+        return Block(*parts), channels
     survival = 1 - place.number / place.count * (1 - arch.survival)
-    return RandomBlock(*parts, survival), channels_out
+    return RandomBlock(*parts, survival), channels
 
 
 def stack(
@@ -140,9 +143,10 @@ def stack(
     return nn.Sequential(*blocks), channels
 
 
-def classifier(features: int, classes: int, order: Order) -> nn.Linear:
+def classifier(features: int, classes: int, order: Order, norm: Norm) -> nn.Linear:
     """The last layer, which starts at 0 under Fixup (Zhang et al. 2019, rule 1)."""
     layer = nn.Linear(features, classes)
+    layer.follows = norm.activation  # type: ignore[assignment]  # read by initialise
     if order is Order.fixup:
         layer.gain = 0.0  # type: ignore[assignment]  # read by initialise
     return layer

@@ -42,8 +42,8 @@ class CifarNetwork(nn.Module):
         self.stem, features = sequence(["conv", *layout.stem.split()], channels, stem, norm)
         per_stage = (depth - 2) // (3 * convolutions_per_block(arch))
         self.blocks, features = stack(arch, features, width, [per_stage] * 3, norm)
-        self.end, _ = sequence(layout.end.split(), features, [], norm)
-        self.classifier = classifier(features, classes, arch.order)
+        self.end, features = sequence(layout.end.split(), features, [], norm)
+        self.classifier = classifier(features, classes, arch.order, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.end(self.blocks(self.stem(x)))

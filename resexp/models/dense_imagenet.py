@@ -48,8 +48,7 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
     """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
     options = read(Options, settings.arch.options)
     norm = norm_of(settings)
-    width = 2 * options.growth
-    stem = opening(options.stem, ["norm", "relu"], channels, width, norm)
+    stem, width = opening(options.stem, ["norm", "relu"], channels, 2 * options.growth, norm)
     added = [[options.growth] * count for count in LAYERS[settings.depth]]
     form = Form(added, options.compression, bottleneck=True)
     return DenseNetwork(stem, width, chosen(form, settings, width, classes), classes, norm)

@@ -84,10 +84,10 @@ class ImageNetwork(nn.Module):
     ) -> None:
         super().__init__()
         layout = LAYOUTS[arch.order]
-        self.stem = opening(stem, layout.stem.split(), channels, width, norm)
-        self.blocks, features = stack(arch, width, width, stages, norm)
-        self.end, _ = sequence(layout.end.split(), features, [], norm)
-        self.classifier = classifier(features, classes, arch.order)
+        self.stem, features = opening(stem, layout.stem.split(), channels, width, norm)
+        self.blocks, features = stack(arch, features, width, stages, norm)
+        self.end, features = sequence(layout.end.split(), features, [], norm)
+        self.classifier = classifier(features, classes, arch.order, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.end(self.blocks(self.stem(x)))
@@ -95,13 +95,15 @@ class ImageNetwork(nn.Module):
         return logits
 
 
-def opening(stem: Stem, words: list[str], channels: int, width: int, norm: Norm) -> nn.Sequential:
-    """The layers of a stem, ``words`` those behind its convolution."""
+def opening(
+    stem: Stem, words: list[str], channels: int, width: int, norm: Norm
+) -> tuple[nn.Sequential, int]:
+    """The layers of a stem, ``words`` those behind its convolution, and its output channels."""
     conv = Convolution(width, 7, 2) if stem is Stem.imagenet else Convolution(width, 3)
-    layers, _ = sequence(["conv", *words], channels, [conv], norm)
+    layers, features = sequence(["conv", *words], channels, [conv], norm)
     if stem is Stem.imagenet:
         layers.add_module("pool", nn.MaxPool2d(3, 2, 1))
-    return layers
+    return layers, features
 
 
 def check_size(stem: Stem, size: tuple[int, int] | None) -> None:

@@ -12,10 +12,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resexp.models.layers import NORMS, Table
+from resexp.models.activations import RELU, Nonlinearity
+from resexp.models.layers import NORMS, Table, handing_on
 from resexp.settings import Init
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *NORMS)
+
+#: Initial weights that are 0 but at a kernel's centre.
+CENTRED = (Init.delta_orthogonal, Init.dirac, Init.looks_linear)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -28,26 +32,38 @@ def generator(seed: int, name: str) -> torch.Generator:
 def initialise(network: nn.Module, seed: int, init: Init) -> None:
     """Set every parameter in place.
 
-    Convolutions are normal with mean 0 and the variance that ``init`` names; normalisation starts
-    as the identity; linear weights are uniform in +-1/sqrt(fan in) with bias 0, as those of the
-    classifier in the authors' release (He et al. 2015 leave them open). A layer's attribute
-    ``gain``, if it has one, multiplies its weights. Another module's parameters start at its
-    attribute ``start``: raises TypeError for one without, which would keep what torch left there.
+    Convolutions start as ``init`` says; normalisation as the identity; linear weights are uniform
+    in +-1/sqrt(fan in) with bias 0, as those of the classifier in the authors' release (He et al.
+    2015 leave them open). A layer's attribute ``gain``, if it has one, multiplies its weights, and
+    ``follows`` is the activation before it, where ``init`` goes by that. Another module's
+    parameters start at its attribute ``start``: raises TypeError for one without, which would keep
+    what torch left there.
     """
     for name, module in network.named_modules():
+        follows = getattr(module, "follows", None)
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             gain = getattr(module, "gain", 1.0)
             weight = module.weight
             if isinstance(module, nn.ConvTranspose2d):
                 weight = weight.transpose(0, 1)  # its inputs come first
-            std = gain * convolution_std(weight, init)
-            fill(module.weight, std, seed, f"{name}.weight")
+            if follows and init in CENTRED:
+                tap = gain * centre(weight, init, follows, generator(seed, f"{name}.weight"))
+                weight.zero_()[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = tap
+            else:
+                std = gain * convolution_std(weight, init, follows or RELU)
+                fill(module.weight, std, seed, f"{name}.weight")
+            for own, start in getattr(module, "starts", {}).items():
+                getattr(module, own).fill_(start)
         elif isinstance(module, nn.Linear):
             bound = getattr(module, "gain", 1.0) / math.sqrt(module.in_features)
             draw = torch.rand(module.weight.shape, generator=generator(seed, f"{name}.weight"))
-            module.weight.copy_((2 * draw - 1) * bound)
+            draw = 2 * draw - 1
+            if follows and init is Init.looks_linear:
+                draw = mirrored(draw[:, : module.in_features // 2])
+            module.weight.copy_(draw * bound)
         elif isinstance(module, NORMS):
-            module.weight.fill_(1)
+            silent = init is Init.zero_gamma and hasattr(module, "ends_branch")
+            module.weight.fill_(0 if silent else 1)
         elif isinstance(module, Table):
             fill(module.weight, module.std, seed, f"{name}.weight")
         elif hasattr(module, "start"):
@@ -64,13 +80,41 @@ def fill(weight: Tensor, std: float, seed: int, name: str) -> None:
     weight.copy_(std * torch.randn(weight.shape, generator=generator(seed, name)))
 
 
-def convolution_std(weight: Tensor, init: Init) -> float:
-    """Standard deviation for a weight [C_out, C_in, k, k] (He et al. 2015b; Glorot 2010)."""
+def convolution_std(weight: Tensor, init: Init, follows: Nonlinearity) -> float:
+    """Standard deviation for a weight [C_out, C_in, k, k] (He et al. 2015b; Glorot 2010).
+
+    He's 2, which makes up for ReLU, is the ``power`` of the activation that it follows. Backwards,
+    of which fan out takes care, CReLU loses nothing.
+    """
     channels_out, channels_in, height, width = weight.shape
     fan_out, fan_in = channels_out * height * width, channels_in * height * width
-    variance = {
-        Init.he_fan_out: 2 / fan_out,
-        Init.he_fan_in: 2 / fan_in,
-        Init.xavier: 2 / (fan_in + fan_out),
-    }[init]
-    return math.sqrt(variance)
+    if init is Init.xavier:
+        return math.sqrt(2 / (fan_in + fan_out))
+    if init is Init.he_fan_in:
+        return math.sqrt(follows.power / fan_in)
+    return math.sqrt(follows.power / follows.factor / fan_out)
+
+
+def centre(weight: Tensor, init: Init, follows: Nonlinearity, source: torch.Generator) -> Tensor:
+    """The centre, [C_out, C_in], of a weight that is 0 around it.
+
+    An orthogonal one keeps the mean square of a channel through the activation and itself, at a
+    widening too; QR in float64, then rounded. Looks-linear weights are W of the first half of
+    CReLU's channels and -W of the second: W of what was before CReLU.
+    """
+    out, into = weight.shape[:2]
+    if init is Init.dirac:
+        return handing_on(out, into, follows)
+    halves = 1 if init is Init.delta_orthogonal else follows.factor
+    into //= halves
+    draw = torch.randn(max(out, into), min(out, into), generator=source).double()
+    q, r = torch.linalg.qr(draw)
+    q = q * r.diagonal().sign()  # else not uniform over all such matrices
+    gain = math.sqrt(max(1, out / into) * (follows.power if halves == 1 else 1))
+    tap = gain * (q if out >= into else q.T)
+    return mirrored(tap) if halves == 2 else tap
+
+
+def mirrored(weight: Tensor) -> Tensor:
+    """[W, -W], so that CReLU before it is undone."""
+    return torch.cat((weight, -weight), 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resexp.models.activations import RELU, Nonlinearity, nonlinearity_of
 from resexp.settings import Arch, BottleneckStride, Normalisation, Order, Settings, Unit
 
 
@@ -68,6 +69,8 @@ class Convolution:
     stride: int = 1
     gain: float = 1.0  # factor on the standard deviation of its initial weights
     padded: bool = True  # with zeros, so that stride 1 keeps the size
+    dirac: tuple[float, float] | None = None  # a and b at the start of a DiracConvolution
+    follows: Nonlinearity | None = None  # the activation before it, if it is of a branch
 
 
 def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
@@ -85,11 +88,15 @@ def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What stands for the word ``norm``: its kind, and batch normalisation's two constants."""
+    """What stands for the word ``norm``: its kind, and batch normalisation's two constants.
+
+    And what stands for the word ``relu`` beside it: the activation.
+    """
 
     eps: float
     momentum: float
     kind: Normalisation = Normalisation.batch
+    activation: Nonlinearity = RELU
 
     def __call__(self, channels: int) -> nn.Module:
         if self.kind is Normalisation.none:
@@ -104,8 +111,9 @@ class Norm:
 
 
 def norm_of(settings: Settings) -> Norm:
-    """The normalisation that ``settings`` ask for."""
-    return Norm(settings.bn_eps, settings.bn_momentum, settings.arch.norm)
+    """The normalisation and the activation that ``settings`` ask for."""
+    kind, activation = settings.arch.norm, nonlinearity_of(settings)
+    return Norm(settings.bn_eps, settings.bn_momentum, kind, activation)
 
 
 GROUPS = 8
@@ -135,7 +143,8 @@ def sequence(
         else:
             # One that follows a normalisation may overwrite it: its gradient needs its input only,
             # and nothing else reads its output. One that opens a sequence reads a shared tensor.
-            layer = nn.ReLU(inplace=bool(layers))
+            layer = norm.activation(inplace=bool(layers))
+            channels *= norm.activation.factor
         layers[f"{word}{counts[word]}"] = layer
     return nn.Sequential(layers), channels
 
@@ -144,8 +153,9 @@ def convolution(channels: int, conv: Convolution) -> nn.Conv2d:
     """The layer on ``channels`` input channels."""
     kind = Pointwise if conv.kernel == 1 else nn.Conv2d
     padding = conv.kernel // 2 if conv.padded else 0
-    layer = kind(channels, conv.channels, conv.kernel, conv.stride, padding, bias=False)
-    layer.gain = conv.gain  # type: ignore[assignment]  # read by initialise
+    shape = channels, conv.channels, conv.kernel, conv.stride, padding
+    layer = DiracConvolution(*shape, conv) if conv.dirac else kind(*shape, bias=False)
+    layer.gain, layer.follows = conv.gain, conv.follows  # type: ignore[assignment]  # for initialise
     return layer
 
 
@@ -159,6 +169,57 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.stride
         return nn.functional.conv2d(x[:, :, ::height, ::width], self.weight)
+
+
+class DiracConvolution(nn.Conv2d):
+    """A convolution by a I + b W / |W|, a, b and |W| for each filter: one of DiracNet.
+
+    Zagoruyko and Komodakis 2017 (arXiv 1706.00388). I hands channel c mod C_in on to channel c: of
+    every second pixel where the layer strides, where the paper has max pooling. Behind CReLU it
+    undoes that.
+    """
+
+    identity: Tensor
+
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int, padding: int, conv: Convolution
+    ) -> None:
+        super().__init__(channels, out, kernel, stride, padding, bias=False)
+        assert conv.dirac and conv.follows
+        self.a, self.b = (nn.Parameter(torch.empty(out)) for _ in range(2))
+        self.starts = dict(zip("ab", conv.dirac, strict=True))
+        identity = torch.zeros_like(self.weight)
+        identity[:, :, kernel // 2, kernel // 2] = handing_on(out, channels, conv.follows)
+        self.register_buffer("identity", identity, persistent=False)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The weight of the convolution that it is."""
+        length = self.weight.flatten(1).norm(dim=1).clamp(min=1e-12)
+        a, b = (one.view(-1, 1, 1, 1) for one in (self.a, self.b / length))
+        whole: Tensor = a * self.identity + b * self.weight
+        return whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, None, self.stride, self.padding)
+
+    def folded(self) -> nn.Conv2d:
+        """The same as a convolution like others."""
+        shape = self.in_channels, self.out_channels
+        size, stride = self.kernel_size[0], self.stride[0]
+        plain = nn.Conv2d(*shape, size, stride, size // 2, bias=False)
+        plain.weight.data = self.kernel.detach()
+        return plain
+
+
+def handing_on(out: int, into: int, follows: Nonlinearity) -> Tensor:
+    """The matrix [out, into] of 0 and 1 that hands channels on, again from the first if it must.
+
+    Where the inputs are CReLU's halves, those of what was before CReLU.
+    """
+    before = into // follows.factor
+    tap = torch.eye(before)[torch.arange(out) % before]
+    return torch.cat((tap, -tap), 1) if follows.factor == 2 else tap
 
 
 class Bias(nn.Module):

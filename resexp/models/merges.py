@@ -2,8 +2,9 @@
 
 A rule is one class: its name (``arch.merge``), its ``formula``, which ``resexp explain`` prints,
 its ``Options``, if it has any, and ``forward``. It holds the shortcut S and is called with x and
-the branch, so that a branch that is left out need not be computed. All stand in this one file:
-what there is to see is how little they differ. docs/extending.md adds one.
+the branch, so that a branch that is left out need not be computed. All stand in this one file but
+those that fold into plain networks (models.foldable): what there is to see is how little they
+differ. docs/extending.md adds one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from resexp.models.activations import Difference
 from resexp.models.layers import (
     Bias,
     Convolution,
@@ -37,14 +39,25 @@ RULES: dict[str, type[Rule]] = {}
 SUMS: list[str] = []
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block stands: its number among ``count`` and its stage, all from 1."""
+
+    number: int = 1
+    count: int = 1
+    stage: int = 1
+
+
 class Rule(nn.Module):
     """What all rules are: modules that are given x and the branch, entered in RULES by a name.
 
     One that is more than Add has an instance of its ``Options`` as its third argument. Parameters
-    of its own start at its attribute ``start``.
+    of its own start at its attribute ``start``. ``place`` is where its block stands.
     """
 
     formula: str
+    place = Place()
+    NEEDS: ClassVar[dict[str, Any]] = {}  # settings of the arch without which it is another
     Options: ClassVar[type] = NoOptions  # a frozen dataclass, as a family has one
     sums: ClassVar[bool] = True  # y has the shape of F(x), so that blocks can be stacked
     whole_batch: ClassVar[bool] = False  # draws noise for a whole batch, which ranks cannot share
@@ -53,6 +66,17 @@ class Rule(nn.Module):
         RULES[name] = cls
         if cls.sums:
             SUMS.append(name)
+
+    def altered(self, conv: Convolution) -> Convolution:
+        """What the branch has in place of one of its convolutions."""
+        return conv
+
+    @staticmethod
+    def carries(
+        arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm
+    ) -> nn.Module:
+        """S, of which most rules leave the choice to ``arch.shortcut``."""
+        return shortcut(arch, channels_in, channels_out, stride, norm)
 
 
 class Drop(Rule, name="plain"):
@@ -220,6 +244,86 @@ class ScaledAdd(Add, name="scaled"):
         return y
 
 
+@dataclass(frozen=True, slots=True)
+class LayerScaleOptions:
+    """Options of LayerScale."""
+
+    scale_start: Annotated[float, Range(0, 10), "every factor at the start"] = 0.1
+
+
+class LayerScale(Add, name="layer_scale"):
+    """y = S(x) + a F(x), a learned factor for each channel: Touvron et al. 2021, section 2.1.
+
+    They start it at 0.1 up to 18 blocks, at 1e-5 with 24 and at 1e-6 with more.
+    """
+
+    formula = "S(x) + a F(x)"
+    Options = LayerScaleOptions
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: LayerScaleOptions) -> None:
+        super().__init__(shortcut)
+        self.scale = nn.Parameter(torch.empty(channels))
+        self.start = options.scale_start
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        change = branch(x)  # [N, C, H, W] images or [N, T, C] tokens
+        scale = self.scale.view(-1, 1, 1) if change.dim() == 4 else self.scale
+        y: Tensor = self.shortcut(x) + scale * change
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class DepthScale:
+    """Options of DepthScaledAdd."""
+
+    depth_scale: Annotated[float, Above(0, 1000), "a of a / sqrt(L)"] = 1.0
+
+
+class DepthScaledAdd(Add, name="depth_scaled"):
+    """y = S(x) + a F(x) / sqrt(L), L the number of branches: depth-muP.
+
+    Bordelon et al. 2023 (arXiv 2309.16620) and Yang et al. 2023 (2310.02244): the best rate of SGD
+    is then the same at every depth.
+    """
+
+    formula = "S(x) + a F(x) / sqrt(L)"
+    Options = DepthScale
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: DepthScale) -> None:
+        super().__init__(shortcut)
+        self.factor = options.depth_scale
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        y: Tensor = self.shortcut(x) + self.factor / self.place.count**0.5 * branch(x)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """Options of DecayedAdd."""
+
+    least_identity: Annotated[float, Range(0, 1), "a in the last block"] = 0.6
+
+
+class DecayedAdd(Add, name="decayed"):
+    """y = a S(x) + F(x), a falling from 1 in the first block to ``least_identity`` in the last.
+
+    Zhang et al. 2024 (arXiv 2404.10947), linear in the number of the block.
+    """
+
+    formula = "a S(x) + F(x)"
+    Options = Decay
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Decay) -> None:
+        super().__init__(shortcut)
+        self.least = options.least_identity
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        share = (self.place.number - 1) / max(1, self.place.count - 1)
+        y: Tensor = (1 - share * (1 - self.least)) * self.shortcut(x) + branch(x)
+        return y
+
+
 class Concatenate(Add, name="concatenate"):
     """y = [S(x), F(x)], the channels of both: Ronneberger et al. 2015, Huang et al. 2017."""
 
@@ -230,9 +334,26 @@ class Concatenate(Add, name="concatenate"):
         return torch.cat((self.shortcut(x), branch(x)), 1)
 
 
-def merge(arch: Arch, channels_in: int, channels_out: int, stride: int, norm: Norm) -> Rule:
-    """The rule of ``arch`` that joins a branch to its input."""
-    return rule(arch, shortcut(arch, channels_in, channels_out, stride, norm), channels_out)
+def merge(
+    arch: Arch,
+    channels_in: int,
+    channels_out: int,
+    stride: int,
+    norm: Norm,
+    place: Place = Place(),
+    *,
+    doubled: bool = False,
+) -> Rule:
+    """The rule of ``arch`` that joins a branch to its input.
+
+    ``doubled``: CReLU has made 2 ``channels_in`` of the input, which S undoes.
+    """
+    shape = channels_in, channels_out, stride
+    carries = RULES[arch.merge].carries(arch, *shape, norm)
+    carries = nn.Sequential(Difference(), carries) if doubled else carries
+    joint = rule(arch, carries, channels_out)
+    joint.place = place
+    return joint
 
 
 def rule(arch: Arch, shortcut: nn.Module, channels: int) -> Rule:

@@ -7,14 +7,18 @@ are counted. A block is two sublayers, and each is a branch joined to its input 
 
     pre-LN   x + Attention(LN(x)),  x + FFN(LN(x)),  one LN more behind the last block
     post-LN  LN(x + Attention(x)),  LN(x + FFN(x))
+    peri-LN  x + LN(Attention(LN(x))), x + LN(FFN(LN(x))), one LN more first, and one last
+    scaled   x + Attention(LN(x) / sqrt(l)), x + FFN(LN(x) / sqrt(l)) in block l; else as pre-LN
     ReZero   x + a Attention(x),    x + a FFN(x),    one a for both
 
-Vaswani et al. 2017 (post-LN), Xiong et al. 2020 (pre-LN), Bachlechner et al. 2020 (ReZero). The
-plain twin is the same without the additions: FFN(LN(Attention(LN(x)))) for pre-LN.
+Vaswani et al. 2017 (post-LN), Xiong et al. 2020 (pre-LN), Kim et al. 2025 (peri-LN, arXiv
+2502.02732), Sun et al. 2025 (scaled, 2502.05795), Bachlechner et al. 2020 (ReZero). The plain twin
+is the same without the additions: FFN(LN(Attention(LN(x)))) for pre-LN.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,11 +29,14 @@ from torch import Tensor, nn
 
 from resexp.models.blocks import Block, trained
 from resexp.models.layers import Norm, Table
-from resexp.models.merges import merge
+from resexp.models.merges import Place, Rule, merge
 from resexp.models.options import read
 from resexp.settings import Arch, Merge, Range, Settings, UsageError
 
-MERGES = (Merge.plain, Merge.residual, "weighted", Merge.scaled)
+MERGES = (
+    *(Merge.plain, Merge.residual, "weighted", Merge.scaled),
+    *("layer_scale", "depth_scaled", "decayed"),
+)
 READS = ("scalar_lr",)
 
 FEEDFORWARD = 4  # hidden values of the feed-forward sublayer, in embedding dimensions
@@ -44,6 +51,8 @@ class LayerNorm(StrEnum):
 
     before = "before"  # each sublayer, on its branch: pre-LN
     after = "after"  # each addition, on the path of the input too: post-LN
+    around = "around"  # each sublayer and what it gives: peri-LN
+    scaled = "scaled"  # each sublayer, and divided by the root of the block's number
     none = "none"
 
 
@@ -102,15 +111,21 @@ class Transformer(nn.Module):
         self.embedding = nn.Linear(channels * options.patch**2, dimension)
         self.embedding.gain = math.sqrt(3)  # type: ignore[assignment]  # variance 1 / fan in
         self.positions = Table(tokens, dimension, POSITION_STD)
-        blocks = [TransformerBlock(arch, options, dimension, norm) for _ in range(depth)]
+        blocks = [
+            TransformerBlock(arch, options, dimension, norm, [Place(i, 2 * depth) for i in pair])
+            for pair in zip(range(1, 2 * depth, 2), range(2, 2 * depth + 1, 2), strict=True)
+        ]
         self.blocks = nn.Sequential(*blocks)
-        ends = options.layer_norm is LayerNorm.before
+        around = options.layer_norm is LayerNorm.around
+        self.opening = nn.LayerNorm(dimension, eps=norm.eps) if around else nn.Identity()
+        ends = options.layer_norm not in (LayerNorm.after, LayerNorm.none)
         self.end = nn.LayerNorm(dimension, eps=norm.eps) if ends else nn.Identity()
         self.classifier = nn.Linear(dimension, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         patches = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
-        tokens = self.end(self.blocks(self.positions(self.embedding(patches))))
+        tokens = self.opening(self.positions(self.embedding(patches)))
+        tokens = self.end(self.blocks(tokens))
         logits: Tensor = self.classifier(tokens.mean(dim=1))
         return logits
 
@@ -118,9 +133,11 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     """[N, T, d] tokens -> the same: attention, then feed-forward, joined by one merge rule."""
 
-    def __init__(self, arch: Arch, options: Options, dimension: int, norm: Norm) -> None:
+    def __init__(
+        self, arch: Arch, options: Options, dimension: int, norm: Norm, places: list[Place]
+    ) -> None:
         super().__init__()
-        rules = [merge(arch, dimension, dimension, 1, norm) for _ in range(2)]
+        rules = [merge(arch, dimension, dimension, 1, norm, place) for place in places]
         if arch.merge == Merge.scaled:
             rules[1] = rules[0]  # ReZero learns one number for both
         attention = {
@@ -153,14 +170,28 @@ def linear(into: int, out: int, maps: int = 1) -> nn.Linear:
     return layer
 
 
-def sublayer(
-    layers: dict[str, nn.Module], rule: nn.Module, place: LayerNorm, norm: nn.Module
-) -> Block:
+def sublayer(layers: dict[str, nn.Module], rule: Rule, place: LayerNorm, norm: nn.Module) -> Block:
     """A branch of ``layers``, the rule that joins it to its input, and ``norm`` in its place."""
-    if place is LayerNorm.before:
+    if place is LayerNorm.scaled:
+        block = (rule.place.number + 1) // 2
+        layers = {"scale": Divide(block**0.5), **layers}
+    if place not in (LayerNorm.after, LayerNorm.none):
         layers = {"norm": norm, **layers}
+    if place is LayerNorm.around:
+        layers["norm_after"] = copy.deepcopy(norm)
     after = OrderedDict(norm=norm) if place is LayerNorm.after else OrderedDict()
     return Block(nn.Sequential(), nn.Sequential(OrderedDict(layers)), rule, nn.Sequential(after))
+
+
+class Divide(nn.Module):
+    """x / ``by``."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.by
 
 
 class Attention(nn.Module):

@@ -18,6 +18,7 @@ from resexp.settings.job import (
 )
 from resexp.settings.schema import (
     LAUNCHERS,
+    Activation,
     Arch,
     BnEval,
     BottleneckStride,
@@ -44,6 +45,7 @@ from resexp.settings.schema import (
 __all__ = [
     "LAUNCHERS",
     "Above",
+    "Activation",
     "Arch",
     "BnEval",
     "BottleneckStride",

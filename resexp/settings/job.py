@@ -51,7 +51,7 @@ MOVED = {
 
 #: Settings that came later: runs had this default before there was a choice. It is no part of their
 #: digests, so that runs keep theirs, and checkpoints and preregistrations with it.
-LATER = {"optimizer": "sgd"}
+LATER = frozenset({"optimizer", "arch.activation", "arch.slope"})
 
 
 def earlier(key: str) -> str:
@@ -147,9 +147,12 @@ def identity(nested: dict[str, Any]) -> dict[str, Any]:
 
 def digest(nested: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that two runs share exactly if their identities are equal."""
-    flat = identity(nested)
-    same = [key for key, value in LATER.items() if flat[key] == value]
-    text = json.dumps({key: flat[key] for key in flat if key not in same}, sort_keys=True)
+    told = {
+        key: value
+        for key, value in identity(nested).items()
+        if key not in LATER or value != defaults()[key]
+    }
+    text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -72,6 +72,17 @@ class Normalisation(StrEnum):
     none = "none"  # a bias for each channel
 
 
+class Activation(StrEnum):
+    """What stands for each ReLU."""
+
+    relu = "relu"
+    leaky_relu = "leaky_relu"  # arch.slope times negative values
+    tat = "tat"  # leaky, the slope by the depth, for networks without skips: Zhang et al. 2022
+    selu = "selu"  # Klambauer et al. 2017
+    tanh = "tanh"
+    crelu = "crelu"  # [relu(x), relu(-x)], twice the channels: Shang et al. 2016
+
+
 class BottleneckStride(StrEnum):
     """The convolution of a bottleneck that strides."""
 
@@ -100,11 +111,18 @@ class Normalise(StrEnum):
 
 
 class Init(StrEnum):
-    """Initial weights of convolutions, normal with mean 0 and this variance."""
+    """Initial weights of convolutions: normal with mean 0 and this variance, which is for ReLU.
+
+    Those below xavier are for the convolutions of branches; others start as by he_fan_out.
+    """
 
     he_fan_out = "he_fan_out"  # 2 / (k k C_out): the authors' release
     he_fan_in = "he_fan_in"  # 2 / (k k C_in)
     xavier = "xavier"  # 2 / (k k (C_in + C_out))
+    delta_orthogonal = "delta_orthogonal"  # 0 but for an orthogonal centre: Xiao et al. 2018
+    dirac = "dirac"  # the identity, whatever the seed: channel c hands on channel c mod C_in
+    looks_linear = "looks_linear"  # [W, -W] behind CReLU, delta-orthogonal: Balduzzi et al. 2017
+    zero_gamma = "zero_gamma"  # he_fan_out, and branches silent by their last norm: Goyal 2017
 
 
 class WeightDecayOn(StrEnum):
@@ -147,6 +165,8 @@ class Arch:
     order: Annotated[Order, "order of a block's layers"] = Order.original
     unit: Annotated[Unit, "convolutions of a branch"] = Unit.basic
     norm: Annotated[Normalisation, "normalisation layers"] = Normalisation.batch
+    activation: Annotated[Activation, "what stands for each ReLU"] = Activation.relu
+    slope: Annotated[float, Range(0, 1), "of leaky_relu where x < 0"] = 0.01
     bottleneck_stride: Annotated[BottleneckStride, "which strides"] = BottleneckStride.first
     skip_span: Annotated[int, Range(1, 3), "convolutions that a skip of a basic unit spans"] = 2
     skip_stages: Annotated[list[int] | None, "stages with skips, from 1; null: all"] = None
@@ -341,6 +361,13 @@ def check_arch(arch: Arch) -> None:
     """Raise UsageError for settings that contradict each other or that no layer would read."""
     if arch.unit is Unit.bottleneck and arch.skip_span != Arch().skip_span:
         raise UsageError("arch.skip_span is for arch.unit=basic: a bottleneck has three.")
+    if arch.slope != Arch().slope and arch.activation is not Activation.leaky_relu:
+        raise UsageError(f"arch.slope={arch.slope} is for arch.activation=leaky_relu.")
+    if arch.activation is Activation.crelu and arch.order is Order.relu_before_addition:
+        raise UsageError(
+            f"arch.activation=crelu doubles what branches add up in arch.order={arch.order}. "
+            "Choose another order."
+        )
     if arch.survival < 1 and arch.merge == Merge.plain:
         raise UsageError(
             "arch.survival is for networks with skips: without one, skipping a branch leaves "
