@@ -121,6 +121,7 @@ def modules(packages: set[str]) -> set[str]:
         "hydra-ray-launcher": {"ray"},
         "torchvision": {"torchvision", "numpy", "PIL"},
         "mlflow-skinny": {"mlflow"},
+        "pyyaml": {"yaml"},
         "torch": {"torch", "triton"},  # for CUDA; without it engine=triton is refused
     }
     return {module for name in packages for module in unlike.get(name, {name})}

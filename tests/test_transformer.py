@@ -244,7 +244,10 @@ def test_weights_of_blocks_start_with_the_variance_of_glorot() -> None:
         (["patch=3"], "does not divide images of 8x8. Choose from 1, 2, 4, 8."),
         (["heads=0"], "arch.options.heads=0 is out of range. Choose a value from 1 to 1,024."),
         (["heads=two"], "arch.options.heads=two must be a whole number."),
-        (["layer_norm=inside"], "arch.options.layer_norm=inside is none of before, after, none."),
+        (
+            ["layer_norm=inside"],
+            "arch.options.layer_norm=inside is none of before, after, around, scaled, none.",
+        ),
         (["arch.norm=group"], "arch.norm means nothing to the transformer family."),
         (["arch.merge=highway"], "arch.merge=highway is not for transformer."),
     ],

@@ -124,7 +124,7 @@ def test_twins_begin_alike_and_take_the_same_step_of_the_same_gradients(
     arch = with_shortcut(RESIDUAL, shortcut)
     settings = Settings(arch=arch, depth=14, width=4, optimizer=optimizer, weight_decay=0.1)
     found = []
-    for of in (settings, twin.plain_twin(settings)):
+    for of in (settings, replace(settings, twin=Twin.plain)):
         network = models.build(of, 1, 10)
         rule = begin(network, of).optimizer
         start = {name: one.detach().clone() for name, one in network.named_parameters()}

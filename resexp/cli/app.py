@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,9 +76,9 @@ def numbers(text: str | None) -> list[int]:
         raise UsageError(f"--chosen-on {text} must be seeds, such as 90,91.") from error
 
 
-def say(found: Any, words: str, as_json: bool) -> None:
+def say(found: Any, words: Callable[[], str], as_json: bool) -> None:
     """The answer on stdout: in words, or as JSON, in which what is not finite becomes null."""
-    print(json.dumps(finite(found), indent=1) if as_json else words)
+    print(json.dumps(finite(found), indent=1) if as_json else words())
 
 
 @contextmanager

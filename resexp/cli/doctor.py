@@ -29,7 +29,7 @@ def doctor(
     from resexp.config import compose
 
     findings = examine(compose(overrides or []).settings)
-    say([asdict(finding) for finding in findings], text(findings), as_json)
+    say([asdict(finding) for finding in findings], lambda: text(findings), as_json)
     raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
 
 
@@ -39,5 +39,5 @@ def doctor_results(folder: Path, as_json: bool) -> None:
 
     root, _ = select([str(folder)])
     found = inspection.inspect(root)
-    say([asdict(one) for one in found], inspection.text(root, found), as_json)
+    say([asdict(one) for one in found], lambda: inspection.text(root, found), as_json)
     raise typer.Exit(1 if any(one.level == "fail" for one in found) else 0)

@@ -34,7 +34,7 @@ def explain(
     else:
         explanation = explaining.explain(compose(overrides))
         found, words = explanation.as_dict(), explaining.text(explanation, full)
-    say(found, words, as_json)
+    say(found, lambda: words, as_json)
 
 
 @app.command(
@@ -51,7 +51,7 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     if job.arch == "plain" and "arch=plain" not in words:  # nothing was chosen
         job = compose(["arch=residual", *words])
     checks = contract(job)
-    say([asdict(check) for check in checks], text(job, checks), as_json)
+    say([asdict(check) for check in checks], lambda: text(job, checks), as_json)
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)
 
 
@@ -89,7 +89,7 @@ def probe(
 
     if name is None:
         claims = probing.claims()
-        say(claims, listing.text(claims), as_json)
+        say(claims, lambda: listing.text(claims), as_json)
         return
     words = words or []
     places = [word for word in words if "=" not in word]
@@ -98,7 +98,7 @@ def probe(
     )
     results = probing.perform_all(found, shlex.join(["resexp", "probe", name, *words]))
     if as_json:
-        say(list(results), "", as_json)
+        say(list(results), str, as_json)
     for result in () if as_json else results:
         print(probing.text(result), flush=True)
 
@@ -135,5 +135,5 @@ def bench(
     words = overrides or []
     command = shlex.join(["resexp", "bench", *words, "--seconds", f"{seconds:g}"])
     found = benchmark.perform(words, compose, command, seconds, output)
-    say(found, benchmark.text(found), as_json)
+    say(found, lambda: benchmark.text(found), as_json)
     raise typer.Exit(1 if found["failed"] else 0)

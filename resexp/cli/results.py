@@ -79,7 +79,7 @@ def plot(
     kinds = [kind.value for kind in which] if which else None
     drawn = draw(root, out, form.value, filters, style=style.value, which=kinds)
     paths = [str(path) for path in drawn]
-    say(paths, "   ".join(paths), as_json)
+    say(paths, lambda: "   ".join(paths), as_json)
 
 
 @app.command(epilog="Examples:  resexp table   |   resexp table --format latex > table.tex")
@@ -152,11 +152,11 @@ def verdict(
         from resexp.analysis.verdict import axis as by
 
         found = by.by_value(runs, axis, **question)
-        say([one.as_dict() for one in found], by.text(found, axis), as_json)
+        say([one.as_dict() for one in found], lambda: by.text(found, axis), as_json)
         return
     decided = verdicts.decide(runs, **question)
     decided.notes += history.asked_again(decided, runs[0].experiment, filters)
-    say(decided.as_dict(), verdicts.text(decided), as_json)
+    say(decided.as_dict(), lambda: verdicts.text(decided), as_json)
     raise typer.Exit(decided.exit_code)
 
 
@@ -195,7 +195,7 @@ def best(
         raise UsageError("name the seeds to choose on: --chosen-on 90,91")
     choices = choosing.choose(results.require_runs(root, filters), setting, seeds)
     lines = choosing.commands(choices, then) if then else choosing.table(choices, setting)
-    say([choice.as_dict() for choice in choices], "\n".join(lines), as_json)
+    say([choice.as_dict() for choice in choices], lambda: "\n".join(lines), as_json)
 
 
 @app.command(
@@ -217,7 +217,7 @@ def compare(
 
     left, right = (results.require_runs(folder, filters or []) for folder in (a, b))
     found = comparison.compare(left, right, (str(a), str(b)))
-    say(asdict(found), comparison.text(found), as_json)
+    say(asdict(found), lambda: comparison.text(found), as_json)
 
 
 @app.command(epilog="Examples:  resexp report   |   resexp report results/digits --out digits.html")
@@ -233,7 +233,7 @@ def report(
 
     root, filters = select(selection)
     path = str(write_report(root, out, filters))
-    say([path], path, as_json)
+    say([path], lambda: path, as_json)
 
 
 @app.command(
@@ -255,7 +255,7 @@ def export(
     root, filters = select(selection)
     exported = pairs.unpack(root) if unpack else results.export_runs(root, filters, out)
     written = [str(folder) for folder in exported]
-    say(written, "   ".join(written), as_json)
+    say(written, lambda: "   ".join(written), as_json)
 
 
 @app.command(
@@ -285,7 +285,7 @@ def list_(
         raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
     else:
         found = listing.options(kind.value)
-    say(found, listing.text(found), as_json)
+    say(found, lambda: listing.text(found), as_json)
 
 
 @app.command(epilog="Example:  resexp show results/digits/plain-56-s0")
@@ -297,4 +297,4 @@ def show(
     from resexp.commands import listing
 
     record = listing.find(run)
-    say(record, listing.show(record), as_json)
+    say(record, lambda: listing.show(record), as_json)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
 from resexp.models.layers import LAYOUTS, Convolution, Norm, norm_of, sequence
-from resexp.models.merges import SUMS
+from resexp.models.merges import RULES, SUMS
 from resexp.models.options import read
 from resexp.settings import Arch, Settings, Unit, UsageError
 
-MERGES = SUMS
+#: Blocks here have two convolutions or three: no place for a rule of single layers.
+MERGES = [name for name in SUMS if not RULES[name].NEEDS]
 #: What a block reads, but for what depth decides here.
 READS = tuple(name for name in BLOCK_SETTINGS if name not in ("unit", "skip_span"))
 
