@@ -157,8 +157,8 @@ def test_a_run_leaves_its_record_rows_and_settings(here: Path) -> None:
 def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
     written = record(reading / "results/digits" / f"residual-8-s1,{EXTRAS}")
     keys = (
-        "run name status arch depth seed extras settings digest overrides command preregistration data "
-        "parameters parameters_without_norm flops last seconds images_per_second "
+        "run name status arch depth seed extras settings digest overrides command preregistration "
+        "data parameters parameters_without_norm flops last seconds images_per_second "
         "peak_memory_mb engine_reason environment started updated error"
     )
     assert " ".join(written) == keys

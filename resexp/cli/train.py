@@ -37,10 +37,12 @@ def run(
     with stop_said():
         from resexp.config import launch
 
-        show = None
+        instead = None
         if dry_run:
             from resexp.launch.dry_run import show
-        session = launch([*(overrides or []), *context.args], show)
+
+            instead = show
+        session = launch([*(overrides or []), *context.args], instead)
     summary = session.summary()
     if summary:
         print(summary)

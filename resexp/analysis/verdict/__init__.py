@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from resexp.analysis.results import Run
 from resexp.analysis.verdict import history, rule, select
-from resexp.analysis.verdict.best import at_best, choose, sentence
+from resexp.analysis.verdict.best import each_at_best
 from resexp.analysis.verdict.rule import EXIT_CODES, LEAST_LOSS, NEITHER, RULE, Verdict
 from resexp.analysis.verdict.text import text
 
@@ -34,9 +34,7 @@ def decide(
     UsageError if the runs are of several experiments, mix settings or code (unless ``allow_mixed``)
     or have no pair of depths to compare.
     """
-    choices = choose(runs, best, chosen_on) if best else []
-    if best:
-        runs = at_best(runs, choices, best, chosen_on)
+    runs, chosen = each_at_best(runs, best, chosen_on) if best else (runs, [])
     usual, longer, unlike = select.comparable(runs, allow_mixed, best)
     arms = select.group(usual, baseline)
     shallow, deep = select.choose_depths(arms, shallow, deep)
@@ -73,7 +71,7 @@ def decide(
         missing=select.missing(arms, shallow, deep),
         fixed=history.when_fixed(runs, shallow, deep),
         notes=[
-            *([sentence(choices, best, chosen_on)] if best else []),
+            *chosen,
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
             *(f"Most of {one}-{shallow} failed: no rise is seen from chance." for one in untrained),

@@ -107,6 +107,14 @@ def at_best(
     return fresh
 
 
+def each_at_best(
+    runs: Sequence[Run], setting: str, seeds: Sequence[int]
+) -> tuple[Sequence[Run], list[str]]:
+    """The runs of all other seeds, each network at its best value, and what was chosen."""
+    choices = choose(runs, setting, seeds)
+    return at_best(runs, choices, setting, seeds), [sentence(choices, setting, seeds)]
+
+
 def without(run: Run, setting: str) -> Run:
     """The run, named without a setting: so those that differ in it alone are of one kind."""
     extras = {key: value for key, value in run.extras.items() if key != setting}
