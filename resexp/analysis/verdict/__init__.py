@@ -29,10 +29,9 @@ def decide(
     """Apply the rule to the runs of one experiment.
 
     ``baseline`` names the series that is tested for degradation, in place of plain: a control.
-    Runs at more steps than the others are the budget check. With ``best``, a setting such as lr,
-    each network is taken at its own best value, chosen on the seeds ``chosen_on``. Raises
-    UsageError if the runs are of several experiments, mix settings or code (unless ``allow_mixed``)
-    or have no pair of depths to compare.
+    Runs at more steps than the others are the budget check. With ``best``, such as lr, each network
+    is taken at its own best value, chosen on the seeds ``chosen_on``. Raises UsageError for several
+    experiments, mixed settings or code (unless ``allow_mixed``), and without a pair of depths.
     """
     runs, chosen = each_at_best(runs, best, chosen_on) if best else (runs, [])
     usual, longer, unlike = select.comparable(runs, allow_mixed, best)
