@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images, batches
-from resexp.models.merges import SUMS
+from resexp.models.merges import RULES, SUMS
 from resexp.runs.records import spell
 from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
 from resexp.train import device
@@ -115,7 +115,7 @@ def clean(network: nn.Module, images: Images, pixels: Tensor, labels: Tensor) ->
 @pytest.mark.process
 @pytest.mark.parametrize("merge", [one for one in SUMS if one != "dropout"])
 def test_rows_agree_with_a_slow_loop_in_double_precision(few_digits: Images, merge: str) -> None:
-    settings = replace(SMALL, arch=Arch(merge=merge))
+    settings = replace(SMALL, arch=Arch(merge=merge, **RULES[merge].NEEDS))
     rates = 4 * [0.05] + [0.005] + 2 * [0.0005]
     losses, wrong, network = slow_fit(settings, few_digits, rates)
     first, last = rows(start(settings, few_digits), settings, few_digits)
