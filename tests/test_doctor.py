@@ -155,6 +155,13 @@ def test_an_exported_sweep_is_looked_through(tmp_path: Path) -> None:
     assert ["runs.csv" in one.what for one in inspect(pair)] == [True]
 
 
+def test_an_experiment_that_was_preregistered_and_not_begun_is_sound(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 20, 0)
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "preregistration.yaml").touch()
+    assert inspect(tmp_path) == []
+
+
 def test_the_committed_results_have_nothing_wrong() -> None:
     results = Path(__file__).parents[1] / "results"
     assert inspect(results / "digits") == []

@@ -15,6 +15,7 @@ from typing import Any
 from resexp.analysis import export
 from resexp.analysis.results import Run, fault, find_runs
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, is_held
+from resexp.runs.preregistration import NAME as PREREGISTRATION
 from resexp.runs.records import (
     BEGUN,
     CONFIG,
@@ -141,7 +142,9 @@ def of_pair(directory: Path) -> Iterator[Found]:
 
 
 def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
-    """A directory without run.json."""
+    """A directory without run.json; one that was preregistered and not begun is sound."""
+    if PREREGISTRATION in names:
+        return
     foreign = [one for one in names if one not in BEGUN and not one.startswith((CLAIM, CLOCK))]
     if not foreign:
         if is_held(directory):
