@@ -2,8 +2,8 @@
 
     python scripts/calibrate.py [PAGE]
 
-Draws of known effect go through the rule for one arm, written here again on arrays; a test compares
-it with ``judge`` draw by draw. The cells were named before they were drawn; none is left out.
+Draws of known effect go through the rule for one arm on arrays; a test compares that with ``judge``
+draw by draw. The cells were named before they were drawn; none is left out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from resexp.analysis.results import find_runs
-from resexp.analysis.statistics import t_quantile
-from resexp.analysis.verdict.rule import LEAST_RISE, LEVEL
+from resexp.analysis.verdict.history import degrading
+from resexp.analysis.verdict.rule import LEVEL
 from resexp.analysis.verdict.select import endpoint
 
 PAGE = Path("docs/calibration.md")
@@ -76,14 +76,6 @@ CELLS: dict[str, tuple[Noise, Noise, float, float]] = {
 }
 
 
-def degrades(rises: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether the rule reads degradation of rises in points, shape [draws, seeds]."""
-    seeds = rises.shape[1]
-    mean, sd = rises.mean(1), rises.std(1, ddof=1)
-    lower = mean - t_quantile(1 - LEVEL, seeds - 1) * sd / np.sqrt(seeds)
-    return (mean >= LEAST_RISE) & (lower > 0)
-
-
 def rises(cell: str, rise: float, seeds: int, draws: int) -> Array:
     """Rises of one cell, deep minus shallow, in points: shape [draws, seeds]."""
     generator = np.random.default_rng([list(CELLS).index(cell), int(10 * rise), seeds])
@@ -97,7 +89,7 @@ def rises(cell: str, rise: float, seeds: int, draws: int) -> Array:
 
 
 def rate(cell: str, rise: float, seeds: int, draws: int = DRAWS) -> float:
-    return float(degrades(rises(cell, rise, seeds, draws)).mean())
+    return float(degrading(rises(cell, rise, seeds, draws)).mean())
 
 
 def table() -> list[str]:
@@ -129,7 +121,7 @@ def against_itself(errors: Array) -> tuple[int, int]:
     halves = [list(one) for one in combinations(range(len(errors)), half)]
     everything = set(range(len(errors)))
     rises = [errors[one] - errors[sorted(everything - {*one})[:half]] for one in halves]
-    return int(degrades(np.array(rises)).sum()), len(halves)
+    return int(degrading(np.array(rises)).sum()), len(halves)
 
 
 def control(folder: Path) -> list[str]:

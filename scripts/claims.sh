@@ -14,16 +14,6 @@ python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 seeds=seed=${SEEDS:-10,11,12,13,14}
 choice=seed=90,91
 
-# at_best KEY KEY=VALUE...: train each network of $here at its best value, chosen on seeds 90 and 91
-at_best() {
-    local lines line words
-    lines=$("${resexp[@]}" best "$here" --setting "$1" --chosen-on 90,91 --then "${seeds#seed=}")
-    while IFS= read -r line <&3; do
-        read -r -a words <<<"${line#resexp }"
-        "${resexp[@]}" "${words[@]}" "${@:2}"
-    done 3<<<"$lines"
-}
-
 orders() {
     local all=original,bn_after_addition,relu_before_addition,relu_only_preactivation
     on_digits orders depth=56 arch=residual "arch.order=$all,full_preactivation" "$seeds" "$@"
@@ -38,13 +28,13 @@ norms() {
     local rates=lr=0.002,0.02,0.2
     on_digits norms depth=56 arch=plain,residual arch.norm=batch,group,none $rates $choice "$@"
     on_digits norms depth=56 arch=skipinit $rates $choice "$@"
-    at_best lr "$@"
+    at_best lr "$seeds" "$@"
 }
 
 gates() {
     on_digits gates depth=20,56 arch=residual "$seeds" "$@"
     on_digits gates depth=20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 $choice "$@"
-    at_best arch.gate_bias "$@"
+    at_best arch.gate_bias "$seeds" "$@"
 }
 
 transformers() {

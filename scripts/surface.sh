@@ -11,11 +11,7 @@ lengths=steps=${STEPS:-220,660,2200}
 words=(depth=20,56 arch=plain,residual "$lengths" eval_every=110)
 on_digits surface "${words[@]}" $rates seed=90,91 "$@"
 on_digits surface "${words[@]}" lr=0.02 seed=10,11,12,13,14 "$@"
-"${resexp[@]}" best "$here" --setting lr --chosen-on 90,91 --then 10,11,12,13,14 |
-    while IFS= read -r line; do
-        read -r -a again <<<"${line#resexp }"
-        "${resexp[@]}" "${again[@]}" </dev/null
-    done
+at_best lr seed=10,11,12,13,14 "$@"
 "${resexp[@]}" export "$here" --out "$(dirname "$here")"
 "${resexp[@]}" plot "$here" --which surface
 "${resexp[@]}" verdict "$here" --best lr --chosen-on 90,91 >"$here/verdict.txt" || [ $? -ne 2 ]

@@ -17,6 +17,17 @@ on_digits() {
     "${resexp[@]}" run -m results=results/digits "name=$1" launch=processes threads=1 "${@:2}"
 }
 
+# at_best KEY seed=SEEDS [KEY=VALUE]...: train each network of $here at its best value of KEY, chosen on
+# seeds 90 and 91
+at_best() {
+    local lines line words
+    lines=$("${resexp[@]}" best "$here" --setting "$1" --chosen-on 90,91 --then "${2#seed=}")
+    while IFS= read -r line <&3; do
+        read -r -a words <<<"${line#resexp }"
+        "${resexp[@]}" "${words[@]}" "${@:3}"
+    done 3<<<"$lines"
+}
+
 # written: the two files that are committed, the table, the report and the verdict of $here; its exit
 # code is the verdict's
 written() {

@@ -105,6 +105,13 @@ def test_a_preregistration_that_decides_nothing_is_refused(
         invoke("preregister", f"results={tmp_path}", "arch=plain", *words)
 
 
+def test_it_is_about_the_depths_that_the_verdict_compares(tmp_path: Path) -> None:
+    """With 8 and 20 layers the shallow one is 8, though 20 is the usual reference."""
+    invoke("preregister", f"results={tmp_path}", "depth=8,20", "arch=plain", "seed=0")
+    held = preregistration.read(tmp_path / "digits")
+    assert held is not None and (held.shallow, held.deep) == (8, 20)
+
+
 def test_a_preregistration_is_not_written_over(tmp_path: Path) -> None:
     invoke("preregister", f"results={tmp_path}", *WORDS)
     with pytest.raises(UsageError, match="already"):

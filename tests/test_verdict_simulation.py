@@ -93,7 +93,7 @@ BEYOND = {"deep skewed to the left, spread 10": {5: 0.158, 10: 0.132}}
 def test_the_calibration_is_of_the_rule_itself(cell: str) -> None:
     """Draw by draw, with rises about the least that counts."""
     rises = calibrate.rises(cell, LEAST_RISE, 5, 60)
-    for row, found in zip(rises.tolist(), calibrate.degrades(rises).tolist(), strict=True):
+    for row, found in zip(rises.tolist(), calibrate.degrading(rises).tolist(), strict=True):
         numbers = {(20, seed): CHANCE for seed in range(5)} | {
             (56, seed): {**CHANCE, "train_error": CHANCE["train_error"] + rise}
             for seed, rise in enumerate(row)

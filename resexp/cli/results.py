@@ -152,7 +152,7 @@ def verdict(
         from resexp.analysis.verdict import axis as by
 
         found = by.by_value(runs, axis, **question)
-        say([one.as_dict() for one in found], lambda: by.text(found, axis), as_json)
+        say([asdict(one) for one in found], lambda: by.text(found, axis), as_json)
         return
     decided = verdicts.decide(runs, **question)
     decided.notes += history.asked_again(decided, runs[0].experiment, filters)

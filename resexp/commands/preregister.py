@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resexp.analysis.verdict import RULE
-from resexp.analysis.verdict.select import SHALLOW
+from resexp.analysis.verdict.select import reference
 from resexp.runs import preregistration
 from resexp.runs.provenance import checkout, package_version
 from resexp.runs.records import Claim
@@ -32,7 +32,9 @@ def preregister(
                 "Choose seeds that were never run, or another name=..."
             )
     depths = {job.settings.depth for job in jobs}
-    if len(depths) < 2:
+    deep = max(depths)
+    shallow = reference(depths - {deep})
+    if shallow is None:
         raise UsageError("a verdict compares two depths. Give both, such as depth=20,56.")
     commit, dirty = checkout()
     fixed = preregistration.Preregistration(
@@ -43,8 +45,8 @@ def preregister(
         command=command,
         hypotheses=list(hypotheses),
         rule=RULE.splitlines(),
-        shallow=min((one for one in depths if one >= SHALLOW), default=min(depths)),
-        deep=max(depths),
+        shallow=shallow,
+        deep=deep,
         settings=shared([identity(as_dict(job.settings)) for job in jobs]),
         runs={job.run: digest(as_dict(job.settings)) for job in jobs},
     )

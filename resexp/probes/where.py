@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from resexp.analysis.statistics import Interval, holm, paired_t, t_p
+from resexp.analysis.verdict.rule import LEAST_RISE, LEVEL
 from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
 from resexp.probes.networks import first_seeds, load, scores, snapshots, trained, with_runs
 from resexp.probes.rows import FAILED, difference, mean, seeds_of, those, values
@@ -40,8 +41,7 @@ NEEDS = Needs.settings
 USUAL = ["depth=56", "arch=residual", "seed=0,1,2,3,4"]
 
 SEEDS = 5
-MARGIN = 1.0  # points of clean training error
-LEVEL = 0.05
+MARGIN = LEAST_RISE  # points of clean training error
 ARMS: dict[str, list[int]] = {
     "none": [],
     "1": [1],

@@ -6,11 +6,12 @@ arms; p of both answers, that it degrades and that it does not, by Holm over the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from resexp.analysis.formatting import aligned, signed, spread
+from resexp.analysis.formatting import aligned
 from resexp.analysis.results import Run, spell
 from resexp.analysis.statistics import holm, t_p
 from resexp.analysis.verdict import decide
@@ -25,7 +26,7 @@ from resexp.analysis.verdict.rule import (
     PRELIMINARY,
     Verdict,
 )
-from resexp.runs.records import finite
+from resexp.analysis.verdict.text import cells
 from resexp.settings import UsageError
 
 
@@ -38,10 +39,6 @@ class Value:
     p_degrades: float  # by Holm
     p_does_not: float
     verdict: Verdict
-
-    def as_dict(self) -> dict[str, Any]:
-        plain: dict[str, Any] = finite(asdict(self))
-        return plain
 
 
 def by_value(runs: Sequence[Run], axis: str, **options: Any) -> list[Value]:
@@ -82,12 +79,10 @@ def text(found: Sequence[Value], axis: str) -> str:
     notes: dict[str, None] = {}
     for one in sorted(found, key=lambda one: one.verdict.arms[0].change.train_error.mean):
         for arm in one.verdict.arms:
-            rise = arm.change.train_error
-            bounds = f"above {signed(rise.lower, 1)}, below {signed(rise.upper, 1)}"
             own = arm is one.verdict.arms[0]
             name = one.value if own else f"  {arm.series}"
             said = one.reading if own else arm.reading
-            rows.append([name, spread(rise, 1), bounds if rise.n > 1 else "", str(rise.n), said])
+            rows.append([name, *cells(arm.change, math.nan)[:3], said])
         notes |= dict.fromkeys(f"{one.value}: {note}" for note in one.verdict.notes)
     head = (
         f"Training deeper {first.baseline} networks, by {axis} ({first.deep} against "

@@ -99,7 +99,15 @@ def rate_of_looks(looks: tuple[int, ...]) -> float:
     draws = np.random.default_rng(0).normal(0, 1000 * LEAST_RISE, (DRAWS, max(looks)))
     wrong = np.zeros(DRAWS, bool)
     for n in looks:
-        mean, sd = draws[:, :n].mean(1), draws[:, :n].std(1, ddof=1)
-        lower = mean - t_quantile(1 - LEVEL, n - 1) * sd / np.sqrt(n)
-        wrong |= (mean >= LEAST_RISE) & (lower > 0)
+        wrong |= degrading(draws[:, :n])
     return float(wrong.mean())
+
+
+def degrading(
+    rises: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether the rule reads degradation of rises in points, shape [draws, seeds], of one arm."""
+    seeds = rises.shape[1]
+    mean, sd = rises.mean(1), rises.std(1, ddof=1)
+    lower = mean - t_quantile(1 - LEVEL, seeds - 1) * sd / np.sqrt(seeds)
+    return (mean >= LEAST_RISE) & (lower > 0)

@@ -208,8 +208,7 @@ def choose_depths(arms: Arms, shallow: int | None, deep: int | None) -> tuple[in
     if deep is None:
         deep = max(usual, default=None)
     if shallow is None:
-        below = [depth for depth in usual if deep is None or depth < deep]
-        shallow = next((depth for depth in below if depth >= SHALLOW), min(below, default=None))
+        shallow = reference(depth for depth in usual if deep is None or depth < deep)
     if shallow is None or deep is None:
         raise UsageError(
             f"a verdict needs two depths with runs of {' and '.join(pair)}. "
@@ -218,6 +217,11 @@ def choose_depths(arms: Arms, shallow: int | None, deep: int | None) -> tuple[in
     if shallow >= deep:
         raise UsageError(f"depth {deep} is not deeper than {shallow}. Swap them, or leave one out.")
     return shallow, deep
+
+
+def reference(depths: Iterable[int]) -> int | None:
+    """What deeper networks are compared with: the least of SHALLOW or more, or else the least."""
+    return min(depths, key=lambda depth: (depth < SHALLOW, depth), default=None)
 
 
 def endpoint(run: Run) -> Endpoint | None:

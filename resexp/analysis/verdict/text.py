@@ -63,13 +63,14 @@ def _primary(verdict: Verdict) -> list[list[str]]:
     """Rises of training error with the bounds that decide, then the differences of differences."""
     by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
     rows = [["points of training error", "rise (95 %)", "one-sided 95 %", "n", by_holm, ""]]
-    rows += [[arm.series, *_rise(arm.change, arm.p), _reading(arm)] for arm in verdict.arms]
+    rows += [[arm.series, *cells(arm.change, arm.p), _reading(arm)] for arm in verdict.arms]
     for series, change in verdict.interactions.items():
-        rows.append([f"{verdict.baseline} minus {series}", *_rise(change, math.nan), ""])
+        rows.append([f"{verdict.baseline} minus {series}", *cells(change, math.nan), ""])
     return rows
 
 
-def _rise(change: Change, p: float) -> list[str]:
+def cells(change: Change, p: float) -> list[str]:
+    """A rise with its interval, the bounds that decide, seeds and p."""
     rise = change.train_error
     if rise.n == 0:
         return ["no pairs", "", "", ""]
