@@ -110,4 +110,4 @@ def degrading(
     seeds = rises.shape[1]
     mean, sd = rises.mean(1), rises.std(1, ddof=1)
     lower = mean - t_quantile(1 - LEVEL, seeds - 1) * sd / np.sqrt(seeds)
-    return (mean >= LEAST_RISE) & (lower > 0)
+    return np.asarray((mean >= LEAST_RISE) & (lower > 0))
