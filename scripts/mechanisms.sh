@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 resexp=${RESEXP:-${RESEXP_VENV:-.venv}/bin/resexp}
 python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 here=results/digits/mechanisms
-$resexp run -m depth=8,20,44,56 arch=plain,residual seed=0,1,2,3,4 keep_checkpoint=true \
+$resexp run -m depth=8,20,44,56 arch=plain,residual seed=10,11,12,13,14 keep_checkpoint=true \
     results=results/digits name=mechanisms launch=processes threads=1 "$@"
 $resexp probe all $here
 $resexp report $here

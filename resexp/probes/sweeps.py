@@ -261,7 +261,8 @@ def drawn(rows: pd.DataFrame, title: str, arms: Sequence[str]) -> Figure:
             errors, colour = those(rows, arm=arm, depth=depth)[column], depth_colour(depth)
             axis.plot(errors, [at] * len(errors), "o", color=colour, ms=4, alpha=0.7)
             axis.plot([errors.mean()] * 2, [at - 0.3, at + 0.3], color=colour, linewidth=1.4)
-        axis.set(xlabel=f"{what} error (%)", xlim=(-2, None))
+        axis.set_xlabel(f"{what} error (%)")
+        axis.set_xlim(left=-axis.get_xlim()[1] / 25)  # 0 always shows, with room for its dots
     axes[0].set_yticks(range(len(some)), [f"{arm}, {depth}" for arm, depth in some])
     axes[0].set_ylim(len(some) - 0.5, -0.5)
     return finish(figure, f"{title}: {rows['seed'].nunique()} seeds")
