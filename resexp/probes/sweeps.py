@@ -11,7 +11,7 @@ choose it, as ``resexp best`` does, and do not judge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,12 @@ def ends(
     arms: Sequence[str],
     tell: Tell,
     key: str | None = None,
+    apart: Collection[str] = (),
 ) -> list[dict[str, Cell]]:
     """A row per run of an arm: its final numbers, and the value of ``key`` if it was typed.
 
-    ``arm`` names the arm of a case, None if it has no part. Raises UsageError, on behalf of the
+    ``arm`` names the arm of a case, None if it has no part; arms may differ in the settings
+    ``apart``, in their arch and in ``key``. Raises UsageError, on behalf of the
     probe ``name``, if no depth has all ``arms``, two runs are the same, or conditions differ.
     """
     cases = [case for case in cases if arm(case) is not None]
@@ -57,7 +59,7 @@ def ends(
     unlike = [
         one
         for one in mismatches(runs, [])
-        if one.key != key and not one.key.startswith("environment.")
+        if one.key not in {key, *apart} and not one.key.startswith("environment.")
     ]
     if unlike:
         raise UsageError(

@@ -1,0 +1,210 @@
+"""What cures degradation without a skip? Optimizers, activations and initial weights.
+
+Batch normalisation and ReLU multiply the backward signal of a plain network by
+sqrt(pi / (pi - 1)) = 1.211 a layer (resexp.probes.steps), so at 56 layers the first ones take steps
+some thousands of times larger, in units of their weights, than the last. The hypothesis: that is
+degradation, so what makes relative steps even cures it, and what leaves them uneven does not. Even
+they are under AdamW, LARS and Muon, whose steps do not follow the gradient's size, and with a leaky
+ReLU of the slope that TAT solves for the depth (1.04 a layer); uneven they stay with
+delta-orthogonal weights, before the same normalisation and ReLU. Of the others nothing is foretold.
+
+Every network at the learning rate that did best on seeds of its own, from three. A cure's rise is
+the clean training error of plain networks with it, the deepest depth less the shallowest of 20
+layers or more. The rule (effect and none: resexp.probes.sweeps): no rise under each of the four
+that make steps even, and a rise with the one that does not: supported. A rise under one of the
+four, or none with the one: not supported. Else inconclusive. Written before the runs of seeds 30 to
+34; pilots of single seeds (11, 90) had ended plain-56 at 0.4 % with TAT and at 11 to 55 % under the
+three optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from resexp.analysis.statistics import paired_t
+from resexp.probes import Account, Case, Cell, Finding, Needs, Tell
+from resexp.probes.sweeps import (
+    ERROR,
+    LOSS,
+    best,
+    chosen_values,
+    common,
+    contrast,
+    effects,
+    ends,
+    finding,
+    judged,
+    none,
+    told,
+    verdict,
+)
+from resexp.settings import Activation, Arch, Init, Merge, Twin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLAIM = "Degradation is uneven steps: what makes relative steps even cures it without a skip."
+SOURCE = "this project's question; Yang et al. 2019 on the growth; Zhang et al. 2022 on TAT"
+TEXTBOOK = "Skips cure degradation; whether the optimizer or the initial weights can is left open."
+NEEDS = Needs.runs
+USUAL = ["depth=20,56", "arch=plain,residual"]
+
+EVEN = ["adamw", "lars", "muon", "tat"]
+UNEVEN = "delta_orthogonal"
+NONE = "none"
+FORETOLD = [f"plain, {one}" for one in (NONE, *EVEN, UNEVEN)]
+HIDDEN = ("diracnet", "repvgg")  # archs: plain networks once folded, with skips while they train
+SHALLOW = 20
+#: Settings that a cure changes: by itself, or with its optimizer.
+BROUGHT = ["optimizer", "init", "momentum", "nesterov", "weight_decay", "warmup_lr"]
+
+
+def arm(case: Case) -> str | None:
+    """``plain, muon`` or ``residual, tat + delta_orthogonal``; None if anything else differs."""
+    settings, arch = case.settings, case.settings.arch
+    alike = replace(arch, activation=Activation.relu, slope=Arch().slope)
+    if settings.twin is not Twin.none:
+        return None
+    if case.arch in HIDDEN:
+        return f"plain, {case.arch}" if cure(case) == NONE else None
+    known = {"plain": Merge.plain, "residual": Merge.residual}
+    fits = case.arch in known and alike == Arch(merge=known[case.arch])
+    return f"{case.arch}, {cure(case)}" if fits else None
+
+
+def cure(case: Case) -> str:
+    """What differs from SGD, ReLU and He's weights; none if nothing does."""
+    settings = case.settings
+    usual = ("sgd", Activation.relu, Init.he_fan_out)
+    held = (settings.optimizer, settings.arch.activation, settings.init)
+    differs = [one for one, other in zip(held, usual, strict=True) if one != other]
+    return " + ".join(map(str, differs)) or NONE
+
+
+def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+    """A row per run. Raises UsageError without plain networks of the five cures foretold."""
+    return ends("cures", cases, arm, FORETOLD, tell, key="lr", apart=BROUGHT)
+
+
+def plain(cure: str) -> str:
+    return f"plain, {cure}"
+
+
+def depths_of(rows: pd.DataFrame) -> tuple[int, int]:
+    """The shallow and the deep depth that are compared."""
+    depths = common(rows, FORETOLD)
+    return next((depth for depth in depths if depth >= SHALLOW), depths[0]), depths[-1]
+
+
+def rises(rows: pd.DataFrame, arch: str, column: str) -> dict[str, pd.Series[float]]:
+    """By cure, the least mean first, how much higher the deep networks of an arch end, by seed."""
+    shallow, deep = depths_of(rows)
+    arms = {one for one in rows["arm"] if one.startswith(f"{arch}, ")}
+    found = {
+        one.removeprefix(f"{arch}, "): contrast(rows, (one, deep), (one, shallow), column).points
+        for one in arms
+    }
+    found = {name: points for name, points in found.items() if len(points)}
+    return dict(sorted(found.items(), key=lambda item: item[1].mean()))
+
+
+def conclude(rows: pd.DataFrame) -> Finding:
+    """Whether deeper plain networks end worse with each cure, by the rule in the docstring."""
+    chosen, rows = rows, judged(rows)
+    shallow, deep = depths_of(rows)
+    foretold = [*EVEN, UNEVEN]
+    rise = [contrast(rows, (plain(one), deep), (plain(one), shallow)) for one in foretold]
+    worse = dict(zip(foretold, effects(rise), strict=True))
+    cured = dict(zip(foretold, none(rise), strict=True))
+    supported = all(cured[one] for one in EVEN) and worse[UNEVEN]
+    refuted = any(worse[one] for one in EVEN) or cured[UNEVEN]
+    every = rises(rows, "plain", ERROR)
+    others = [
+        contrast(rows, (plain(one), deep), (plain(one), shallow))
+        for one in every
+        if one not in foretold
+    ]
+    tried = [one for one in every if one != NONE]
+    helped = [contrast(rows, (plain(NONE), deep), (plain(one), deep)) for one in tried]
+    better = [one for one, yes in zip(tried, effects(helped), strict=True) if yes]
+    account = None
+    if any(cured.values()):
+        names = ", ".join(one for one in foretold if cured[one])
+        account = (
+            Account.overgeneralised,
+            f"without a skip, {names} trained 56 layers as well as 20.",
+        )
+    return finding(
+        rows,
+        verdict(supported, refuted),
+        f"training error {told(rows, [(plain(one), deep) for one in every])}; "
+        f"better than without a cure: {', '.join(better) or 'none'}",
+        [*rise, *others],
+        conventions=[
+            chosen_values(chosen, "rate"),
+            "even steps foretold of " + ", ".join(EVEN) + f"; uneven of {UNEVEN}; the others told "
+            "without a prediction, and tested apart",
+            "diracnet and repvgg fold into plain networks, but train with skips inside a layer",
+        ],
+        account=account,
+    )
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """The rise in error and in loss by cure, the least of plain networks on top; and best rates."""
+    from resexp.probes.drawing import COLOURS, GREY, finish, panels
+
+    of = judged(rows)
+    columns = {ERROR: "rise, points of error", LOSS: "rise, decades of loss"}
+    names = list(rises(of, "plain", ERROR))
+    figure, axes = panels(3, 30 + 7 * len(names), sharey=True)
+    for axis, (column, label) in zip(axes, columns.items(), strict=False):
+        for arch, colour in COLOURS.items():
+            found = rises(of, arch, column)
+            spread(axis, names, found, color=colour, marker="os"[arch == "residual"])
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.set_xlabel(label)
+    rates(axes[2], names, best(rows), depths_of(of))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    lines = {arch: {"color": colour} for arch, colour in COLOURS.items()}
+    lines |= {"as 1/depth": {"color": GREY, "marker": "|", "ls": ""}}
+    lines |= {"as depth^-3/2": {"color": GREY, "marker": "x", "ls": ""}}
+    shallow, deep = depths_of(of)
+    title = f"From {shallow} to {deep} layers, each network at its best rate"
+    return finish(figure, f"{title}: {of['seed'].nunique()} seeds", lines)
+
+
+def spread(
+    axis: Axes, names: Sequence[str], found: dict[str, pd.Series[float]], **style: Any
+) -> None:
+    """The mean and 95 % interval of every cure that an arch was trained with."""
+    for name, points in found.items():
+        if name in names:
+            mean = paired_t(list(points))
+            at = names.index(name) + (0.16 if style["marker"] == "s" else -0.16)
+            axis.plot([mean.low, mean.high], [at, at], color=style["color"], linewidth=1.2)
+            axis.plot(mean.mean, at, ms=4, **style)
+
+
+def rates(
+    axis: Axes, names: Sequence[str], chosen: dict[tuple[str, int], float], depths: tuple[int, int]
+) -> None:
+    """Best rates of plain networks: shallow (hollow), deep (full), and two theories of the deep."""
+    from resexp.probes.drawing import GREY, PLAIN
+
+    shallow, deep = depths
+    for at, name in enumerate(names):
+        rate, deeper = (chosen[plain(name), depth] for depth in depths)
+        axis.plot([rate, deeper], [at, at], color=PLAIN, linewidth=1.2)
+        axis.plot(rate, at, "o", color=PLAIN, mfc="white", ms=6)
+        axis.plot(deeper, at, "o", color=PLAIN, ms=3.5)
+        axis.plot(rate * shallow / deep, at, "|", color=GREY, ms=6)
+        axis.plot(rate * (shallow / deep) ** 1.5, at, "x", color=GREY, ms=4)
+    axis.set_xscale("log")
+    axis.set_xlabel(f"best rate at {shallow} (hollow) and {deep} layers")
