@@ -280,6 +280,24 @@ def test_the_answers_of_an_axis_are_adjusted_over_its_values(momenta: Path) -> N
     assert {one.reading for one in found} == {"degrades", "does not degrade", "inconclusive"}
 
 
-def test_an_axis_needs_two_values(fixed: Path) -> None:
-    with pytest.raises(UsageError, match="Train other values"):
-        invoke("verdict", str(fixed), "--axis", "lr")
+def test_several_settings_are_one_axis_of_what_was_typed(momenta: Path) -> None:
+    for depth in (20, 56):
+        for seed in SEEDS:
+            extras = {"momentum": 0.9, "init": "dirac"}
+            write_run(momenta, "plain", depth, seed, clean_error=1.0, extras=extras)
+            write_run(momenta, "plain", depth, seed, clean_error=depth, extras={})
+    found = axis.by_value(find_runs(momenta), "momentum,init")
+    assert {one.value: one.reading for one in found} == {
+        "momentum=0.0": "degrades",
+        "momentum=0.9": "does not degrade",
+        "momentum=0.9, init=dirac": "does not degrade",
+        "none": "degrades",
+    }
+
+
+@pytest.mark.parametrize(
+    ("axis", "reason"), [("lr", "Train other values"), ("lr,optimiser", "optimiser")]
+)
+def test_an_axis_needs_two_values_of_settings(fixed: Path, axis: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        invoke("verdict", str(fixed), "--axis", axis)

@@ -133,7 +133,11 @@ def verdict(
     chosen_on: ChosenOn = None,
     axis: Annotated[
         str | None,
-        typer.Option(metavar="SETTING", help="A verdict for each value of it.", show_default=False),
+        typer.Option(
+            metavar="SETTINGS",
+            help="A verdict for each value of it: optimizer, or optimizer,init.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

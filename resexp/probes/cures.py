@@ -110,7 +110,7 @@ def rises(rows: pd.DataFrame, arch: str, column: str) -> dict[str, pd.Series[flo
         for one in arms
     }
     found = {name: points for name, points in found.items() if len(points)}
-    return dict(sorted(found.items(), key=lambda item: item[1].mean()))
+    return dict(sorted(found.items(), key=lambda item: (item[1].mean(), item[0])))
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
@@ -174,7 +174,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     lines = {arch: {"color": colour} for arch, colour in COLOURS.items()}
     lines |= {"as 1/depth": {"color": GREY, "marker": "|", "ls": ""}}
-    lines |= {"as depth^-3/2": {"color": GREY, "marker": "x", "ls": ""}}
+    lines |= {"as depth^-1.5": {"color": GREY, "marker": "x", "ls": ""}}
     shallow, deep = depths_of(of)
     title = f"From {shallow} to {deep} layers, each network at its best rate"
     return finish(figure, f"{title}: {of['seed'].nunique()} seeds", lines)
@@ -207,4 +207,9 @@ def rates(
         axis.plot(rate * shallow / deep, at, "|", color=GREY, ms=6)
         axis.plot(rate * (shallow / deep) ** 1.5, at, "x", color=GREY, ms=4)
     axis.set_xscale("log")
-    axis.set_xlabel(f"best rate at {shallow} (hollow) and {deep} layers")
+    axis.minorticks_off()
+    ticks = [digit * 10**power for power in range(-5, 2) for digit in (1, 3)]
+    low, high = axis.get_xlim()
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(f"best rate: {shallow} (hollow), {deep} layers")

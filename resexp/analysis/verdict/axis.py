@@ -1,4 +1,6 @@
-"""One setting's values side by side: with each, do deeper plain networks still train worse?
+"""A setting's values side by side: with each, do deeper plain networks still train worse?
+
+Several settings, ``optimizer,init``, are one axis whose values are what was typed of them.
 
 Of every value the rise of clean training error, deep minus shallow, of the baseline and of other
 arms; p of both answers, that it degrades and that it does not, by Holm over the values.
@@ -46,12 +48,15 @@ def by_value(runs: Sequence[Run], axis: str, **options: Any) -> list[Value]:
 
     Raises UsageError if there is one value, or none can be judged.
     """
+    for key in axis.split(","):
+        if key != "arch" and any(key not in run.settings for run in runs):
+            raise UsageError(f"--axis: there is no setting {key}. See: resexp list settings")
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        held = spell(run.arch if axis == "arch" else run.setting(axis))
-        groups.setdefault(held, []).append(without(run, axis))
+        groups.setdefault(held(run, axis), []).append(unnamed(run, axis))
     if len(groups) < 2:
-        raise UsageError(f"all runs here have {axis}={next(iter(groups), '')}. Train other values.")
+        only = next(iter(groups), "")
+        raise UsageError(f"all runs here have one value of {axis}: {only}. Train other values.")
     verdicts = {value: decide(group, **options) for value, group in groups.items()}
     rises = [one.arms[0].change.train_error for one in verdicts.values()]
     degrades = holm([t_p(rise) for rise in rises])
@@ -60,6 +65,25 @@ def by_value(runs: Sequence[Run], axis: str, **options: Any) -> list[Value]:
         Value(value, read(one, above, below), above, below, one)
         for (value, one), above, below in zip(verdicts.items(), degrades, does_not, strict=True)
     ]
+
+
+def held(run: Run, axis: str) -> str:
+    """The value of one setting; of several what was typed: ``optimizer=muon, init=dirac``."""
+    if axis == "arch":
+        return run.arch
+    keys = axis.split(",")
+    values = {key: spell(run.setting(key)) for key in keys}
+    if len(keys) == 1:
+        return values[axis]
+    typed = [f"{key.split('.')[-1]}={values[key]}" for key in keys if key in run.extras]
+    return ", ".join(typed) or "none"
+
+
+def unnamed(run: Run, axis: str) -> Run:
+    """The run, named without the settings of the axis."""
+    for key in axis.split(","):
+        run = without(run, key)
+    return run
 
 
 def read(verdict: Verdict, degrades: float, does_not: float) -> str:
