@@ -92,7 +92,7 @@ def test_equal_names_in_two_folders_are_two_lines(tmp_path: Path) -> None:
         ("residual", 44, 7.17, {}),
         ("residual", 56, 6.97, {}),
         ("residual", 110, 6.61, {}),  # the mean of five runs, not the best
-        ("plain", 56, 14.22, {}),  # a rerun: the paper has no number
+        ("plain", 56, 12.95, {}),  # a rerun, the mean of five: the paper has none
         ("preact", 110, 6.37, {"arch.order": "full_preactivation"}),
         ("preact", 56, None, {"arch.order": "full_preactivation"}),
         ("plain", 110, None, {}),  # a bound alone
@@ -257,7 +257,13 @@ def test_every_source_of_a_network_is_a_line_the_paper_first(tmp_path: Path) -> 
         for line in lines
     ] == [
         (6.97, "He2015 Table 6", None),
+        (7.46, "a-martyn", 0.04),
+        (7.13, "hhhhuangggg", 0.06),
+        (7.4, "nabla0001", None),
+        (7.5, "robertkoller", 0.05),
+        (7.47, "samitmohan", None),
         (7.74, "tbachlechner/ReZero-examples README", None),
+        (7.1, "wooyeolBaek", 0.11),
         (5.89, "Li2018 Fig 5/6", None),
         (8.3, "independent replication README", 0.18),
     ]
@@ -284,7 +290,9 @@ def test_z_is_the_difference_over_both_standard_errors(tmp_path: Path) -> None:
     assert (line["published_test_error_sd"], line["published_runs"]) == (0.16, 5)
     expected = (7.0 - 6.61) / (0.2**2 / 3 + 0.16**2 / 5) ** 0.5
     assert line["z"] == pytest.approx(expected) == pytest.approx(2.87096, abs=1e-5)
-    assert [other["z"] for other in more] == [None] * len(more)  # no spread published
+    assert [one["published_test_error_sd"] is None for one in more] == [
+        one["z"] is None for one in more
+    ]
     text = render(lines, "text")
     assert "+2.9" in text and "sd^2 / n of each side" in text
     assert z_value(0.39, None, 1, 0.16, 5) is None  # one seed has no spread
@@ -334,7 +342,25 @@ def test_footnotes_are_of_each_source(tmp_path: Path) -> None:
     shallow = remark(published(tmp_path / "shallow", "plain", 20), "independent")
     assert "its runs: fp16 mixed precision; these: fp32" in shallow
     jpeg = remark(published(tmp_path / "jpeg", "residual", 20, data="cifar10-jpeg"), "He2015")
-    assert jpeg.startswith("published on CIFAR-10; these runs: a JPEG re-encoding of CIFAR-10")
+    assert jpeg.startswith("not compared; published on CIFAR-10; these runs: a JPEG re-encoding")
+
+
+def test_errors_of_short_runs_or_other_images_are_not_set_against_published_ones(
+    tmp_path: Path,
+) -> None:
+    def compared(name: str, **run: Any) -> set[bool]:
+        lines = published(tmp_path / name, "plain", 20, (9.0, 9.2), **run)
+        measured = [line for line in lines if "best" not in line["published_statistic"]]
+        assert all(
+            ("not compared" in line["published_remark"]) == (line["difference"] is None)
+            and (line["z"] is None or line["difference"] is not None)
+            for line in measured
+        )
+        return {line["difference"] is not None for line in measured}
+
+    assert compared("whole") == compared("half", changes={"steps": 32_000}) == {True}
+    assert compared("short", changes={"steps": 2_000}) == {False}
+    assert compared("jpeg", data="cifar10-jpeg") == {False}
 
 
 def test_other_data_have_empty_columns_and_one_footnote(tmp_path: Path) -> None:

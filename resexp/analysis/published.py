@@ -79,6 +79,7 @@ WORDS: dict[tuple[str, Any], str] = {
     ("flip", False): "no mirrored images",
     ("precision", "fp16"): "fp16 mixed precision",
     ("normalise", "pixel_mean"): "a mean picture subtracted",
+    ("normalise", "channel_std"): "channels normalised",
 }
 NAMES = {
     "arch.shortcut": "shortcut option",
@@ -107,6 +108,24 @@ HE2015: dict[str, Any] = {
     "precision": None,
 }
 
+#: Repositories that trained plain networks too by the recipe of He et al. 2015, and what they say
+#: beyond it. Open in each: the kind of momentum and the precision.
+REPLICATIONS: dict[str, dict[str, Any]] = {
+    name: HE2015 | did
+    for name, did in {
+        "nabla0001/resnet": {"data.split": "45k", "normalise": "channel_std"},
+        "a-martyn/resnet": {"data.split": "full", "steps": None, "normalise": "channel_std"},
+        "wooyeolBaek/deep-residual-learning": {"data.split": "45k", "precision": "fp16"},
+        "robertkoller/ResNet-Reproduction": {"data.split": "45k"},
+        "hhhhuangggg/resnet-cifar10-reproducti": {},
+        "samitmohan/deep-residual-learning-pytorch": {
+            "steps": None,
+            "epochs": 160,
+            "normalise": "channel_std",
+        },
+    }.items()
+}
+
 #: What each source did, by the beginning of its name in published.csv.
 SOURCES: dict[str, dict[str, Any]] = {
     "He2015": HE2015,
@@ -124,9 +143,10 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
     "independent replication README": {"data.split": None, "precision": "fp16"},
     "tbachlechner/ReZero-examples README": {"data.split": None, "steps": None, "precision": None},
+    **REPLICATIONS,
 }
 #: Sources that trained by the recipe of He et al. 2015.
-BY_HE2015 = ("He2015", "He2016", "independent replication README")
+BY_HE2015 = ("He2015", "He2016", "independent replication README", *REPLICATIONS)
 #: Details that go without saying if a source is silent and these runs have them.
 USUAL = {"arch.shortcut": "A", "nesterov": False, "precision": "fp32", "steps": 64_000}
 
@@ -144,7 +164,7 @@ class Published:
     published_source: str | None = None
     published_verified: str | None = None
     published_remark: str | None = None  # in what these runs differ, or why there is no value
-    difference: float | None = None  # ours minus theirs, percent points, where theirs is no bound
+    difference: float | None = None  # ours minus theirs, percent points, where they compare
     z: float | None = None  # the difference over its standard error, where both spreads are known
 
 
@@ -294,11 +314,20 @@ def beside(
             published_remark=remark(run, row) or None,
         )
         # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
-        if test_error is not None and not bound and not statistic.startswith("best"):
+        alike = not bound and not statistic.startswith("best") and comparable(run)
+        if test_error is not None and alike:
             one.difference = test_error - value
             one.z = z_value(one.difference, test_error_sd, seeds, sd, counted)
         published.append(one)
     return published
+
+
+def comparable(run: Run) -> bool:
+    """Whether errors of this run can be set against published ones.
+
+    They are of CIFAR-10 itself, after some 64,000 steps; half as many will do.
+    """
+    return not CIFAR10[run.data] and 2 * run.setting("steps") >= HE2015["steps"]
 
 
 def z_value(
@@ -315,8 +344,11 @@ def z_value(
 
 
 def short_source(source: str) -> str:
-    """``He2015 Table 6`` of ``He2015 arXiv:1512.03385 Table 6``: what a table cell holds."""
-    return re.sub(r" arXiv:\S+", "", re.split(r"; | \(", source)[0])
+    """``He2015 Table 6`` of ``He2015 arXiv:1512.03385 Table 6``: what a table cell holds.
+
+    Of a repository its owner, without the commit and the file that was read.
+    """
+    return re.sub(r" arXiv:\S+|/\S+ [0-9a-f]{7} \w+$", "", re.split(r"; | \(", source)[0])
 
 
 # --- in what these runs differ
@@ -324,7 +356,8 @@ def short_source(source: str) -> str:
 
 def remark(run: Run, row: dict[str, str]) -> str:
     """Differences between this run's own settings and what the source says it did."""
-    said = ["read at second hand"] if row["verified"] == "secondary" else []
+    said = [] if comparable(run) else ["not compared"]
+    said += ["read at second hand"] if row["verified"] == "secondary" else []
     if CIFAR10[run.data]:
         said.append(f"published on CIFAR-10; these runs: {CIFAR10[run.data]}")
     did = source_facts(row)
