@@ -17,7 +17,7 @@ from resexp import models
 from resexp.data import Images, batches
 from resexp.models.merges import RULES, SUMS
 from resexp.runs.records import spell
-from resexp.settings import Arch, BnEval, Merge, Precision, Settings, UsageError
+from resexp.settings import Arch, BnEval, Merge, Precision, Seeds, Settings, UsageError
 from resexp.train import device
 from resexp.train.fit import State, begin, fit
 from resexp.train.precision import autocast
@@ -239,6 +239,21 @@ def test_another_seed_is_another_run(few_digits: Images) -> None:
     first = rows(start(SMALL, few_digits), SMALL, few_digits)
     second = rows(start(settings, few_digits), settings, few_digits)
     assert first[0].train_loss != second[0].train_loss
+
+
+@pytest.mark.parametrize("what", ["weights", "batches", "augmentation"])
+def test_a_seed_of_its_own_changes_that_alone(few_digits: Images, what: str) -> None:
+    def drawn(settings: Settings) -> dict[str, Tensor]:
+        plan = batches.planned(settings, 3, 6, 40)
+        weights = start(settings, few_digits).optimizer.weights.clone()
+        crops = torch.stack([plan.dy, plan.dx, plan.mirror.long()])
+        return {"weights": weights, "batches": plan.index, "augmentation": crops}
+
+    settings = replace(SMALL, crop_padding=2, flip=True)
+    whole, other = drawn(settings), drawn(replace(settings, seed=9))
+    for part, mine in drawn(replace(settings, seeds=Seeds(**{what: 9}))).items():
+        assert torch.equal(mine, (other if part == what else whole)[part])
+        assert not torch.equal(other[part], whole[part])
 
 
 def same(one: State, other: State) -> bool:

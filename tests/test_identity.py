@@ -49,6 +49,7 @@ CHANGED: dict[str, Any] = {
     "launch.partition": "long",
     "data.split": Split("45k"),
     "data.size": 16,
+    **{f"seeds.{one}": 1 for one in ("weights", "batches", "augmentation")},
     "milestones": [0.5],
     "weight_decay_on": WeightDecayOn.weights,
     "normalise": Normalise.none,

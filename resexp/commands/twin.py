@@ -68,13 +68,7 @@ def compare(network: nn.Module, twin: nn.Module) -> tuple[list[tuple[Tensor, Ten
 def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
     """Order, crop and mirror of the first batches."""
     steps = min(STEPS_CHECKED, settings.steps)
-    fields = ("seed", "batch_size", "crop_padding", "flip")
-    plans = [
-        batches.plan(
-            start=0, stop=steps, images=count, **{key: getattr(one, key) for key in fields}
-        )
-        for one in (settings, twin)
-    ]
+    plans = [batches.planned(one, 0, steps, count) for one in (settings, twin)]
     parts = ("index", "dy", "dx", "mirror")
     equal = all(torch.equal(getattr(plans[0], one), getattr(plans[1], one)) for one in parts)
     return Check("batches", equal, f"images, crops and mirrors of the first {steps} steps")

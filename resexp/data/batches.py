@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from resexp.data import UNLABELLED
 from resexp.data.stream import Streamed, look_ahead
 from resexp.randomness import words
-from resexp.settings import Normalise, UsageError
+from resexp.settings import Normalise, Settings, UsageError
 
 #: Purposes of random words.
 ORDER = b"order"
@@ -65,6 +65,7 @@ def plan(
     batch_size: int,
     crop_padding: int,
     flip: bool,
+    augmentation: int | None = None,
 ) -> Plan:
     """The plan of steps ``start`` to ``stop - 1``, on the CPU; not to be written to.
 
@@ -72,9 +73,10 @@ def plan(
 
     Step t trains on positions t B to t B + B - 1 of the epochs' orders put end to end, so a batch
     may cross from one epoch into the next and no image is ever left out. Crop and mirror come from
-    separate bits: switching one off leaves the other as it was.
+    separate bits: switching one off leaves the other as it was. They are of the seed
+    ``augmentation``, if that is given.
     """
-    bits = _augmentation(seed, start, stop, batch_size)
+    bits = _augmentation(seed if augmentation is None else augmentation, start, stop, batch_size)
     low, middle, top = bits & 0x7FFFFFFF, (bits >> 31) & 0x7FFFFFFF, (bits >> 62) & 1
     offsets = 2 * crop_padding + 1  # 31 uniform bits scaled to 0 .. offsets - 1
     return Plan(
@@ -82,6 +84,20 @@ def plan(
         dy=torch.from_numpy((low * offsets) >> 31),
         dx=torch.from_numpy((middle * offsets) >> 31),
         mirror=torch.from_numpy((top == 1) & flip),
+    )
+
+
+def planned(settings: Settings, start: int, stop: int, images: int) -> Plan:
+    """The plan of a run's steps ``start`` to ``stop - 1``, of so many training images."""
+    return plan(
+        seed=settings.seed_of("batches"),
+        start=start,
+        stop=stop,
+        images=images,
+        batch_size=settings.batch_size,
+        crop_padding=settings.crop_padding,
+        flip=settings.flip,
+        augmentation=settings.seed_of("augmentation"),
     )
 
 

@@ -151,7 +151,7 @@ def build(
 ) -> nn.Module:
     """The network with its initial weights, on the CPU, in channels-last layout."""
     network = structure(settings, channels, classes, size)
-    initialise(network, settings.seed, settings.init)
+    initialise(network, settings.seed_of("weights"), settings.init)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -51,7 +51,16 @@ MOVED = {
 
 #: Settings that came later: runs had this default before there was a choice. It is no part of their
 #: digests, so that runs keep theirs, and checkpoints and preregistrations with it.
-LATER = frozenset({"optimizer", "arch.activation", "arch.slope"})
+LATER = frozenset(
+    {
+        "optimizer",
+        "arch.activation",
+        "arch.slope",
+        "seeds.weights",
+        "seeds.batches",
+        "seeds.augmentation",
+    }
+)
 
 
 def earlier(key: str) -> str:

@@ -177,6 +177,18 @@ class Arch:
     options: Annotated[dict[str, Any], "of a family or a rule"] = field(default_factory=dict)
 
 
+MOST_SEED = 2**63 - 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Seeds:
+    """Seeds of their own for what ``seed`` decides, to ask which of it matters. null: ``seed``."""
+
+    weights: Annotated[int | None, Range(0, MOST_SEED), "of the initial weights"] = None
+    batches: Annotated[int | None, Range(0, MOST_SEED), "of the order of images"] = None
+    augmentation: Annotated[int | None, Range(0, MOST_SEED), "of crops and mirrors"] = None
+
+
 @dataclass(kw_only=True, slots=True)
 class Data:
     """Which images, and where they lie."""
@@ -232,7 +244,8 @@ class Settings:
     twin: Annotated[Twin, "train the arch's twin in its place"] = Twin.none
     depth: Annotated[int, Range(1, 20_000), "weighted layers"] = 20
     width: Annotated[int, Range(1, 4096), "channels of the first stage, doubled at each next"] = 16
-    seed: Annotated[int, Range(0, 2**63 - 1), "of initial weights, batches, augmentation"] = 0
+    seed: Annotated[int, Range(0, MOST_SEED), "of initial weights, batches, augmentation"] = 0
+    seeds: Seeds = field(default_factory=Seeds)
     data: Data = field(default_factory=Data)
 
     # budget
@@ -291,6 +304,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def seed_of(self, what: str) -> int:
+        """The seed of ``weights``, ``batches`` or ``augmentation``."""
+        own: int | None = getattr(self.seeds, what)
+        return self.seed if own is None else own
 
 
 #: Layers times squared width that a network may have: some three billion weights, or 50 GB with

@@ -49,15 +49,7 @@ class StepInputs:
         """What the tables shall hold from ``step`` on; at hand when it is asked for again."""
         settings = self.settings
         ahead = range(step, min(next_row(settings, step), step + self.most))
-        plan = batches.plan(
-            seed=settings.seed,
-            start=ahead.start,
-            stop=ahead.stop,
-            images=len(self.data.train_labels),
-            batch_size=settings.batch_size,
-            crop_padding=settings.crop_padding,
-            flip=settings.flip,
-        )
+        plan = batches.planned(settings, ahead.start, ahead.stop, len(self.data.train_labels))
         return ahead, self.ranks.share(plan)
 
     def prepare(self, step: int) -> None:
