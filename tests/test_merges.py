@@ -117,7 +117,7 @@ def test_a_rule_says_in_its_formula_and_attributes_what_it_does(name: str) -> No
     y = rule(x, triple)
     assert y.shape == (x.shape if rule.sums else (5, 8, 8, 8))
     assert rule.sums is (name in merges.SUMS)
-    assert "F(x)" in rule.formula
+    assert "F(x)" in rule.formula or name == "streams"
     assert ("S(x)" in rule.formula) is isinstance(rule, merges.Add)
     assert rule.whole_batch is hasattr(rule, "draw")
 
@@ -250,7 +250,8 @@ def test_rules_that_go_by_depth_know_where_their_blocks_stand() -> None:
 @pytest.mark.process
 def test_where_rules_degenerate_they_are_residual() -> None:
     of = [("layer_scale", "scale_start", 1.0), ("decayed", "least_identity", 1.0)]
-    for merge, option, value in [*of, ("depth_scaled", "depth_scale", 9**0.5)]:
+    of += [("depth_scaled", "depth_scale", 9**0.5), ("streams", "streams", 3)]
+    for merge, option, value in of:
         x, network = pictures(), build(joined(merge, **{option: value}), 20)
         torch.testing.assert_close(network(x), build(RESIDUAL, 20)(x))
     of_tokens = families.settings("transformer", 3, merge="layer_scale")
@@ -260,6 +261,29 @@ def test_where_rules_degenerate_they_are_residual() -> None:
     torch.testing.assert_close(network(pictures()), same(pictures()))
     scales = [value for name, value in network.named_parameters() if name.endswith("scale")]
     assert [len(one) for one in scales] == 6 * [64]
+
+
+def test_streams_are_mixed_read_and_written_by_hand() -> None:
+    rule = made("streams", streams=2)
+    rule.place = Place(2, 3)  # neither made nor averaged here; it reads the second stream at first
+    rule.mix.data = torch.tensor([[0.0, 0.5], [0.0, 1.0]])
+    rule.read.data, rule.write.data = torch.tensor([0.25, 0.0]), torch.tensor([1.0, -1.0])
+    x = pictures(channels=4)
+    first, second = x[:2], x[2:4]
+    written = triple(0.25 * first + second)
+    expected = torch.cat((first + 0.5 * second + 2 * written, 2 * second))
+    torch.testing.assert_close(rule(x[:4], triple), expected)
+
+
+def test_a_product_of_doubly_stochastic_squares_grows_no_stream() -> None:
+    logs = torch.randn(30, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    squares = [merges.sinkhorn(one) for one in logs]
+    product = torch.linalg.multi_dot(squares)
+    for sums in (product.sum(0), product.sum(1)):
+        torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert abs(torch.linalg.matrix_norm(product, 2) - 1) < 1e-5
+    rule = made("streams", streams=4, doubly_stochastic=True)
+    torch.testing.assert_close(rule.square, torch.eye(4), rtol=0, atol=4 * math.exp(-8))
 
 
 # Where the skips are

@@ -35,7 +35,7 @@ from resexp.settings import Arch, Merge, Range, Settings, UsageError
 
 MERGES = (
     *(Merge.plain, Merge.residual, "weighted", Merge.scaled),
-    *("layer_scale", "depth_scaled", "decayed"),
+    *("layer_scale", "depth_scaled", "decayed", "streams"),
 )
 READS = ("scalar_lr",)
 
