@@ -5,7 +5,7 @@
 #             CLAIMS="orders spans" ./scripts/claims.sh launch.jobs=1
 #   hardware  any CPU; about an hour of one core, at 16 s for 56 layers and 6 s for 20:
 #             orders 7 minutes, spans 7, norms 21, gates 11, transformers 4, concatenation 7,
-#             stochastic_depth 4
+#             stochastic_depth 4, fading 10
 #   expected  nothing: every rule stands in the docstring of its probe, written before these runs
 # Seeds 10 to 14 judge. Where a setting is chosen (gate biases, the rates of norms), seeds 90 and
 # 91 choose it, from as many values for every network.
@@ -50,7 +50,12 @@ stochastic_depth() {
     on_digits stochastic_depth depth=20,56 arch=residual,stochastic_depth "$seeds" "$@"
 }
 
-for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth}; do
+fading() {
+    on_digits fading depth=56 arch=plain,residual steps=660 "$seeds" "$@"
+    on_digits fading depth=56 arch=fading fade_from=220 fade_to=440 steps=660 "$seeds" "$@"
+}
+
+for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth fading}; do
     "$claim" "$@"
     "${resexp[@]}" export "$here" --out "$(dirname "$here")"
     "${resexp[@]}" probe "$claim" "$here"

@@ -25,6 +25,7 @@ from resexp.models.initialise import initialise
 from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
 from resexp.models.merges import RULES, Place, Rule
 from resexp.models.options import read
+from resexp.models.streams import sinkhorn
 from resexp.settings import (
     Arch,
     Init,
@@ -119,7 +120,8 @@ def test_a_rule_says_in_its_formula_and_attributes_what_it_does(name: str) -> No
     assert rule.sums is (name in merges.SUMS)
     assert "F(x)" in rule.formula or name == "streams"
     assert ("S(x)" in rule.formula) is isinstance(rule, merges.Add)
-    assert rule.whole_batch is hasattr(rule, "draw")
+    counts = name == "fading"  # its draws are steps, not noise
+    assert rule.whole_batch is (hasattr(rule, "draw") and not counts)
 
 
 def test_a_parameter_without_a_start_is_refused() -> None:
@@ -263,6 +265,23 @@ def test_where_rules_degenerate_they_are_residual() -> None:
     assert [len(one) for one in scales] == 6 * [64]
 
 
+def test_a_fading_shortcut_is_residual_then_plain() -> None:
+    rule = made("fading", fade_from=2, fade_to=6)
+    x, shares = pictures(channels=4), []
+    for _ in range(8):
+        merges.draw([rule], 0, 0)
+        shares.append(float(rule.share))
+        torch.testing.assert_close(rule(x, triple), 3 * x + shares[-1] * x)
+    assert shares == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    network, plain = build(joined("fading", fade_to=1, fade_from=0), 8), build(Arch(), 8)
+    assert torch.equal(network(pictures()), build(RESIDUAL, 8)(pictures()))
+    for step in range(2):
+        merges.draw(merges.drawn(network), 0, step)
+    assert torch.equal(network(pictures()), plain(pictures()))
+    with pytest.raises(UsageError, match="fade_from=6"):
+        made("fading", fade_from=6, fade_to=6)
+
+
 def test_streams_are_mixed_read_and_written_by_hand() -> None:
     rule = made("streams", streams=2)
     rule.place = Place(2, 3)  # neither made nor averaged here; it reads the second stream at first
@@ -277,7 +296,7 @@ def test_streams_are_mixed_read_and_written_by_hand() -> None:
 
 def test_a_product_of_doubly_stochastic_squares_grows_no_stream() -> None:
     logs = torch.randn(30, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    squares = [merges.sinkhorn(one) for one in logs]
+    squares = [sinkhorn(one) for one in logs]
     product = torch.linalg.multi_dot(squares)
     for sums in (product.sum(0), product.sum(1)):
         torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-5)

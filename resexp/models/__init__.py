@@ -17,6 +17,7 @@ from resexp.models.layers import NORMS
 from resexp.models.merges import RULES, Drop
 from resexp.models.options import NoOptions
 from resexp.models.options import check as check_options
+from resexp.models.streams import Streams as Streams  # likewise
 from resexp.models.trace import one_pass
 from resexp.settings import (
     Activation,

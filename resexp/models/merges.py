@@ -3,8 +3,8 @@
 A rule is one class: its name (``arch.merge``), its ``formula``, which ``resexp explain`` prints,
 its ``Options``, if it has any, and ``forward``. It holds the shortcut S and is called with x and
 the branch, so that a branch that is left out need not be computed. All stand in this one file but
-those that fold into plain networks (models.foldable): what there is to see is how little they
-differ. docs/extending.md adds one.
+those that fold into plain networks (models.foldable) and several streams (models.streams): what
+there is to see is how little they differ. docs/extending.md adds one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resexp.models.layers import (
 )
 from resexp.models.options import NoOptions, read
 from resexp.randomness import words
-from resexp.settings import Above, Arch, Order, Range, Shortcut
+from resexp.settings import Above, Arch, Order, Range, Shortcut, UsageError
 
 Branch = Callable[[Tensor], Tensor]
 
@@ -325,59 +325,45 @@ class DecayedAdd(Add, name="decayed"):
 
 
 @dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """Options of Streams."""
+class Fade:
+    """Options of FadingAdd."""
 
-    streams: Annotated[int, Range(2, 16), "copies of x that are carried"] = 4
-    doubly_stochastic: Annotated[bool, "A's rows and columns sum to 1"] = False
+    fade_from: Annotated[int, Range(0, 10**9), "step from which a falls"] = 110
+    fade_to: Annotated[int, Range(1, 10**9), "step at which a is 0"] = 220
+
+    def __post_init__(self) -> None:
+        if self.fade_from >= self.fade_to:
+            raise UsageError(
+                f"fade_from={self.fade_from} must be less than fade_to={self.fade_to}."
+            )
 
 
-class Streams(Add, name="streams"):
-    """y = A S(x) + b F(m x), x several streams, A a square, b and m a number a stream, all learned.
+class FadingAdd(Add, name="fading"):
+    """y = a S(x) + F(x), a falling from 1 to 0 between two steps: plain from there on.
 
-    Hyper-connections (Zhu et al. 2024, arXiv 2409.19606), static; with ``doubly_stochastic`` A is
-    made so by Sinkhorn's steps (Xie et al. 2025, arXiv 2512.24880). The streams stand one after the
-    other in the first dimension: the first block makes them of x, the last gives their mean (the
-    sum there; here no normalisation follows). At the start A = I, b = 1 and m picks one stream, so
-    the network is the residual one; what is learned is the distance from that.
+    To ask whether skips are needed to train or to compute (arXiv 2506.14386 fades them likewise).
     """
 
-    formula = "A S(x) + b F(m x)"
-    Options = StreamOptions
-    NEEDS: ClassVar[dict[str, Any]] = {"skip_stages": None, "survival": 1.0}
-    start = 0.0
-    far = -8.0  # log of what stands beside A's diagonal before Sinkhorn's steps
+    formula = "a S(x) + F(x)"
+    Options = Fade
+    steps: Tensor  # int64: those begun
+    share: Tensor  # a
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: StreamOptions) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int, options: Fade) -> None:
         super().__init__(shortcut)
-        self.count, self.stochastic = options.streams, options.doubly_stochastic
-        self.mix = nn.Parameter(torch.empty(self.count, self.count))
-        self.read = nn.Parameter(torch.empty(self.count))
-        self.write = nn.Parameter(torch.empty(self.count))
+        self.options = options
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("share", torch.tensor(1.0))
 
-    @property
-    def square(self) -> Tensor:
-        """A, [streams, streams]."""
-        same = torch.eye(self.count, dtype=self.mix.dtype, device=self.mix.device)
-        return sinkhorn(self.far * (1 - same) + self.mix) if self.stochastic else same + self.mix
+    def draw(self, word: int) -> None:
+        """Begin the next step. Nothing is random."""
+        left = (self.options.fade_to - self.steps) / (self.options.fade_to - self.options.fade_from)
+        self.share.copy_(left.clamp(0, 1))
+        self.steps += 1
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        first, last = self.place.number == 1, self.place.number == self.place.count
-        picked = torch.zeros_like(self.read)
-        picked[(self.place.number - 1) % self.count] = 1
-        streams = (torch.cat([x] * self.count) if first else x).unflatten(0, (self.count, -1))
-        change = branch(torch.tensordot(self.read + picked, streams, 1))
-        carried = self.shortcut(streams.flatten(0, 1)).unflatten(0, (self.count, -1))
-        write = (1 + self.write).view(-1, *[1] * change.dim())
-        y = torch.tensordot(self.square, carried, 1) + write * change
-        return y.mean(0) if last else y.flatten(0, 1)
-
-
-def sinkhorn(logs: Tensor, times: int = 20) -> Tensor:
-    """exp of a square of logarithms, its rows and columns in turn divided by their sums."""
-    for step in range(2 * times):
-        logs = logs - torch.logsumexp(logs, dim=1 - step % 2, keepdim=True)
-    return logs.exp()
+        y: Tensor = branch(x) + self.share * self.shortcut(x)
+        return y
 
 
 class Concatenate(Add, name="concatenate"):
