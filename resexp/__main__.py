@@ -1,5 +1,10 @@
-"""``python -m resexp`` is ``resexp``."""
+"""``python -m resexp`` is ``resexp``: signals are heard before anything slow is loaded."""
 
-from resexp.cli import main
+from resexp.runs.stop import take_signals
 
-main()
+take_signals()
+
+from resexp.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

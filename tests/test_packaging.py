@@ -91,7 +91,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     needed = names([line for line in required if "extra ==" not in line])
     assert needed == names(project["dependencies"])
     assert {"torch", "torchvision", "typer", "hydra-core", "pandas", "matplotlib"} <= needed
-    assert "resexp = resexp.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "resexp = resexp.__main__:main" in archive.read(f"{info}/entry_points.txt").decode()
     licences = [name for name in archive.namelist() if name.startswith(f"{info}/licenses/")]
     assert {name.rsplit("/", 1)[-1] for name in licences} == {"LICENSE", "DIGITS_LICENSE.txt"}
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resexp.files import parse_json, read_text
 from resexp.runs.records import METRICS, write_atomically, write_record
 from resexp.settings import UsageError
 from resexp.train.row import HEADERS
@@ -62,13 +63,13 @@ def read(folder: Path) -> list[Exported]:
     Raises UsageError, naming the file, if it is none.
     """
     try:
-        once, _, table = (folder / RUNS).read_text().partition("\n")
-        shared = json.loads(once.removeprefix("#"))
+        once, _, table = read_text(folder / RUNS).partition("\n")
+        shared = parse_json(once.removeprefix("#"))
         records = [
             nested(shared | {key: value(text) for key, text in line.items() if text})
             for line in csv.DictReader(io.StringIO(table))
         ]
-        (first, *columns), *rows = csv.reader(io.StringIO((folder / ROWS).read_text()))
+        (first, *columns), *rows = csv.reader(io.StringIO(read_text(folder / ROWS)))
         if first != "run" or tuple(columns) not in HEADERS:
             raise ValueError(f"{ROWS} begins with {first}")
         lines: dict[str, list[list[str]]] = {str(record["run"]): [] for record in records}
@@ -165,6 +166,6 @@ def cell(held: Any) -> str:
 def value(text: str) -> Any:
     """What a cell spells."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resexp.analysis import export
-from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row, read_json
+from resexp.files import read_json, read_text
+from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row
 from resexp.settings import UsageError, complete, earlier, flatten
 from resexp.settings.choices import nearest
 from resexp.train.row import COLUMNS as METRIC_COLUMNS
@@ -146,7 +147,7 @@ class Run:
         if not path.exists() and not self.finished:
             return []
         try:
-            return path.read_text().splitlines(keepends=True)
+            return read_text(path).splitlines(keepends=True)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read. Train {self.run} again.") from error
 

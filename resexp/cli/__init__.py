@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from resexp.cli import train, results, networks, doctor  # isort: skip
 from resexp.cli.app import app
 from resexp.runs.records import Unwritten
+from resexp.runs.stop import exit_code, stop_signals
 from resexp.settings import UsageError
 
 __all__ = ["app", "doctor", "main", "networks", "results", "train"]
@@ -42,30 +44,53 @@ def options(
 
 def main() -> None:
     """The entry point: one line for an error, and the exit codes of the README."""
+    code: int | None = None
+    try:
+        with stop_signals(at_once=True) as stop:
+            code = answer()
+            if stop.signum is not None:  # Typer says 130 whatever it was
+                code = exit_code(stop.signum)
+    except KeyboardInterrupt as error:  # another, while the first was being answered
+        code = getattr(error, "exit_code", 130)
+    sys.exit(code)
+
+
+def answer() -> int:
+    """Carry out the command; the exit code."""
     try:
         code = app(prog_name="resexp", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except UsageError as error:
-        fail(str(error), 2)
-    except Unwritten as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:  # a second one, while the first was being answered
-        sys.exit(130)
+        return fail(str(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # of Typer's own parser
-            message = error.format_message()
-            if not message:  # no command: the help was printed
-                sys.exit(2)
-            fail(f"{message} See resexp --help.", 2)
-        if isinstance(error, typer.Abort):
-            sys.exit(130)
+            message = error.format_message()  # none without a command: the help was printed
+            return fail(f"{message} See resexp --help.", 2) if message else 2
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         first = (str(error).splitlines() or [""])[0]
-        fail(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows the traceback)", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+        if isinstance(error, Unwritten):
+            return fail(str(error), 1)
+        if isinstance(error, OSError | MemoryError):
+            return fail(of_machine(error), 1)
+        return fail(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows the traceback)", 1)
 
 
-def fail(message: str, code: int) -> None:
-    """One line on stderr, and out."""
+def of_machine(error: OSError | MemoryError) -> str:
+    """What the machine refused, of which no part of resexp knew more."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this. Choose fewer runs or a smaller network."
+    reason, name = error.strerror or str(error), error.filename
+    if name is None and error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # or Python would say it again at its end
+        os.dup2(nowhere, 1)
+        return f"the answer could not be written ({reason})."
+    what = f"{name} cannot be used" if name else "a file or folder cannot be used"
+    return f"{what} ({reason}). See resexp doctor."
+
+
+def fail(message: str, code: int) -> int:
+    """One line on stderr; the exit code."""
     print(f"resexp: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code

@@ -83,12 +83,11 @@ def say(found: Any, words: Callable[[], str], as_json: bool) -> None:
 
 @contextmanager
 def stop_said() -> Iterator[None]:
-    """Turn a signal that stops the body, from its first line on, into words and an exit code."""
-    from resexp.runs.stop import Interrupted, stop_signals
+    """Turn a signal that stops the body into words and an exit code."""
+    from resexp.runs.stop import Interrupted
 
     try:
-        with stop_signals(at_once=True):
-            yield
+        yield
     except Interrupted as stop:
         typer.echo("stopped and saved: run the same command again to go on", err=True)
         raise typer.Exit(stop.exit_code) from stop

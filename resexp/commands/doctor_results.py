@@ -14,6 +14,7 @@ from typing import Any
 
 from resexp.analysis import export
 from resexp.analysis.results import Run, fault, find_runs
+from resexp.files import read_json, read_text
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, is_held
 from resexp.runs.preregistration import NAME as PREREGISTRATION
 from resexp.runs.records import (
@@ -23,10 +24,9 @@ from resexp.runs.records import (
     FINISHED,
     METRICS,
     RECORD,
+    are_whole,
     as_written,
     finite,
-    read_json,
-    row_steps,
 )
 from resexp.settings import Settings, UsageError, as_dict, digest, flatten, run_name
 from resexp.settings.job import LATER
@@ -196,11 +196,10 @@ def of_rows(run: Run) -> Iterator[Found]:
     if not run.finished:
         return
     wanted = run.setting("steps")
-    steps = [row.step for row in rows]
-    last_step = steps[-1] if steps else 0
-    expected = row_steps(run.setting("eval_every"), wanted, last_step)
-    if steps != expected or not (run.status == "diverged" or last_step == wanted):
-        what = f"{METRICS} lacks rows: it has {len(steps)}, the last after step {last_step:,}"
+    last_step = rows[-1].step if rows else 0
+    whole = are_whole(rows, run.setting("eval_every"), wanted, last_step)
+    if not whole or not (run.status == "diverged" or last_step == wanted):
+        what = f"{METRICS} lacks rows: it has {len(rows)}, the last after step {last_step:,}"
         yield "fail", f"{what} of {wanted:,}", "curves would be drawn without them", remedy
         return
     last: dict[str, Any] = {}
@@ -262,7 +261,7 @@ def quoted(path: Path) -> str:
 def last_line(path: Path) -> str:
     """What went wrong, by a traceback."""
     try:
-        return path.read_text(errors="replace").strip().rpartition("\n")[2][:200]
+        return read_text(path, errors="replace").strip().rpartition("\n")[2][:200]
     except OSError:
         return ""
 

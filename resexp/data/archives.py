@@ -22,9 +22,9 @@ from typing import IO, NamedTuple, cast
 
 from PIL.ContainerIO import ContainerIO
 
+from resexp.files import MOST_BYTES, open_regular
 from resexp.settings import UsageError
 
-MOST_BYTES = 2**28  # of one file
 MOST_GROWTH = 2**30, 200  # bytes that an archive may unpack to, or that many times its size
 DEEPEST = 5  # folders below the root: deeper ones are not looked into, for links may go in circles
 
@@ -129,17 +129,6 @@ def opened(root: Path, member: Member) -> IO[bytes]:
         packed = file.read(member.packed)
     # No more than is promised, and one byte that gives away a file that holds more.
     return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.size + 1))
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """A file for reading. Raises UsageError, at once, for a pipe or device: it may never end."""
-    file = open(  # noqa: SIM115  handed on open
-        path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-    )
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UsageError(f"{path} is a pipe or device, not a file. Move it away.")
-    return file
 
 
 def folder_members(root: Path) -> list[Member]:

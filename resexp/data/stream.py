@@ -87,7 +87,7 @@ class Decoded:
             collate_fn=_as_it_is,  # a tensor already
             num_workers=self.workers,
             multiprocessing_context=_processes() if apart else None,
-            worker_init_fn=_ignore_interrupts if apart else None,
+            worker_init_fn=_leave_signals if apart else None,
             prefetch_factor=max(2, AHEAD // PIECE // self.workers) if apart else None,
             persistent_workers=apart,
             pin_memory=pin,
@@ -305,6 +305,6 @@ def _as_it_is(piece: Any) -> Any:
     return piece
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C is for the process that trains: it still needs the step at hand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(worker: int) -> None:
+    """They are for the process that trains, even if all here are sent them: it needs this step."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resexp.console import console
+from resexp.files import read_text
 from resexp.launch.processes import placed
 from resexp.launch.processes import run_all as run_in_processes
 from resexp.launch.progress import Display
@@ -166,7 +167,7 @@ def last_message(one: Planned, error: BaseException | None) -> Message:
     if record is not None and record["status"] == "interrupted" and record != one.before:
         return Stopped()
     if (job.directory / ERROR).exists() and (record is None or record["status"] == "failed"):
-        return Failed(RuntimeError(last_line((job.directory / ERROR).read_text())))
+        return Failed(RuntimeError(last_line(read_text(job.directory / ERROR, errors="replace"))))
     why = f" ({last_line(str(error))})" if error else ""
     return Failed(WorkerDied(f"the launcher ended it without a word: run it again{why}"))
 

@@ -100,7 +100,7 @@ def trained(case: Case, data: Images) -> nn.Module:
     path = case.run.path / checkpoint.NAME
     network = at_start(case.settings, data)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint.read(path)
         if saved["digest"] != case.run.record["digest"]:
             raise ValueError("it belongs to a run with other settings")
         network.load_state_dict(saved["network"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from resexp.files import read_text
 from resexp.runs.records import spell
 
 ENOUGH = 3  # seeds: of fewer a probe says inconclusive
@@ -33,7 +35,8 @@ def cell(value: str | float | None) -> str:
 
 def read(table: Path) -> pd.DataFrame:
     """A probe's CSV: numbers as numbers, NaN where a cell is empty, else text as it is."""
-    return pd.read_csv(table, keep_default_na=False, na_values=["", "nan"], low_memory=False)
+    text = io.StringIO(read_text(table))
+    return pd.read_csv(text, keep_default_na=False, na_values=["", "nan"], low_memory=False)
 
 
 def those(rows: pd.DataFrame, **wanted: object) -> pd.DataFrame:

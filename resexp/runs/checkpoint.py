@@ -6,9 +6,12 @@ import copy
 import os
 import time
 from pathlib import Path
+from typing import Any, cast
+from zipfile import ZipFile
 
 import torch
 
+from resexp.files import open_regular
 from resexp.runs.records import replacing
 from resexp.train.fit import State
 
@@ -54,6 +57,16 @@ def save(directory: Path, state: State, digest: str) -> None:
             os.replace(path, directory / BEFORE)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. Raises any error for a file that is none."""
+    with open_regular(path) as file:
+        with ZipFile(file) as packed:
+            if any(one.compress_type for one in packed.infolist()):  # to any size: not by torch
+                raise ValueError("it is compressed")
+        file.seek(0)
+        return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+
+
 def load(directory: Path, state: State, digest: str) -> list[str]:
     """Bring ``state`` to the newest checkpoint that can be read, if there is one.
 
@@ -65,7 +78,7 @@ def load(directory: Path, state: State, digest: str) -> list[str]:
         if not path.exists():
             continue
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = read(path)
             if saved["digest"] != digest:
                 raise ValueError("it belongs to a run with other settings")
             state.load_state_dict(saved)

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from resexp.files import no_link, open_regular, read_text
+
 LOCK = ".lock"
 CLAIM = ".claim."  # with a number: whoever takes over a claim makes the next, as only one can
 CLOCK = ".clock."
@@ -44,7 +46,7 @@ def hold(directory: Path) -> Iterator[bool]:
 
     Raises OSError where no file can be made.
     """
-    file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    file = no_link(directory / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         locked = lock(file)
         if locked is not None:
@@ -61,7 +63,7 @@ def is_held(directory: Path) -> bool:
     if any(True for _ in claims(directory)):
         return True
     try:
-        file = os.open(directory / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        file = no_link(directory / LOCK, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -107,7 +109,7 @@ def claimed(directory: Path) -> Iterator[bool]:
         return
     over = threading.Event()
     heart = threading.Thread(target=beat, args=(claim, over), daemon=True)
-    _held[directory] = claim, claim.read_text()
+    _held[directory] = claim, read_text(claim)
     heart.start()
     try:
         yield True
@@ -151,7 +153,7 @@ def claims(directory: Path) -> dict[str, str]:
     for path in directory.glob(f"{CLAIM}*"):
         if path.name.removeprefix(CLAIM).isdecimal():
             with suppress(FileNotFoundError):
-                found[path.name] = path.read_text()
+                found[path.name] = read_text(path, errors="replace")
     return found
 
 
@@ -169,7 +171,7 @@ def stale(claim: Path) -> bool:
     is too great, or far below zero because a clock was set, is doubted until the claim was watched.
     """
     try:
-        made_on, process, *_ = [*claim.read_text().splitlines(), "", ""]
+        made_on, process, *_ = [*read_text(claim, errors="replace").splitlines(), "", ""]
         if made_on == machine() and process.isdecimal() and not alive(int(process)):
             return True
         touched = touch_time(claim)
@@ -187,7 +189,7 @@ def stale(claim: Path) -> bool:
 
 def touch_time(claim: Path) -> float:
     """When a claim was last touched. Opened first: that makes NFS ask its server."""
-    with claim.open() as file:
+    with open_regular(claim) as file:
         return os.fstat(file.fileno()).st_mtime
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from resexp.files import read_bytes
 from resexp.settings import UsageError
 
 NAME = "preregistration.yaml"
+MOST_BYTES = 2**22  # of ten thousand runs, some three fourths of it
 HEAD = "# Fixed before its runs, which carry the SHA-256 of this file. Do not edit it.\n"
 
 
@@ -51,7 +53,7 @@ def read(folder: Path) -> Preregistration | None:
     """
     path = folder / NAME
     try:
-        return Preregistration(**yaml.safe_load(path.read_text()))
+        return Preregistration(**yaml.safe_load(read_bytes(path, MOST_BYTES)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -61,6 +63,6 @@ def read(folder: Path) -> Preregistration | None:
 def fingerprint(folder: Path) -> str | None:
     """The SHA-256 of the file in an experiment's folder, in hexadecimal; None if it has none."""
     try:
-        return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(folder / NAME, MOST_BYTES)).hexdigest()
     except FileNotFoundError:
         return None

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from resexp.files import read_json, read_text
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, check_held, hold
 from resexp.settings import Job, UsageError, as_dict, identity
 from resexp.train.row import COLUMNS, HEADERS, Row
@@ -84,7 +85,8 @@ def look(job: Job) -> Claim:
 
 
 def check_links(job: Job) -> None:
-    """Raise UsageError if writing the run could change something outside the results folder.
+    """Raise UsageError if writing the run could change something outside the results folder, or
+    wait for ever.
 
     The results folder itself may be a link; nothing that a run writes below it may.
     """
@@ -98,11 +100,18 @@ def check_links(job: Job) -> None:
     if not directory.is_dir():
         return
     with os.scandir(directory) as entries:
-        if links := [entry.name for entry in entries if entry.is_symlink()]:
-            raise UsageError(
-                f"{directory / links[0]} is a link: runs are not written through links. "
-                "Remove it, or choose another name=..."
-            )
+        for entry in entries:
+            if entry.is_symlink():
+                raise UsageError(
+                    f"{directory / entry.name} is a link: runs are not written through links. "
+                    "Remove it, or choose another name=..."
+                )
+            ours = entry.name in BEGUN | {METRICS, RECORD} or entry.name.endswith(".pt")
+            if not entry.is_file() and (ours or not entry.is_dir()):
+                raise UsageError(
+                    f"{directory / entry.name} is a pipe, device or folder, not a file. Move it "
+                    "away, or choose another name=..."
+                )
 
 
 def check_writable(job: Job) -> None:
@@ -162,14 +171,6 @@ def read_record(directory: Path) -> dict[str, Any]:
     )
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, None if it holds none: anything may lie in a results folder."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None  # a pipe would wait
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def write_record(directory: Path, record: dict[str, Any]) -> None:
     """Replace run.json by ``record``, whole or not at all; JSON has no NaN, so it becomes null."""
     write_atomically(directory / RECORD, json.dumps(finite(record), indent=1) + "\n")
@@ -200,9 +201,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # nothing is written through a link
         yield temporary
         os.replace(temporary, path)
-    except Exception as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # a full disk needs the room
         for one in (error, error.__context__):  # torch.save hides the error of the file
@@ -238,10 +240,12 @@ def append_row(directory: Path, row: Row) -> None:
         raise unwritten(path, error) from error
 
 
-def row_steps(eval_every: int, steps: int, step: int) -> list[int]:
-    """The steps of the rows that a run of ``steps`` steps has after ``step`` of them."""
-    marks = list(range(eval_every, step + 1, eval_every))
-    return marks if step < steps or step in marks else [*marks, step]
+def are_whole(rows: list[Row], eval_every: int, steps: int, step: int) -> bool:
+    """Whether these are all rows that a run of ``steps`` steps has after ``step`` of them."""
+    marks = range(eval_every, step + 1, eval_every)
+    last = [] if step < steps or step in marks else [step]
+    wanted = len(marks) + len(last)  # may be any number: it is from a file
+    return len(rows) == wanted and [row.step for row in rows] == [*marks, *last]
 
 
 def keep_rows(directory: Path, step: int) -> list[Row]:
@@ -252,7 +256,7 @@ def keep_rows(directory: Path, step: int) -> list[Row]:
     path = directory / METRICS
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    lines = read_text(path, errors="replace").splitlines(keepends=True)
     columns = tuple(lines[0].rstrip("\n").split(",")) if lines else ()
     kept: list[str] = []
     rows: list[Row] = []

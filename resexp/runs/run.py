@@ -283,9 +283,7 @@ def restored(
     state = begin(network, settings)
     warnings = checkpoint.load(directory, state, record["digest"])
     rows = records.keep_rows(directory, state.step)
-    if [row.step for row in rows] == records.row_steps(
-        settings.eval_every, settings.steps, state.step
-    ):
+    if records.are_whole(rows, settings.eval_every, settings.steps, state.step):
         return state, rows, warnings
     warnings.append(f"{directory / records.METRICS} lacks rows: the run begins again")
     checkpoint.remove(directory)

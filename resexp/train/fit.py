@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ class State:
         self.loss_sum.copy_(saved["loss_sum"])
         self.wrong.copy_(saved["wrong"])
         self.counted.copy_(saved["counted"])
-        self.step = saved["step"]
-        self.seconds = saved["seconds"]
+        self.step, self.seconds = operator.index(saved["step"]), float(saved["seconds"])
+        if self.step < 0 or not math.isfinite(self.seconds):
+            raise ValueError("it has no number of steps, or no time")
 
 
 def begin(network: nn.Module, settings: Settings) -> State:

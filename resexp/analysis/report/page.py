@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from resexp.analysis.report.origin import commands, facts
 from resexp.analysis.results import Run, grouped, require_runs, spell
 from resexp.analysis.statistics import Interval
 from resexp.analysis.verdict.rule import Change
+from resexp.files import read_bytes, read_json
 from resexp.runs.records import write_atomically
 from resexp.settings import UsageError, flatten
 
@@ -55,7 +55,7 @@ def write_report(root: Path, out: Path | None = None, filters: Sequence[str] = (
         write_atomically(path, text)
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be written ({error.strerror}). Choose another place with --out."
+            f"{path} cannot be written ({error.strerror or error}). Choose another place: --out."
         ) from error
     return path
 
@@ -208,13 +208,10 @@ def findings(folder: Path) -> list[dict[str, Any]]:
     """What ``resexp probe`` found beside the runs, each with its figure; others are passed over."""
     found = []
     for path in sorted(folder.glob("probe-*.json")):
-        try:
-            one = json.loads(path.read_text())
-        except (OSError, ValueError):  # anything may lie in a folder
-            continue
+        one = read_json(path)  # anything may lie in a folder
         if isinstance(one, dict) and set(one) >= FINDING:
             figure = path.with_suffix(".png")
-            data = base64.b64encode(figure.read_bytes()).decode() if figure.exists() else ""
+            data = base64.b64encode(read_bytes(figure)).decode() if figure.is_file() else ""
             found.append(one | {"figure": data, "decided": f"{one['verdict']} under this recipe"})
     return found
 

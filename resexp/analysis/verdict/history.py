@@ -14,6 +14,7 @@ from resexp.analysis.export import is_pair
 from resexp.analysis.results import Run
 from resexp.analysis.statistics import t_quantile
 from resexp.analysis.verdict.rule import ENOUGH_SEEDS, LEAST_RISE, LEVEL, RULE, Verdict
+from resexp.files import no_link, read_text
 from resexp.runs.preregistration import NAME, fingerprint, read
 
 LOOKS = "verdicts.csv"  # in the experiment's folder: the numbers of seeds it was judged by
@@ -80,10 +81,11 @@ def judged_by(path: Path, question: str, seeds: int) -> list[int]:
     if is_pair(path.parent):
         return []
     known: list[tuple[str, int]] = []
-    with suppress(OSError, ValueError, KeyError), path.open(newline="") as file:
-        known = [(row["question"], int(row["seeds"])) for row in csv.DictReader(file)]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        lines = csv.DictReader(read_text(path).splitlines())
+        known = [(row["question"], int(row["seeds"])) for row in lines]
     if (question, seeds) not in known:
-        with suppress(OSError), path.open("a", newline="") as file:
+        with suppress(OSError), open(path, "a", newline="", opener=no_link) as file:
             rows = [] if known else [("question", "seeds")]
             csv.writer(file, lineterminator="\n").writerows([*rows, (question, seeds)])
     return sorted({n for asked, n in known if asked == question})

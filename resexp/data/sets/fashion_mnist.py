@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resexp.data import Images, alone, from_arrays
+from resexp.files import MOST_BYTES, open_regular
 from resexp.settings import Data, UsageError
 
 SHAPE = 1, (28, 28), 10  # channels, height and width, classes
@@ -31,7 +32,6 @@ FILES = {
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 UBYTE = 0x08  # the only type of value that these files hold
-MOST_BYTES = 2**28  # of a file that are read: five times the largest
 
 
 def check_present(settings: Data) -> None:
@@ -58,8 +58,9 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     then the values. Raises UsageError, naming the file, if it holds anything else.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(MOST_BYTES)
+        with open_regular(path) as file:
+            zipped = path.suffix == ".gz"
+            content = (gzip.GzipFile(fileobj=file) if zipped else file).read(MOST_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}. Fetch it again.") from error
     if content[:4] != bytes([0, 0, UBYTE, axes]):

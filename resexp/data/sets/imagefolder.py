@@ -21,8 +21,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from resexp.data import Images, from_arrays
-from resexp.data.archives import Listing, Member, content, faults_named, listing, open_regular
+from resexp.data.archives import Listing, Member, content, faults_named, listing
 from resexp.data.decode import Reader, Shape, all_named, has_image_name, read_heads, shown
+from resexp.files import open_regular
 from resexp.settings import Data, Stream, UsageError
 
 #: What is known of a set that nobody has looked at: ImageNet's channels, sides and classes.
