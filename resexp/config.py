@@ -7,6 +7,7 @@ A command goes ``launch`` -> Hydra's multirun -> the sweeper and the launcher of
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -91,6 +93,12 @@ EXCLUSIVE |= {"--info": "--info", "-i": "--info"}
 
 #: Flags whose value is a folder of one's own configs.
 OWN_CONFIGS = {"--config-dir", "-cd"}
+
+#: Settings of Hydra's that say where it would write.
+FOLDERS = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.chdir"}
+
+#: What Hydra says of a file with a fault: the option, the kind of error, the fault and the setting.
+IN_A_FILE = re.compile(r"In '(.+)': (\w+) raised while composing config:\n(.*)\n +full_key: (\S+)")
 
 #: Hydra's launchers that come with an extra of ours.
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -325,13 +333,14 @@ def readable(override: str) -> str:
 
 def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None:
     """Refuse keys and options that there are not, and several values unless they are wanted."""
-    own = [Path(value) for flag, value in pairwise(flags) if flag in OWN_CONFIGS]
-    known = keys()
+    own, known = own_folders(flags), keys()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.key_or_group, override.value()
         if override.is_sweep_override() and not several:
             word = override.input_line
             raise UsageError(f"{word} has several values. Add -m to run each, or give one.")
+        if key in FOLDERS:
+            raise UsageError(f"{key} is not read: runs lie in results/name. Set results= or name=.")
         if override.is_hydra_override() or key.startswith("arch.options."):
             continue
         group = [folder / key for folder in (config_folder(), *own) if (folder / key).is_dir()]
@@ -345,6 +354,11 @@ def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None
                 there = ordered({path.stem for folder in group for path in folder.glob("*.yaml")})
                 said = override.get_value_element_as_str() if one is value else str(option)
                 raise UsageError(no_option(key, said, there))
+
+
+def own_folders(words: Sequence[str]) -> list[Path]:
+    """The folders of one's own configs that a command line names."""
+    return [Path(value) for flag, value in pairwise(words) if flag in OWN_CONFIGS]
 
 
 def no_option(group: str, option: str, there: list[str]) -> str:
@@ -383,6 +397,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error)) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        assert mark is not None
+        raise UsageError(f"{mark.name}, line {mark.line + 1}: no YAML: {error.problem}.") from error
 
 
 def explain(error: Exception) -> str:
@@ -400,10 +418,32 @@ def explain(error: Exception) -> str:
             extra = EXTRAS[option]
             return f"launch={extra} needs more packages: pip install 'resexp[{extra}]'"
         return no_option(group, option, ordered(error.options or options(group)))
+    if found := IN_A_FILE.match(str(error)):
+        return in_a_file(*found.groups())
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
         return unknown(key)
     said = str(cause if key else error).splitlines()[0]
-    return f"{key}: {said.rstrip('.')}. See resexp list settings." if key else said
+    return misfit(key, said) if key else said
+
+
+def misfit(key: str, said: str) -> str:
+    """That a setting cannot have a value, of which OmegaConf ``said`` something."""
+    if "ListConfig" in said:
+        usual = json.dumps(complete({}).get(key)).replace(" ", "")
+        return f"{key} must be a list, such as '{key}={usual}'. See resexp list settings."
+    return f"{key}: {said.rstrip('.')}. See resexp list settings."
+
+
+def in_a_file(option: str, kind: str, said: str, key: str) -> str:
+    """What is wrong with the file of an option, and in which line."""
+    folders = (*own_folders(sys.argv), config_folder())
+    path = next(path for folder in folders if (path := folder / f"{option}.yaml").is_file())
+    lines = path.read_text().splitlines()
+    if key == option.partition("/")[0]:
+        return f"{path} must begin with the line: # @package _global_"
+    word = re.compile(rf" *{re.escape(key.rpartition('.')[2])} *:")
+    number = next((n for n, line in enumerate(lines, 1) if word.match(line)), 1)
+    return f"{path}, line {number}: {unknown(key) if 'Key' in kind else misfit(key, said)}"
 
 
 __all__ = ["Job", "compose", "groups", "launch"]

@@ -49,7 +49,7 @@ RUN = [
     ("run depth=abc", ["depth", "abc", "Integer"]),
     ("run depth=null", ["depth", "resexp list settings"]),
     ("run -m depth=8,abc", ["depth", "abc", "Integer"]),
-    ("run milestones=0.5", ["milestones", "resexp list settings"]),
+    ("run milestones=0.5", ["milestones must be a list", "'milestones=[0.5,0.75]'"]),
     ("run arch.shortcut=D", ["arch.shortcut", "D", "A, B, C"]),
     ("run precision=fp16", ["precision", "fp16", "fp32, bf16"]),
     # values out of range
@@ -112,6 +112,10 @@ RUN = [
     ("run --config-dir nowhere", ["nowhere"]),
     ("run --config-name foo", ["foo", "config"]),
     ("run hydra/launcher=slurm", ["hydra/launcher has no option slurm", "basic"]),
+    ("run hydra.run.dir=x", ["hydra.run.dir", "results= or name="]),
+    ("run -m seed=0,1 hydra.sweep.dir=x", ["hydra.sweep.dir", "results= or name="]),
+    ("run --json", ["--json goes with --dry-run", "resexp list --json"]),
+    ("run --config-dir", ["--config-dir needs a value", "resexp run --help"]),
 ]
 
 OTHERS = [
@@ -134,7 +138,8 @@ OTHERS = [
     ("twin depth=9", ["depth=9", "8, 14"]),
     ("twin --frobnicate", ["--frobnicate", "--help"]),
     ("doctor dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
-    ("doctor --frobnicate", ["--frobnicate", "--help"]),
+    ("doctor --frobnicate", ["--frobnicate", "resexp doctor --help"]),
+    ("doctor --results", ["--results needs a value", "resexp doctor --help"]),
     ("demo dpeth=3", ["unknown setting dpeth", "Did you mean depth?"]),
     ("demo --frobnicate", ["--frobnicate", "--help"]),
 ]
@@ -212,6 +217,26 @@ def test_a_flag_without_its_value_is_refused(flag: str, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("lrr: 0.1", "mine.yaml, line 2: unknown setting lrr. Did you mean lr?"),
+        ("data:\n  rooot: x", "mine.yaml, line 3: unknown setting data.rooot"),
+        ("depth: abc", "mine.yaml, line 2: depth: Value 'abc'"),
+        ("milestones: 0.5", "mine.yaml, line 2: milestones must be a list"),
+        ("lr: [0.1\nsteps: 3", "mine.yaml, line 3: no YAML: expected ',' or ']'"),
+        (None, "mine.yaml must begin with the line: # @package _global_"),
+    ],
+)
+def test_a_fault_in_ones_own_experiment_is_named_with_its_file_and_line(
+    lines: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "lr: 0.1" if lines is None else f"# @package _global_\n{lines}"
+    (tmp_path / "experiment/mine.yaml").write_text(text)
+    check_refused("run --config-dir . experiment=mine", ["experiment/" + said], monkeypatch)
+
+
 #: Numbers whose bound another setting moves.
 BOUNDED_BY_OTHERS = {"launch.ranks"}
 
@@ -255,7 +280,7 @@ def test_bf16_is_accepted_where_the_processor_has_it(
     monkeypatch.setattr(
         sys, "argv", ["resexp", "run", "precision=bf16", "depth=8", "steps=2", "--dry-run"]
     )
-    monkeypatch.setattr("resexp.launch.dry_run.seconds_per_flop", lambda job, size: 0.0)
+    monkeypatch.setattr("resexp.launch.dry_run.seconds_per_image", lambda job, size: 0.0)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0

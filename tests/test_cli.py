@@ -662,7 +662,7 @@ def test_a_demo_trains_draws_tabulates_and_decides(here: Path) -> None:
     assert answer.code == 0, answer.err
     first = answer.out.splitlines()[0]
     assert "4 done" in first
-    assert f"resexp run -m arch=plain,residual {' '.join(words)}" in first
+    assert f"resexp run -m arch=plain,residual keep_checkpoint=true {' '.join(words)}" in first
     for command in ("resexp plot", "resexp table", "resexp verdict"):
         assert re.search(rf"^{command} mine/digits$", answer.out, re.MULTILINE)
     assert "Training deeper plain networks" in answer.out

@@ -46,7 +46,7 @@ def test_two_runs_pair_up_whatever_they_are(tmp_path: Path) -> None:
     assert math.isnan(comparison.overall["test error"].low)
     keys = [difference.key for difference in comparison.differences]
     assert keys == ["arch", "arch.merge", "depth", "seed"]
-    assert "networks   40.00 to 1.00 (-39.00)   42.00 to 4.00 (-38.00)" in text(comparison)
+    assert "networks  40.00 to 1.00 (-39.00)  42.00 to 4.00 (-38.00)" in text(comparison)
 
 
 def test_sweeps_pair_by_arch_depth_seed_and_extras(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,14 @@ def test_the_screen_says_both_outcomes_and_prints_what_decides(tmp_path: Path) -
     )
     assert "one-sided 95 %" in lines[1]
     rise = verdict.arms[0].change.train_error
-    assert lines[2].startswith("  plain ") and lines[2].endswith("degrades")
-    assert f"above +{rise.lower:.1f}, below +{rise.upper:.1f}" in lines[2]
-    assert "does not degrade; cured (p = " in lines[3]
+    assert lines[2].startswith("  plain ")
+    assert f">+{rise.lower:.1f}, <+{rise.upper:.1f}" in lines[2]
     assert lines[4].startswith("  plain minus residual ")
-    assert lines[6].endswith("degradation: trains worse")
-    assert "Holm over all 3" in lines[8]
-    assert lines[9].split() == ["depths", "plain", "residual", "plain", "minus", "residual"]
-    assert lines[10].startswith("  20 to 32   +8.0") and lines[11].startswith("  32 to 56   +65.0")
+    assert lines[5].split(maxsplit=1) == ["plain", "degrades; trains worse: degradation"]
+    assert "does not degrade; cured (p = " in lines[6]
+    assert "Holm over all 3" in lines[11]
+    assert lines[13].split()[:4] == ["plain", "20", "to", "32"]
+    assert lines[13].split()[4] == "+8.0" and lines[14].split()[1:5] == ["32", "to", "56", "+65.0"]
     assert lines[-1] == "Failures: none of 30 runs."
     assert max(len(line) for line in lines) <= 132
 
@@ -179,7 +180,10 @@ def test_networks_that_all_fail_show_nothing(tmp_path: Path) -> None:
             write_run(tmp_path, "plain", depth, seed, status="failed", rows=0)
     verdict = judged(tmp_path)
     assert (verdict.outcome, verdict.exit_code) == ("inconclusive", 4)
-    assert verdict.arms[0].change.train_error.mean == 0 and "plain-20 failed" in verdict.notes[0]
+    assert (
+        verdict.arms[0].change.train_error.mean == 0
+        and "plain-20 did not learn" in verdict.notes[0]
+    )
 
 
 def test_a_finite_explosion_is_capped_at_chance(tmp_path: Path) -> None:
@@ -221,8 +225,14 @@ def test_networks_that_never_train_cure_nothing(tmp_path: Path) -> None:
     write_arm(tmp_path, "plain", {20: 1.0, 56: 70.0})
     write_arm(tmp_path, "fixup", {20: 80.0, 56: 80.0})
     verdict = judged(tmp_path)
-    assert verdict.arms[1].reading == "does not degrade"
-    assert (verdict.arms[1].cure, verdict.exit_code) == ("not cured", 5)
+    fixup = verdict.arms[1]
+    assert (fixup.reading, fixup.label, fixup.cure) == (
+        *("inconclusive", "did not learn", "inconclusive"),
+    )
+    assert verdict.exit_code == 5
+    screen = text(verdict)
+    assert "Did not learn: fixup." in screen and "did not learn: no reading" in screen
+    assert "Cure" not in screen.splitlines()[0] and "Not cured" not in screen
 
 
 def test_several_arms_are_adjusted_by_holm(tmp_path: Path) -> None:
@@ -429,7 +439,9 @@ def test_every_pair_of_depths_is_contrasted(tmp_path: Path) -> None:
     for pair in pairs:  # 2^-5 in each of three
         assert found["plain", *pair].holm == pytest.approx(3 / 32)
         assert 0 < found["plain", *pair].holm_t < 1e-3
-    assert "no pairs" in text(verdict)
+    screen = text(verdict)
+    assert re.search(r"^  residual +56 to 110 .* 1$", screen, re.MULTILINE)
+    assert not re.search(r"^  plain +\d+ to 110", screen, re.MULTILINE)
 
 
 # --- a control
@@ -444,7 +456,7 @@ def test_a_residual_baseline_is_a_control(tmp_path: Path) -> None:
     assert verdict.interactions["residual,arch.shortcut=B"].train_error.mean == 0
     lines = text(verdict).splitlines()
     assert lines[0].startswith("Training deeper residual networks: does not degrade")
-    assert lines[4].startswith("  residual minus residual,arch.shortcut=B   +0.0")
+    assert lines[4].startswith("  residual minus residual,arch.shortcut=B  +0.0")
     assert "twin" not in text(verdict)
     with pytest.raises(UsageError, match=r"no runs of preact here\. Choose one of residual; resid"):
         decide(find_runs(tmp_path), baseline="preact")

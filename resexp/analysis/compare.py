@@ -265,7 +265,7 @@ def text(comparison: Comparison) -> str:
 def _differences(differences: Sequence[Difference]) -> list[str]:
     """One row per key, and in one line the groups in which nothing differs."""
     rows = [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
-    lines = aligned([["differs", "A", "B"], *rows]) if rows else []
+    lines = aligned(["differs", "A", "B"], rows) if rows else []
     same = [group for group in GROUPS if group not in {one.group for one in differences}]
     return [*lines, f"Same {', '.join(same)}."] if same else lines
 
@@ -294,7 +294,7 @@ def _numbers(comparison: Comparison) -> list[str]:
         rows.append([f"all {len(pairs)} pairs", *_means(comparison.overall)])
     lines = [
         "B minus A: errors in percent points; intervals are paired t, 95 %.",
-        *aligned([["", *DIGITS], *rows]),
+        *aligned(["", *DIGITS], rows),
     ]
     unfinished = sum(one.changes["test error"] is None for one in pairs)
     if unfinished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resexp.analysis.statistics import Interval
+from resexp.console import grid, width
 
 
 def signed(value: float, digits: int) -> str:
@@ -20,18 +21,12 @@ def spread(interval: Interval, digits: int, before: str = "", after: str = "") -
     return mean if interval.n < 2 else f"{mean} ({before}{low} to {high}{after})"
 
 
-def columns(rows: Sequence[Sequence[str]], sides: str, gap: int = 2) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell; ``<`` or ``>`` for each."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        (" " * gap).join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as indented columns, all to the left."""
-    return [f"  {line}" for line in columns(rows, "<" * len(rows[0]), gap=3)]
+def aligned(
+    head: Sequence[str], body: Sequence[Sequence[str]], room: int | None = None
+) -> list[str]:
+    """A table as indented lines, all columns to the left."""
+    inside = (width() if room is None else room) - 2
+    return [f"  {line}" for line in grid(head, body, room=inside)]
 
 
 def count(number: int, noun: str) -> str:

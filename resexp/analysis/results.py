@@ -54,6 +54,8 @@ class Run:
     path: Path
     record: dict[str, Any]
     exported: list[str] | None = field(default=None, repr=False)
+    #: Typed settings but of the network that all runs read with it share: no part of its label.
+    shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         record = self.record
@@ -82,7 +84,9 @@ class Run:
     @cached_property
     def series(self) -> str:
         """The line it belongs to in a figure: ``residual`` or ``residual,arch.shortcut=B``."""
-        words = [f"{key}={spell(self.extras[key])}" for key in sorted(self.extras)]
+        words = [
+            f"{key}={spell(self.extras[key])}" for key in sorted(self.extras.keys() - self.shared)
+        ]
         return ",".join([self.arch, *words])
 
     @property
@@ -206,6 +210,10 @@ def find_runs(
         runs = _runs_below(root, skipped)
     wanted = [_filter(text, runs) for text in filters]
     runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
+    typed = [{(key, spell(value)) for key, value in run.extras.items()} for run in runs]
+    for run in runs:
+        common = {key for key, _ in set.intersection(*typed)}
+        run.shared = frozenset(key for key in common if key[:5] not in ("arch.", "twin"))
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
 
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resexp.analysis.formatting import columns
 from resexp.analysis.published import beside, published_beside, short_source
 from resexp.analysis.results import Run, grouped, order
 from resexp.analysis.verdict import LEAST_LOSS
+from resexp.console import grid
 from resexp.settings import UsageError
 
 FORMS = ("text", "markdown", "csv", "latex", "json")
@@ -133,15 +133,17 @@ OURS: dict[str, Callable[[dict[str, Any]], str]] = {
     "training|error %": lambda row: spread(row["train_error"], None),
     "test|error % (sd)": lambda row: spread(row["test_error"], row["test_error_sd"]),
     "test|IoU % (sd)": lambda row: spread(row["test_iou"], row["test_iou_sd"]),
-    "clean|loss": lambda row: (
+    "clean loss|(nats)": lambda row: (
         "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}"
     ),
     "|failures": _failures,
 }
 #: Columns of ours that make room for published errors.
-LEFT_OUT = ("|parameters", "test|IoU % (sd)", "clean|loss")
+LEFT_OUT = ("|parameters", "test|IoU % (sd)", "clean loss|(nats)")
 THEIRS = ("published|test % (sd)", "published|training %", "test|difference", "|z", "published|by")
 WORD_HEADINGS = ("|experiment", "|network", "published|by")  # to the left; numbers to the right
+#: Columns that a narrow screen goes without, the first of them first.
+SPARE = ("clean loss|(nats)", "|parameters", "training|error %", "|z", "test|difference", "|seeds")
 #: Columns that are left out where every cell is empty begin so.
 OPTIONAL = ("published|", "|z", "test|difference", "test|IoU")
 
@@ -238,9 +240,9 @@ def _sides(heading: Sequence[str]) -> str:
 
 
 def _text(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
-    """Aligned columns, headings broken over two lines where that makes them narrower."""
-    tops, bottoms = zip(*(word.split("|") for word in heading), strict=True)
-    return "\n".join([*columns([tops, bottoms, *body], _sides(heading)), *footnotes])
+    """Aligned columns, without those of SPARE that there is no room for."""
+    spare = [heading.index(word) for word in SPARE if word in heading]
+    return "\n".join([*grid(heading, body, _sides(heading), spare), *footnotes])
 
 
 def _markdown(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:

@@ -12,6 +12,7 @@ import typer
 # In the order of resexp --help.
 from resexp.cli import train, results, networks, doctor  # isort: skip
 from resexp.cli.app import app
+from resexp.console import folded, width
 from resexp.runs.records import Unwritten
 from resexp.runs.stop import exit_code, stop_signals
 from resexp.settings import UsageError
@@ -65,8 +66,14 @@ def answer() -> int:
         return fail(str(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # of Typer's own parser
-            message = error.format_message()  # none without a command: the help was printed
-            return fail(f"{message} See resexp --help.", 2) if message else 2
+            message = error.format_message()
+            if not message:  # no command: the help was printed
+                return 2
+            context = getattr(error, "ctx", None)
+            where = context.command_path if context else f"resexp {sys.argv[1]}"
+            if "requires an argument" in message:
+                message = f"{error.option_name} needs a value."  # type: ignore[attr-defined]
+            return fail(f"{message} See {where} --help.", 2)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         first = (str(error).splitlines() or [""])[0]
@@ -92,5 +99,5 @@ def of_machine(error: OSError | MemoryError) -> str:
 
 def fail(message: str, code: int) -> int:
     """One line on stderr; the exit code."""
-    print(f"resexp: {message}", file=sys.stderr)
+    print(folded(f"resexp: {message}", width(sys.stderr)), file=sys.stderr)
     return code

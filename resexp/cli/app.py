@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from resexp.analysis.export import is_pair
+from resexp.console import folded, width
 from resexp.runs.records import finite
 from resexp.settings import UsageError
 from resexp.settings.choices import complete
@@ -78,7 +79,7 @@ def numbers(text: str | None) -> list[int]:
 
 def say(found: Any, words: Callable[[], str], as_json: bool) -> None:
     """The answer on stdout: in words, or as JSON, in which what is not finite becomes null."""
-    print(json.dumps(finite(found), indent=1) if as_json else words())
+    print(json.dumps(finite(found), indent=1) if as_json else folded(words(), width()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from resexp.cli.app import Json, Overrides, app, say, select
+from resexp.console import folded, width
 
 
 @app.command(
@@ -100,7 +101,7 @@ def probe(
     if as_json:
         say(list(results), str, as_json)
     for result in () if as_json else results:
-        print(probing.text(result), flush=True)
+        print(folded(probing.text(result), width()), flush=True)
 
 
 @app.command(

@@ -11,6 +11,7 @@ import typer
 
 from resexp.analysis.figures import FIGURES
 from resexp.cli.app import ChosenOn, Json, Selection, app, numbers, say, select
+from resexp.console import folded, width
 from resexp.settings import UsageError
 
 
@@ -96,8 +97,14 @@ def table(
     from resexp.analysis import table as tables
 
     root, filters = select(selection)
-    rows = tables.rows(results.require_runs(root, filters), published=published)
-    print(tables.render(rows, "json" if as_json else form.value))
+    runs = results.require_runs(root, filters)
+    rows = tables.rows(runs, published=published)
+    written = tables.render(rows, "json" if as_json else form.value)
+    if form is Form.text and not as_json:
+        common = [f"{key}={results.spell(runs[0].extras[key])}" for key in sorted(runs[0].shared)]
+        written += f"\nAll runs: {', '.join(common)}." if common else ""
+        written = folded(written, width())
+    print(written)
 
 
 @app.command(

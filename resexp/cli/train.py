@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from resexp.cli.app import Overrides, app, stop_said
+from resexp.console import folded, width
+from resexp.settings import UsageError
+
+#: Hydra's flags, which resexp.config reads and completes as it stands here.
+Several = Annotated[
+    bool, typer.Option("-m", "--multirun", help="Train every combination of the values given.")
+]
+Cfg = Annotated[
+    str | None,
+    typer.Option(
+        "--cfg",
+        metavar="job|hydra|all",
+        help="Print what would be composed, and train nothing.",
+        autocompletion=lambda: ["job", "hydra", "all"],
+        show_default=False,
+    ),
+]
+ConfigDir = Annotated[
+    str | None,
+    typer.Option(
+        "--config-dir", metavar="DIR", help="Experiments of your own.", show_default=False
+    ),
+]
 
 
 @app.command(
@@ -24,14 +48,18 @@ resexp run -m experiment=he2015 depth=20,56 arch=plain,residual --dry-run
 resexp run arch=residual arch.shortcut=B depth=20 --cfg job
 
 Finished runs are skipped and interrupted ones go on: run the same command again.
-Hydra's flags -m, --cfg job, --info, --config-dir DIR work too, anywhere.""",
+Hydra's other flags, such as --info, work too, anywhere.""",
 )
 def run(
     context: typer.Context,
     overrides: Overrides = None,
+    several: Several = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")
     ] = False,
+    cfg: Cfg = None,
+    config_dir: ConfigDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan of --dry-run as JSON.")] = False,
 ) -> None:
     """Train one network, or with [bold]-m[/] one for every combination of the values given."""
     with stop_said():
@@ -41,11 +69,16 @@ def run(
         if dry_run:
             from resexp.launch.dry_run import show
 
-            instead = show
-        session = launch([*(overrides or []), *context.args], instead)
+            instead = partial(show, as_json=as_json)
+        elif as_json:
+            raise UsageError("--json goes with --dry-run. Finished runs: resexp list --json.")
+        flags = ["--cfg", cfg] if cfg is not None else []
+        flags += ["-m"] if several else []
+        flags += ["--config-dir", config_dir] if config_dir is not None else []
+        session = launch([*flags, *(overrides or []), *context.args], instead)
     summary = session.summary()
     if summary:
-        print(summary)
+        print(folded(summary, width()))
     raise typer.Exit(session.exit_code)
 
 
@@ -80,7 +113,8 @@ def preregister(
             ["-m", *words],
             lambda jobs, claims: written.append(fix(jobs, claims, hypotheses or [], command)),
         )
-    print(f"{written[0]}\nnext: {shlex.join(['resexp', 'run', '-m', *words])}")
+    said = f"{written[0]}\nnext: {shlex.join(['resexp', 'run', '-m', *words])}"
+    print(folded(said, width()))
 
 
 @app.command(
@@ -90,13 +124,15 @@ def preregister(
 def demo(overrides: Overrides = None) -> None:
     """Train plain and residual networks on the embedded digits, draw, tabulate and decide."""
     sweep = ["depth=8,20,32,56", "arch=plain,residual", "seed=0,1,2", "launch=processes"]
+    sweep.append("keep_checkpoint=true")  # for resexp probe
     given = {word.partition("=")[0] for word in overrides or []}
     words = [word for word in sweep if word.partition("=")[0] not in given] + (overrides or [])
     with stop_said():
         from resexp.config import launch
 
         session = launch(["-m", *words])
-    print(f"{session.summary().splitlines()[0]}: resexp run -m {' '.join(words)}")
+    done = session.summary().splitlines()[0]
+    print(folded(f"{done}: resexp run -m {' '.join(words)}", width()))
     if session.exit_code:
         raise typer.Exit(session.exit_code)
     from resexp.cli.results import plot, table, verdict

@@ -17,8 +17,8 @@ from torch import nn
 
 from resexp import data as images
 from resexp import models
-from resexp.analysis.formatting import columns
 from resexp.analysis.results import grouped
+from resexp.console import grid
 from resexp.models.activations import CReLU
 from resexp.models.blocks import Block, block
 from resexp.models.layers import Norm, ZeroPad
@@ -333,7 +333,7 @@ def text(found: Explanation, full: bool = False) -> str:
         (r.layer, r.kind, r.shape, f"{r.parameters:,}", f"{r.flops:,}") for r in (*rows, total)
     ]
     header = ("layer", "kind", "output", "parameters", "FLOPs")
-    parts.append("\n".join(columns([header, *cells], "<<<>>")))
+    parts.append("\n".join(grid(header, cells, "<<<>>", spare=(1, 2))))
     return "\n\n".join(parts)
 
 

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from resexp.analysis.results import Run, find_runs
-from resexp.console import clock, console, counted, percent
+from resexp.console import counted, duration, grid, percent, tell
 from resexp.runs.records import ERROR
 from resexp.settings import UsageError, choices, complete
 
@@ -23,7 +20,7 @@ def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
     skipped: list[str] = []
     found = find_runs(root, filters, skipped)
     for sentence in skipped:
-        console.print(f"warning: {sentence}")
+        tell(f"warning: {sentence}")
     records = [run.record | run.record["last"] for run in found]
     return [{key: record.get(key) for key in COLUMNS} for record in records]
 
@@ -55,29 +52,33 @@ def options(what: str) -> list[dict[str, Any]]:
     return [{group: option, **choices.facts(group, option)} for option in choices.options(group)]
 
 
+#: What a column of people's tables is called, if not as its key.
+TITLES = {"clean_train_error": "clean training|error", "test_error": "test|error"}
+TITLES |= {"name": "experiment", "seconds": "time", "updated": "updated (UTC)"}
+#: The columns that a narrow screen goes without, the first of them first.
+SPARE = ("updated", "name", "seconds", "clean_train_error")
+
+
 def text(rows: list[dict[str, Any]]) -> str:
     """Rows as aligned columns under a header."""
     if not rows:
         return "none"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "))
-    for row in rows:
-        table.add_row(*(cell(key, value) for key, value in row.items()))
-    out = Console(highlight=False)
-    wide = Console(highlight=False, width=out.width if out.is_terminal else 160)
-    with wide.capture() as capture:
-        wide.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    keys = [*rows[0]]
+    body = [[cell(key, row.get(key)) for key in keys] for row in rows]
+    sides = "".join(">" if key.endswith("_error") or key == "seconds" else "<" for key in keys)
+    heads = [TITLES.get(key, key.replace("_", " ")) for key in keys]
+    return "\n".join(grid(heads, body, sides, [keys.index(key) for key in SPARE if key in keys]))
 
 
 def cell(key: str, value: Any) -> str:
     """A value as people read it in its column."""
     if key.endswith("_error"):
         return percent(value)
-    if key == "seconds" and value is not None:
-        return clock(value)
-    return "-" if value is None else str(value).replace("[", "\\[")
+    if value is None:
+        return "-"
+    if key == "updated":
+        return str(value)[:16].replace("T", " ")
+    return duration(value) if key == "seconds" else str(value)
 
 
 def find(name: str) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def show(record: dict[str, Any]) -> str:
         "data": f"{data['name']}, {data['train']:,} + {data['test']:,} images of "
         + "x".join(str(side) for side in data["shape"]),
         "progress": f"step {last.get('step', 0):,} of {record['settings']['steps']:,}, "
-        f"{clock(record['seconds'])} of training, last at {record['updated']}",
+        f"{duration(record['seconds'])} of training, last at {record['updated']}",
         "errors": f"train {percent(last.get('train_error'))}   "
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
         "machine": f"{place['device_name']}, {counted(place['threads'], 'CPU thread')}, "

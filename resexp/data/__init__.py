@@ -90,8 +90,9 @@ class Loader(Protocol):
     """What a module of ``resexp.data.sets`` offers; its name is the loader's.
 
     Beside these, where they apply: ``TASK``, if it is not classification; ``SHAPE`` (channels,
-    height and width, classes), if no file is needed to know; ``describe``, which tells
-    ``resexp doctor`` what lies in data.root, if the images are whatever lies there.
+    height and width, classes), if no file is needed to know; ``DOWNLOAD`` (training and test
+    images, megabytes), if it can be fetched; ``describe``, which tells ``resexp doctor`` what lies
+    in data.root, if the images are whatever lies there.
     """
 
     def check_present(self, settings: Data) -> None: ...

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resexp.console import console
+from resexp.console import tell
 from resexp.files import read_text
 from resexp.launch.processes import placed
 from resexp.launch.processes import run_all as run_in_processes
@@ -98,7 +98,7 @@ def start_ray(init: Any, remote: Any) -> None:
         lack = f"launch.{key}={wanted}, but no machine of the Ray cluster has more than {most:g}"
         if not address:
             raise UsageError(f"{lack}. Use launch.{key}={most:g}.")
-        console.print(f"warning: {lack}: runs wait until one joins")
+        tell(f"warning: {lack}: runs wait until one joins")
 
 
 @dataclass(slots=True)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
+from resexp import data as sets
 from resexp import models
-from resexp.console import clock
+from resexp.console import counted, duration, folded, grid, width
 from resexp.data import Images
 from resexp.runs.records import Claim
 from resexp.runs.run import load
-from resexp.settings import Job
+from resexp.settings import Data, Job, Split, UsageError
 from resexp.train.device import choose_device, prepare, threads_for
 from resexp.train.fit import begin, fit
 
-TIMED_STEPS = 3  # after one to warm up
+WARM_STEPS, TIMED_STEPS = 2, 5
+TIMED_SECONDS = 3.0  # no further step of a network is timed after them
 TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch may take minutes
 
 
@@ -25,60 +27,89 @@ TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch 
 class Estimate:
     """One job before it runs."""
 
-    job: Job
-    claim: Claim
-    size: models.Size
+    run: str
+    state: str
+    directory: str
+    parameters: int
+    flops: int  # of an image
     seconds: float  # 0 for a run that is done; a resumed one counts whole
 
 
-def show(jobs: list[Job], claims: list[Claim]) -> None:
-    """The table of ``--dry-run``, on stdout."""
+def show(jobs: list[Job], claims: list[Claim], as_json: bool = False) -> None:
+    """The plan of ``--dry-run``, on stdout."""
     found = estimates(jobs, claims)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("run", "state", "parameters", "MFLOPs", "about", "directory"):
-        right = title in ("parameters", "MFLOPs", "about")
-        table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for one in found:
-        table.add_row(
-            one.job.run,
-            one.claim.value,
-            f"{one.size.parameters:,}",
-            f"{one.size.flops / 1e6:,.1f}",
-            clock(one.seconds) if one.seconds else "-",
-            str(one.job.directory),
-        )
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out.width = 300
-    with out.capture() as capture:
-        out.print(table)
-    print("\n".join(row.rstrip() for row in capture.get().splitlines()))
-    due = sum(one.claim is not Claim.done for one in found)
-    total = sum(one.seconds for one in found)
-    out.print(f"{due} of {len(found)} to train, about {clock(total)} one after another")
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    heads = ["run", "state", "parameters", "MFLOPs|an image", "about", "directory"]
+    body = [
+        [
+            one.run,
+            one.state,
+            f"{one.parameters:,}",
+            f"{one.flops / 1e6:,.1f}",
+            duration(one.seconds) if one.seconds else "-",
+            one.directory,
+        ]
+        for one in found
+    ]
+    due = sum(one.seconds > 0 for one in found)
+    total = duration(sum(one.seconds for one in found))
+    lines = grid(heads, body, "<<>>><", spare=(5, 3, 2, 1))
+    lines.append(f"{due} of {counted(len(found), 'run')} to train, about {total} one after another")
+    lines += sorted({absent for job in jobs if (absent := to_download(job.settings.data))})
+    print(folded("\n".join(lines), width()))
 
 
 def estimates(jobs: list[Job], claims: list[Claim]) -> list[Estimate]:
     """Parameters, FLOPs and time of each job.
 
-    A few steps of the cheapest network are timed on the device at hand; the others are taken to
-    cost in proportion to their FLOPs, and evaluation to cost as much a FLOP as training does.
+    A few steps of the cheapest and of the dearest network are timed on the device at hand; between
+    them the time of an image grows by its FLOPs, and evaluation is a third of a training step.
     """
     sizes = [measured(job) for job in jobs]
     due = [index for index, claim in enumerate(claims) if claim is not Claim.done]
-    pace = 0.0
-    if due:
-        cheapest = min(due, key=lambda index: sizes[index].flops)
-        pace = seconds_per_flop(jobs[cheapest], sizes[cheapest])
+    due.sort(key=lambda index: sizes[index].flops)
+    timed = {sizes[index].flops: index for index in due[:1] + due[-1:]}
+    ends = {flops: seconds_per_image(jobs[i], sizes[i]) for flops, i in timed.items()}
     return [
-        Estimate(job, claim, size, 0.0 if claim is Claim.done else pace * work(job, size))
+        Estimate(
+            job.run,
+            claim.value,
+            str(job.directory),
+            size.parameters,
+            size.flops,
+            float(np.interp(size.flops, [*ends], [*ends.values()])) * work(job)
+            if claim is not Claim.done
+            else 0.0,
+        )
         for job, claim, size in zip(jobs, claims, sizes, strict=True)
     ]
 
 
+def to_download(settings: Data) -> str:
+    """That a set is not here and how large it is; nothing for one that is."""
+    try:
+        sets.check_present(replace(settings, download=False))
+    except UsageError:
+        *_, size = getattr(sets.loader(settings.loader), "DOWNLOAD", ["?"])
+        place = settings.root.rstrip("/")
+        return f"data: {settings.name} is not in {place}/ and would be downloaded ({size} MB)"
+    return ""
+
+
 def images(job: Job) -> Images:
-    """The job's data on its device."""
-    return load(job.settings.data, choose_device(job.settings.device))
+    """The job's data on its device; as many black images if they would have to be downloaded."""
+    settings, device = job.settings.data, choose_device(job.settings.device)
+    loader = sets.loader(settings.loader)
+    if not (hasattr(loader, "DOWNLOAD") and to_download(settings)):
+        return load(settings, device)
+    (channels, size, classes), (train, test, _) = loader.SHAPE, loader.DOWNLOAD
+    train = train * 9 // 10 if settings.split is Split("45k") else train
+    train, test = (
+        (np.zeros((count, *size, channels), np.uint8), np.zeros(count)) for count in (train, test)
+    )
+    return sets.from_arrays(settings.name, train, test, [*map(str, range(classes))]).to(device)
 
 
 def measured(job: Job) -> models.Size:
@@ -88,18 +119,18 @@ def measured(job: Job) -> models.Size:
     return models.measure(network, data.channels, data.size)
 
 
-def work(job: Job, size: models.Size) -> float:
-    """FLOPs of a whole run: three forward passes a training image, one an evaluated image."""
+def work(job: Job) -> float:
+    """Training images of a whole run, and a third of those that are evaluated."""
     settings, data = job.settings, images(job)
     rows = -(-settings.steps // settings.eval_every)
     clean = -(-rows // settings.clean_every)
     evaluated = rows * len(data.test_labels) + clean * len(data.train_labels)
-    return size.flops * (3 * settings.steps * settings.batch_size + evaluated)
+    return settings.steps * settings.batch_size + evaluated / 3
 
 
-def seconds_per_flop(job: Job, size: models.Size) -> float:
-    """Time a few steps of ``job`` and leave nothing behind."""
-    steps = TIMED_STEPS + 1
+def seconds_per_image(job: Job, size: models.Size) -> float:
+    """Time a few steps of ``job`` and leave nothing behind; the fastest counts."""
+    steps = WARM_STEPS + TIMED_STEPS
     data = images(job)
     device = data.train_images.device
     batch = job.settings.batch_size
@@ -110,11 +141,10 @@ def seconds_per_flop(job: Job, size: models.Size) -> float:
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)
-    next(turns)
-    state.loss_sum.item()  # waits for the device
-    started = time.perf_counter()
-    for _ in range(TIMED_STEPS):
+    spent: list[float] = []
+    while len(spent) < steps and sum(spent) < TIMED_SECONDS:
+        started = time.perf_counter()
         next(turns)
-    state.loss_sum.item()
-    spent = time.perf_counter() - started
-    return spent / (TIMED_STEPS * 3 * settings.batch_size * size.flops)
+        state.loss_sum.item()  # waits for the device
+        spent.append(time.perf_counter() - started)
+    return min(spent) / batch

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from threading import Thread
 from typing import Any
 
-from resexp.console import clock, console, percent
+from resexp.console import duration, percent, tell
 from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
@@ -106,7 +106,7 @@ class Session:
                 return
             case Over(outcome):
                 for warning in outcome.warnings:
-                    console.print(f"warning: {warning}")
+                    tell(f"warning: {warning}")
                 trained = outcome.claim in (Claim.new, Claim.resume)
                 self.display.end(job, brief(outcome), trained=trained)
             case Failed(error):
@@ -180,7 +180,7 @@ def brief(outcome: Outcome) -> str:
     status = "done before" if outcome.claim is Claim.done else record["status"]
     return (
         f"{status:<11} clean {percent(last.get('clean_train_error')):>6}  "
-        f"test {percent(last.get('test_error')):>6}  {iou}{clock(record.get('seconds') or 0)}"
+        f"test {percent(last.get('test_error')):>6}  {iou}{duration(record.get('seconds') or 0)}"
     )
 
 

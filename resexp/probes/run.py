@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resexp.analysis.results import Run, require_runs
-from resexp.console import bar_of, clock, console
+from resexp.console import bar_of, duration, tell
 from resexp.probes import Case, Cell, Finding, Needs, names, probe, rows
 from resexp.runs.provenance import environment
 from resexp.runs.records import finite, write_atomically
@@ -117,7 +117,7 @@ def perform_all(measurements: Sequence[Measurement], command: str) -> Iterator[d
             if len(refusals) == len(measurements) - 1:
                 raise
             refusals.append(one.name)
-            console.print(f"left out: {refusal}")
+            tell(f"left out: {refusal}")
 
 
 def perform(wanted: Measurement, command: str) -> dict[str, Any]:
@@ -243,6 +243,6 @@ def text(result: dict[str, Any]) -> str:
     return (
         f"{result['probe']}: {result['claim']}\n"
         f"  {result['verdict']} under this recipe: {result['sentence']}\n"
-        f"  {result['recipe']}; {clock(result['seconds'])}\n"
+        f"  {result['recipe']}; {duration(result['seconds'])}\n"
         f"  {table}   {table.with_suffix('.png')}"
     )

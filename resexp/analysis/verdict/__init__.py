@@ -73,7 +73,7 @@ def decide(
             *chosen,
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
-            *(f"Most of {one}-{shallow} failed: no rise is seen from chance." for one in untrained),
+            *(f"{one}-{shallow} did not learn: no rise is seen from there." for one in untrained),
             *select.advice(runs, arms, shallow, deep, len(judged[0].change.seeds)),
         ],
     )

@@ -99,7 +99,8 @@ def read(verdict: Verdict, degrades: float, does_not: float) -> str:
 def text(found: Sequence[Value], axis: str) -> str:
     """The values as aligned lines, the smallest rise first."""
     first = found[0].verdict
-    rows = [[axis, "rise in points (95 %)", "one-sided 95 %", "n", f"{first.baseline} networks"]]
+    heads = [axis, "rise in points (95 %)", "one-sided 95 %", "n", f"{first.baseline} networks"]
+    rows = []
     notes: dict[str, None] = {}
     for one in sorted(found, key=lambda one: one.verdict.arms[0].change.train_error.mean):
         for arm in one.verdict.arms:
@@ -113,4 +114,4 @@ def text(found: Sequence[Value], axis: str) -> str:
         f"{first.shallow} layers, {first.steps:,} steps, {first.data}, recipe {first.recipe}):"
     )
     rule = f"By the rule of resexp verdict for each {axis}, both answers by Holm over {len(found)}."
-    return "\n".join([head, *aligned(rows), rule, *notes])
+    return "\n".join([head, *aligned(heads, rows), rule, *notes])

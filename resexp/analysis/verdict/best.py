@@ -133,12 +133,12 @@ def commands(choices: Sequence[Choice], seeds: str) -> list[str]:
 
 def table(choices: Sequence[Choice], setting: str) -> list[str]:
     """The choices as aligned lines."""
-    rows = [["network", setting, "log10 clean loss", "tried", ""]]
+    rows = []
     for choice in choices:
         tried = ", ".join(spell(value) for value in sorted(choice.tried))
         edge = "at the edge: try values beyond" if choice.at_edge else ""
         rows.append([choice.network, spell(choice.value), signed(choice.loss, 2), tried, edge])
-    return aligned(rows)
+    return aligned(["network", setting, "log10 clean loss", "tried", ""], rows)
 
 
 def sentence(choices: Sequence[Choice], setting: str, seeds: Sequence[int]) -> str:

@@ -34,6 +34,7 @@ DEGRADES, DOES_NOT_DEGRADE, INCONCLUSIVE = "degrades", "does not degrade", "inco
 PRELIMINARY = "inconclusive (preliminary)"  # too few seeds, whatever they say
 CURED, NOT_CURED = "cured", "not cured"
 DEGRADATION, OVERFITTING, NEITHER = "degradation", "overfitting", "neither"
+UNTRAINED = "did not learn"  # even shallow: no rise from there is a reading
 EXIT_CODES = {DEGRADES: 0, DOES_NOT_DEGRADE: 3, INCONCLUSIVE: 4, PRELIMINARY: 4}
 SOME_NOT_CURED = 5  # in place of 0, where an arm is not shown to be cured
 
@@ -73,7 +74,7 @@ class Arm:
     rising: int  # seeds whose error rises at every depth trained between: a note, no clause
     p: float  # that of ``change``; of other arms than the first by Holm over them
     reading: str  # degrades, does not degrade, or inconclusive
-    label: str  # degradation, overfitting, or neither
+    label: str  # degradation, overfitting, did not learn, or neither
     cure: str = ""  # cured, not cured or inconclusive; "" for the first, or with nothing to cure
     cure_p: float = math.nan  # the larger of its two tests', by Holm over the other arms
 
@@ -194,8 +195,8 @@ def judge(
 ) -> tuple[list[Arm], dict[str, Change]]:
     """Read all arms by the rule, the first as the baseline, from their final numbers alone.
 
-    Of series ``untrained`` even the shallow networks failed: that they do not rise from chance says
-    nothing. Also returns, by series, the baseline's change minus each other arm's.
+    Of series ``untrained`` even the shallow networks did not learn: that their error does not rise
+    says nothing. Also returns, by series, the baseline's change minus each other arm's.
     """
     rises = {series: changes(one, shallow, deep) for series, one in numbers.items()}
     first, *others = rises
@@ -208,8 +209,8 @@ def judge(
         for (series, change), p in zip(summaries.items(), p_values, strict=True)
     ]
     for arm in arms:
-        if arm.series in untrained and arm.reading == DOES_NOT_DEGRADE:
-            arm.reading, arm.label = INCONCLUSIVE, NEITHER
+        if arm.series in untrained and arm.reading != DEGRADES:
+            arm.reading, arm.label = INCONCLUSIVE, UNTRAINED
     if arms[0].reading == DEGRADES:
         cures = holm([cure_p(arm.change, minus[arm.series]) for arm in arms[1:]])
         for arm, p in zip(arms[1:], cures, strict=True):
@@ -249,6 +250,8 @@ def cure(arm: Arm, minus: Change, p: float, better: bool) -> str:
     """
     if len(minus.seeds) < ENOUGH_SEEDS:
         return PRELIMINARY
+    if arm.label == UNTRAINED:
+        return INCONCLUSIVE
     if arm.reading == DEGRADES or not better:
         return NOT_CURED
     non_inferior = arm.reading == DOES_NOT_DEGRADE

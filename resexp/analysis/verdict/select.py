@@ -245,12 +245,16 @@ def endpoints(runs: Iterable[Run]) -> dict[tuple[int, int], Endpoint]:
 
 
 def untrained(arms: Arms, shallow: int) -> list[str]:
-    """Series of which most shallow networks failed."""
-    failed = {
-        series: [run.status in FAILURES for run in runs if run.depth == shallow]
+    """Series of which most shallow networks did not learn: over half of the error of chance."""
+    found = {
+        series: [
+            end["train_error"] > run.chance("clean_train_error") / 2
+            for run in runs
+            if run.depth == shallow and (end := endpoint(run)) is not None
+        ]
         for series, runs in arms.items()
     }
-    return [series for series, found in failed.items() if sum(found) > len(found) / 2]
+    return [series for series, high in found.items() if sum(high) > len(high) / 2]
 
 
 def missing(arms: Arms, shallow: int, deep: int) -> list[str]:

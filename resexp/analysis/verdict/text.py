@@ -14,6 +14,7 @@ from resexp.analysis.verdict.rule import (
     OVERFITTING,
     PRELIMINARY,
     RULE,
+    UNTRAINED,
     Arm,
     Change,
     Contrast,
@@ -21,9 +22,9 @@ from resexp.analysis.verdict.rule import (
 )
 
 MEANINGS = {
-    DEGRADATION: "degradation: trains worse",
-    OVERFITTING: "overfitting: trains no worse, the gap widens",
-    NEITHER: "neither shown",
+    DEGRADATION: "; trains worse: degradation",
+    OVERFITTING: "; trains no worse, the gap widens: overfitting",
+    NEITHER: "",
 }
 CURES = {
     CURED: "Cured",
@@ -33,13 +34,19 @@ CURES = {
 }
 
 
-def text(verdict: Verdict) -> str:
-    """The verdict for people, a few aligned lines."""
-    lines = [sentence(verdict), *aligned(_primary(verdict))]
-    heads = ["beside it (95 %)", "log10 loss", "test error", "test minus training", ""]
-    rows = [[arm.series, *_secondary(arm.change), MEANINGS[arm.label]] for arm in verdict.arms]
-    lines += aligned([heads, *rows])
-    lines += _other_pairs(verdict) + _budget(verdict)
+def text(verdict: Verdict, room: int | None = None) -> str:
+    """The verdict for people: lines of at most ``room`` columns (default: stdout's), if they can.
+
+    Sentences may be longer.
+    """
+    by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
+    heads = ["training error, points", "rise (95 %)", "one-sided 95 %", "n", by_holm]
+    lines = [sentence(verdict), *aligned(heads, _primary(verdict), room)]
+    lines += aligned(["", ""], [[arm.series, _reading(arm)] for arm in verdict.arms], room)
+    rows = [[arm.series, *_secondary(arm.change)] for arm in verdict.arms]
+    lines.append("Beside it, deep minus shallow (95 %), errors in points:")
+    lines += aligned(["", "log10 loss", "test error", "test minus training"], rows, room)
+    lines += _other_pairs(verdict, room) + _budget(verdict, room)
     lines += [RULE, verdict.fixed, _failures(verdict)]
     if verdict.missing:
         lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
@@ -54,18 +61,17 @@ def sentence(verdict: Verdict) -> str:
         f"{verdict.data}, recipe {verdict.recipe})."
     )
     for cure, word in CURES.items():
-        arms = [arm.series for arm in verdict.arms if arm.cure == cure]
+        arms = [arm.series for arm in verdict.arms if arm.cure == cure and arm.label != UNTRAINED]
         said += f" {word}: {', '.join(arms)}." if arms else ""
-    return said
+    unread = [arm.series for arm in verdict.arms if arm.label == UNTRAINED]
+    return said + (f" Did not learn: {', '.join(unread)}." if unread else "")
 
 
 def _primary(verdict: Verdict) -> list[list[str]]:
     """Rises of training error with the bounds that decide, then the differences of differences."""
-    by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
-    rows = [["points of training error", "rise (95 %)", "one-sided 95 %", "n", by_holm, ""]]
-    rows += [[arm.series, *cells(arm.change, arm.p), _reading(arm)] for arm in verdict.arms]
+    rows = [[arm.series, *cells(arm.change, arm.p)] for arm in verdict.arms]
     for series, change in verdict.interactions.items():
-        rows.append([f"{verdict.baseline} minus {series}", *cells(change, math.nan), ""])
+        rows.append([f"{verdict.baseline} minus {series}", *cells(change, math.nan)])
     return rows
 
 
@@ -74,15 +80,17 @@ def cells(change: Change, p: float) -> list[str]:
     rise = change.train_error
     if rise.n == 0:
         return ["no pairs", "", "", ""]
-    bounds = f"above {signed(rise.lower, 1)}, below {signed(rise.upper, 1)}" if rise.n > 1 else ""
+    bounds = f">{signed(rise.lower, 1)}, <{signed(rise.upper, 1)}" if rise.n > 1 else ""
     return [spread(rise, 1), bounds, str(rise.n), "" if math.isnan(p) else f"{p:.2g}"]
 
 
 def _reading(arm: Arm) -> str:
-    if not arm.cure:
-        return arm.reading
+    """What the rule says of an arm, and what its test error adds."""
+    if arm.label == UNTRAINED:
+        return "did not learn: no reading"
     p = "" if math.isnan(arm.cure_p) else f" (p = {arm.cure_p:.2g})"
-    return f"{arm.reading}; {CURES[arm.cure].lower()}{p}"
+    cure = f"; {CURES[arm.cure].lower()}{p}" if arm.cure else ""
+    return f"{arm.reading}{cure}{MEANINGS[arm.label]}"
 
 
 def _secondary(change: Change) -> list[str]:
@@ -91,37 +99,26 @@ def _secondary(change: Change) -> list[str]:
     return [spread(change.loss, 2), *(spread(one, 1) for one in (change.test_error, change.gap))]
 
 
-def _other_pairs(verdict: Verdict) -> list[str]:
-    """The pairs of depths that the headline is not about: one row per pair, one block per arm."""
-    by_pair: dict[tuple[int, int], dict[str, Contrast]] = {}
-    for contrast in verdict.contrasts:
-        by_pair.setdefault((contrast.shallow, contrast.deep), {})[contrast.series] = contrast
-    by_pair.pop((verdict.shallow, verdict.deep), None)
-    if not by_pair:
-        return []
-    pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
-    lines = [
-        f"Other pairs of depths: training error (95 %), n, one-sided p by Holm over all {pairs}:"
+def _other_pairs(verdict: Verdict, room: int | None) -> list[str]:
+    """Each arm's rise between the pairs of depths that the headline is not about."""
+    heads = ["", "depths", "training error, points (95 %)", "n", "p"]
+    arms = [arm.series for arm in verdict.arms]
+    rows = [
+        [one.series, f"{one.shallow} to {one.deep}", *_contrast(one)]
+        for one in verdict.contrasts
+        if one.series in arms and (one.shallow, one.deep) != (verdict.shallow, verdict.deep)
     ]
-    others = [[series, f"{verdict.baseline} minus {series}"] for series in verdict.interactions]
-    first, *more = others or [[]]
-    for columns in ([verdict.baseline, *first], *more):
-        rows = [
-            [f"{shallow} to {deep}", *(_cell(row.get(column)) for column in columns)]
-            for (shallow, deep), row in sorted(by_pair.items())
-        ]
-        lines += aligned([["depths", *columns], *rows])
-    return lines
+    pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
+    title = f"Other pairs of depths; one-sided p by Holm over all {pairs}:"
+    return [title, *aligned(heads, rows, room)] if rows else []
 
 
-def _cell(contrast: Contrast | None) -> str:
-    if contrast is None:
-        return "no pairs"
+def _contrast(contrast: Contrast) -> list[str]:
     rise, p = contrast.change.train_error, contrast.holm_t
-    return f"{spread(rise, 1)}, {rise.n}" + ("" if math.isnan(p) else f", {p:.2g}")
+    return [spread(rise, 1), str(rise.n), "" if math.isnan(p) else f"{p:.2g}"]
 
 
-def _budget(verdict: Verdict) -> list[str]:
+def _budget(verdict: Verdict, room: int | None) -> list[str]:
     """What is left of each arm's rise at larger budgets, and how much of it more steps close."""
     if not verdict.budget:
         return []
@@ -135,7 +132,10 @@ def _budget(verdict: Verdict) -> list[str]:
         ]
         for check in verdict.budget
     ]
-    lines = ["Budget check, points of training error at more steps:", *aligned(rows)]
+    lines = [
+        "Budget check, points of training error at more steps:",
+        *aligned([""] * 5, rows, room),
+    ]
     if len({check.steps for check in verdict.budget}) < 2:
         lines.append("One larger budget alone: two or more tell slow training from a limit.")
     return lines

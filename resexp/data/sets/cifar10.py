@@ -17,6 +17,7 @@ from resexp.data import Images, alone, from_arrays
 from resexp.settings import Data, UsageError
 
 SHAPE = 3, (32, 32), 10  # channels, height and width, classes
+DOWNLOAD = 50_000, 10_000, 170  # training and test images, MB of the archive
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 

@@ -21,6 +21,7 @@ from resexp.files import MOST_BYTES, open_regular
 from resexp.settings import Data, UsageError
 
 SHAPE = 1, (28, 28), 10  # channels, height and width, classes
+DOWNLOAD = 60_000, 10_000, 31  # training and test images, MB of the files
 
 #: The files, and how many axes each array has.
 FILES = {
