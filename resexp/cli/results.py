@@ -33,10 +33,11 @@ class Figure(StrEnum):
 
 
 class Style(StrEnum):
-    """Layout of the curves."""
+    """Layout of a figure."""
 
     screen = "screen"
     paper = "paper"
+    slide = "slide"
 
 
 #: A figure that ``resexp plot`` can draw.
@@ -56,7 +57,8 @@ class Listing(StrEnum):
 
 
 @app.command(
-    epilog="Examples:  resexp plot   |   resexp plot results/digits depth=20,56 --format pdf"
+    epilog="Examples:  resexp plot   |   resexp plot results/digits depth=20,56 --format pdf   |   "
+    "resexp plot --width 8.5   |   resexp plot --style slide --show"
 )
 def plot(
     selection: Selection = None,
@@ -65,12 +67,32 @@ def plot(
         Path | None, typer.Option("--out", help="Folder for the figures; default: beside the runs.")
     ] = None,
     style: Annotated[
-        Style, typer.Option("--style", help="paper: the layout of He et al. 2015, figure 6.")
+        Style,
+        typer.Option(
+            "--style",
+            help="paper: curves as in figure 6 of He et al. 2015; slide: text of 14 pt or more.",
+        ),
     ] = Style.screen,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CM",
+            min=6,
+            max=100,
+            help="Printed width, text of 7 pt or more: 8.5 is one column of a paper.",
+            show_default=False,
+        ),
+    ] = None,
+    dpi: Annotated[int, typer.Option(min=50, max=1200, help="Pixels an inch of a PNG.")] = 200,
+    title: Annotated[
+        str | None,
+        typer.Option(help='Above the figure; "" for nothing.', show_default=False),
+    ] = None,
     which: Annotated[
         list[Kind] | None,
         typer.Option("--which", help="A figure to draw; again for more.", show_default=False),
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open them in a viewer.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw error against steps (curves) and depth, and what the skips change (difference)."""
@@ -78,9 +100,19 @@ def plot(
 
     root, filters = select(selection)
     kinds = [kind.value for kind in which] if which else None
-    drawn = draw(root, out, form.value, filters, style=style.value, which=kinds)
+    drawn = draw(
+        *(root, out, form.value, filters, style.value, kinds), width=width, dpi=dpi, title=title
+    )
     paths = [str(path) for path in drawn]
     say(paths, lambda: "   ".join(paths), as_json)
+    for path in paths if show else []:
+        open_file(path)
+
+
+def open_file(path: str) -> None:
+    """Open a file in what this desktop has for it; where that fails, say so."""
+    if typer.launch(path):
+        typer.echo(f"{path} could not be opened: no viewer was found.", err=True)
 
 
 @app.command(epilog="Examples:  resexp table   |   resexp table --format latex > table.tex")
@@ -237,6 +269,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File or folder; default: beside the runs.")
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML file with everything: verdict, figures, table, runs, commands, CSV."""
@@ -245,6 +278,8 @@ def report(
     root, filters = select(selection)
     path = str(write_report(root, out, filters))
     say([path], lambda: path, as_json)
+    if show:
+        open_file(path)
 
 
 @app.command(

@@ -1,7 +1,8 @@
 """What every figure shares: sizes, type, colours, headings, legends, and the file it becomes.
 
 Drawn without pyplot: no window, no state between figures. Sizes are those of a printed page (a
-column is 85 mm wide), so text keeps its size in a paper.
+column is 85 mm wide), so text keeps its size in a paper: 7 points or more. A slide is a page on
+which all is larger, lines as well as letters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,19 +24,25 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from resexp.analysis.formatting import count
-from resexp.analysis.results import Run
+from resexp.analysis.results import Run, spell
 from resexp.runs.records import replacing
 
 MOST_PANELS = 4
 MM = 1 / 25.4  # inches
 COLUMN, PAGE = 85 * MM, 175 * MM
+TALLEST = 235 * MM  # so that it fits A4
+DPI = 200  # of a PNG
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same on every machine
-    "font.size": 7.5,
+    "font.size": 7.5,  # sizes and widths in points; pt() gives others
+    "figure.titlesize": 7.5,
     "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.labelsize": 7.5,
+    "axes.labelpad": 3,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
@@ -49,6 +57,8 @@ STYLE: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
+    "xtick.major.pad": 3,
+    "ytick.major.pad": 3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -71,8 +81,35 @@ DEPTH_COLOURS = {
 SERIES_STYLES = (("#d55e00", "o"), ("#0072b2", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 MORE_COLOURS = ("#7a5195", "#8a6d00")  # after those four, where a page shows more series
 FAILURE = "#222222"
+CHANCE = "#999999"
+DOTS: Any = (0, (1, 1.5))
 GREY = "#555555"
 DASHES: Any = (0, (3, 1.6))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Where a figure will be seen: how wide it is there, and how large its letters are."""
+
+    width: float | None = None  # inches; None leaves it to the chart
+    tallest: float = TALLEST  # inches
+    scale: float = 1.0  # of all sizes in points
+    title: str | None = None  # in place of the heading; "" for none
+
+
+SCREEN = Page()
+SLIDE = Page(width=13.333, tallest=7.5, scale=2)  # the usual wide slide, in inches
+
+
+def scaled(style: dict[Any, Any], scale: float) -> dict[Any, Any]:
+    """A style whose sizes, widths and distances, all in points, are ``scale`` times as large."""
+    points = (key for key in style if key.endswith(("size", "width", "pad")))
+    return style | {key: scale * style[key] for key in points}
+
+
+def pt(points: float) -> float:
+    """A size on a page, in points of the figure that is being drawn."""
+    return points * float(matplotlib.rcParams["font.size"] / STYLE["font.size"])
 
 
 def depth_colour(depth: int) -> str:
@@ -93,18 +130,23 @@ def blank(width: float, height: float) -> Figure:
     """A figure of this size in inches, without axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr,call-arg]
+    pad = pt(2.2) / 72
+    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)  # type: ignore[union-attr,call-arg]
     return figure
 
 
-def heading(runs: Sequence[Run], series: int = 0, most: int = 0) -> str:
-    """Experiment, data, recipe and seeds, and how many series are drawn if not all."""
+def heading(runs: Sequence[Run]) -> str:
+    """Experiment, data, recipe and seeds."""
     first = runs[0]
-    left_out = f" ({most} of {series} series)" if series > most else ""
     return (
         f"Experiment {first.name}: data {data_sets(runs)}, recipe {first.setting('recipe')}, "
-        f"{seeds(runs)}{left_out}{remarks(runs, '. ')}"
+        f"{seeds(runs)}{remarks(runs, '. ')}"
     )
+
+
+def part(drawn: int, series: int) -> str:
+    """How many series are drawn, if not all."""
+    return f"{drawn} of {series} series" if drawn < series else ""
 
 
 def remarks(runs: Sequence[Run], before: str = "") -> str:
@@ -130,29 +172,97 @@ def spaced(series: str) -> str:
     return series.replace(",", ", ")
 
 
+def labels(runs: Sequence[Run]) -> dict[str, str]:
+    """What people call each series: its arch, and the settings that tell it from the others.
+
+    A setting that all runs share says nothing: ``steps=1000`` is named beside ``steps=2000`` alone.
+    One of the architecture is compared within it.
+    """
+    keys = sorted({key for run in runs for key in run.extras})
+    seen: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for key in keys:
+            seen.setdefault((of_arch(run, key), key), set()).add(spell(run.setting(key)))
+    found = {}
+    for run in runs:
+        varied = (key for key in keys if len(seen[of_arch(run, key), key]) > 1)
+        words = [setting_word(run, key) for key in varied]
+        found[run.series] = ", ".join([arch_name(run.arch), *filter(None, words)])
+    clash = len({*found.values()}) < len(found)
+    return {series: spaced(series) for series in found} if clash else found
+
+
+def of_arch(run: Run, key: str) -> str:
+    """The arch that a setting belongs to; "" for one of the recipe."""
+    return run.arch if key.startswith("arch.") or key == "twin" else ""
+
+
+def setting_word(run: Run, key: str) -> str:
+    """``lr=0.1``; a plain twin is called so, and what has its skips is not said to have no twin."""
+    value = spell(run.setting(key))
+    if key == "twin":
+        return {"none": "", "plain": "plain twin"}.get(value, f"{value} twin")
+    return f"{key.removeprefix('arch.')}={value}"
+
+
+#: Archs whose names are not words; of the others the underscores go.
+NAMES = {
+    "preact": "pre-activation",
+    "se": "squeeze-and-excitation",
+    "rezero": "ReZero",
+    "skipinit": "SkipInit",
+    "fixup": "Fixup",
+    "resnet": "ResNet",
+    "vgg": "VGG",
+    "unet": "U-Net",
+    "densenet": "DenseNet",
+    "repvgg": "RepVGG",
+    "diracnet": "DiracNet",
+}
+
+
+def arch_name(arch: str) -> str:
+    return NAMES.get(arch, arch.replace("_", " "))
+
+
+def wrapped(title: str, width: float) -> list[str]:
+    """The lines of a heading in a figure of this width in inches, as of a page."""
+    return textwrap.wrap(title, int(width / MM / 1.45))
+
+
 def head(figure: Figure, title: str) -> None:
-    """The line above the panels, in two where the figure is narrow."""
-    wide = figure.get_figwidth() > COLUMN
-    letters = int(figure.get_figwidth() / MM / (1.55 if wide else 1.37))
-    lines = textwrap.wrap(title, letters)
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8 if wide else 7)
+    """The lines above the panels."""
+    lines = wrapped(title, figure.get_figwidth() / pt(1))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Below the panels, in as many columns as the width holds; the first take what is over."""
-    lengths = [len(label) for label in labels]
+def legend_lines(names: Sequence[str], width: float) -> tuple[list[str], int, int]:
+    """Names broken where they are longer than a legend, its columns and its lines.
+
+    ``width`` in inches, as of a page.
+    """
+    letters = int((width / MM - 9.5) / 1.35)
+    names = ["\n".join(textwrap.wrap(name, letters)) or " " for name in names]
+    lengths = [len(name) for name in names]
 
     def needed(columns: int) -> float:
         longest = [part.max() for part in np.array_split(lengths, columns)]
         return float(columns * 9.5 + 1.35 * sum(longest))
 
-    width = figure.get_figwidth() / MM
-    fit = (n for n in range(len(labels), 1, -1) if needed(n) <= width)
+    fit = (n for n in range(len(names), 1, -1) if needed(n) <= width / MM)
+    columns = next(fit, 1)
+    lines = math.ceil(len(names) / columns) + sum(name.count("\n") for name in names)
+    return names, columns, lines
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Below the panels, in as many columns as the width holds; the first take what is over."""
+    names, columns, _ = legend_lines(names, figure.get_figwidth() / pt(1))
     figure.legend(
         handles,
-        labels,
+        names,
         loc="outside lower left",
-        ncols=next(fit, 1),
+        ncols=columns,
         frameon=False,
         handlelength=1.8,
         columnspacing=1.2,
@@ -160,17 +270,17 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     )
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a figure whole or not at all, in the form that its suffix names; no date inside.
 
     Raises Unwritten where it does not fit.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        write(figure, temporary, path.suffix[1:])
+        write(figure, temporary, path.suffix[1:], dpi)
 
 
-def write(figure: Figure, target: Path | IO[bytes], form: str) -> None:
+def write(figure: Figure, target: Path | IO[bytes], form: str, dpi: int = DPI) -> None:
     """Render a figure; the same figure gives the same bytes."""
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form, {})
     for label in figure.findobj(Text, include_self=False):
@@ -181,4 +291,4 @@ def write(figure: Figure, target: Path | IO[bytes], form: str) -> None:
         label.set_text("".join(letters))  # XML has no others
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters of another font
-        figure.savefig(target, format=form, dpi=200, metadata=metadata)
+        figure.savefig(target, format=form, dpi=dpi, metadata=metadata)

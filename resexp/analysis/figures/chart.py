@@ -7,6 +7,7 @@ under the pointer the same values. What a reader may switch off there has its ta
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,22 +22,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from resexp.analysis.figures.canvas import COLUMN, MM, STYLE, blank, head, legend
+from resexp.analysis.figures.canvas import (
+    CHANCE,
+    COLUMN,
+    DOTS,
+    MM,
+    PAGE,
+    SCREEN,
+    STYLE,
+    Page,
+    blank,
+    head,
+    legend,
+    legend_lines,
+    pt,
+    scaled,
+    wrapped,
+)
 from resexp.settings import UsageError
 
-NAMES_APART = 0.07  # of the height of a panel, so that names at the ends of curves do not touch
+NAME = 3.3 * MM  # a name at the end of a curve, and room
+AROUND = 14 * MM  # what a row of panels needs beside its axes
+LINE = 3.8 * MM  # of a heading or a legend
 
-SMALL: dict[str, Any] = {"fontsize": 6.5, "color": "#666666"}
-BARS: dict[str, Any] = {"fmt": "none", "elinewidth": 0.9, "capsize": 2.2, "capthick": 0.9}
-HAIR: dict[str, Any] = {
-    "arrowstyle": "-",
-    "linewidth": 0.5,
-    "shrinkA": 0.5,
-    "shrinkB": 0,
-    "relpos": (0, 0.5),
-}
-DOTS: Any = (0, (1, 1.5))
-PALE: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+HAIR: dict[str, Any] = {"arrowstyle": "-", "shrinkA": 0.5, "shrinkB": 0, "relpos": (0, 0.5)}
 
 Mark = Callable[[Artist, Sequence[str]], None]  # gives an artist an id with its tags
 
@@ -88,6 +97,7 @@ class Scale:
     ticks: int | Sequence[float] | None = None  # how many, or which; None leaves it to matplotlib
     form: str = ""  # of its numbers, such as {x:,.0f}
     logarithmic: bool = False
+    linear: float = 0.0  # where logarithmic, linear from 0 to here
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,9 +115,7 @@ class Panel:
     spread: str = ""  # what low and high are, before them
     chance: float | None = None  # error of always answering the commonest class, percent
     zero: bool = False
-    note: str = ""  # above, to the right
-    corner: str = ""  # within, above right
-    named: bool = False  # its lines are named in a legend of its own
+    note: str = ""  # below its title
 
     def number(self, value: float) -> str:
         """A value in words, with a real minus, without its unit."""
@@ -136,53 +144,58 @@ class Chart:
     title: str = ""  # of its section in the report
     caption: str = ""  # below it there
     heading: str  # above the figure
+    part: str = ""  # what part of the series is drawn, if not all
     panels: list[Panel]
     keys: list[Key]
-    columns: int
+    columns: int  # on a page as wide as PAGE
     width: float  # inches
-    height: float
-    ratios: Sequence[float] | None = None  # of the heights of the rows
-    labels: str = "left"  # where axes are labelled: left, outer (numbers too) or all
+    row: float  # height of a row of panels, inches
+    labels: str = "left"  # where axes are labelled: left, outer (numbers too) or each
     style: dict[Any, Any] = field(default_factory=lambda: STYLE)
 
 
-def draw(chart: Chart) -> Figure:
-    """A whole chart as a figure."""
-    with matplotlib.rc_context(chart.style):
-        figure = blank(chart.width, chart.height)
-        rows = math.ceil(len(chart.panels) / chart.columns)
-        grid = figure.subplots(rows, chart.columns, squeeze=False, height_ratios=chart.ratios)
-        axes = list(grid.flat)
+def draw(chart: Chart, page: Page = SCREEN) -> Figure:
+    """A whole chart as a figure; where the page is narrower than PAGE its panels are stacked."""
+    width = (page.width or chart.width) / page.scale  # lengths as if letters were of a page's size
+    columns = chart.columns
+    if page.width:
+        columns = max(1, min(len(chart.panels), round(chart.columns * width / PAGE)))
+    rows = math.ceil(len(chart.panels) / columns)
+    heading = chart.heading if page.title is None else page.title
+    heading += f" ({chart.part})" if heading and chart.part else ""
+    names = [key.name for key in chart.keys]
+    words = LINE * (len(wrapped(heading, width)) + legend_lines(names, width)[2])
+    titles = [title_lines(panel, width / columns) for panel in chart.panels]
+    more = LINE * max(len(title) + len(notes) - 1 for title, notes, _ in titles)
+    row = min(chart.row + more, (page.tallest / page.scale - words) / rows)
+    row = max(row, chart.row / 2 + more)  # rather a page that is too tall than one with no axes
+    with matplotlib.rc_context(scaled(chart.style, page.scale)):
+        figure = blank(page.scale * width, page.scale * (rows * row + words))
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for unused in axes[len(chart.panels) :]:
             unused.remove()
         for index, (axis, panel) in enumerate(zip(axes, chart.panels, strict=False)):
-            draw_panel(axis, panel, f"p{index}")
-            lowest = index + chart.columns >= len(chart.panels)
-            label_outside(axis, chart.labels, index % chart.columns == 0, lowest)
-            if chart.labels == "all":
-                axis.set_title(panel.title, fontsize=8, pad=4)
-            else:
-                axis.set_title(panel.title, loc="left", fontweight="bold", pad=4)
-        if chart.heading:
-            head(figure, chart.heading)
-        legend(figure, [handle(key) for key in chart.keys], [key.name for key in chart.keys])
+            draw_panel(axis, panel, f"p{index}", row - more)
+            lowest = index + columns >= len(chart.panels)
+            label_outside(axis, chart.labels, index % columns == 0, lowest)
+            draw_title(axis, *titles[index])
+        if heading:
+            head(figure, heading)
+        legend(figure, [handle(key) for key in chart.keys], names)
     return figure
 
 
 def draw_alone(chart: Chart, panel: Panel, name: str) -> Figure:
-    """One panel as a figure, without title and legend; ``name`` begins its ids.
-
-    Narrower where a row has three, so that text is of one size on a page.
-    """
-    width = 2 * COLUMN / max(chart.columns, 2)
+    """One panel as a figure, without title and legend; ``name`` begins its ids."""
+    height = 58 * MM
     with matplotlib.rc_context(chart.style):
-        figure = blank(width, 0.4 * width + 24 * MM)
-        draw_panel(figure.subplots(), panel, name)
+        figure = blank(COLUMN, height)
+        draw_panel(figure.subplots(), panel, name, height)
     return figure
 
 
-def draw_panel(axis: Axes, panel: Panel, name: str) -> None:
-    """All of a panel but its title. Ids are ``name``.tag.tag.number."""
+def draw_panel(axis: Axes, panel: Panel, name: str, height: float) -> None:
+    """All of a panel but its title. Ids are ``name``.tag.tag.number; ``height`` as of a page."""
     numbers = count()
 
     def mark(artist: Artist, tags: Sequence[str]) -> None:
@@ -191,35 +204,46 @@ def draw_panel(axis: Axes, panel: Panel, name: str) -> None:
     set_scale(axis, "x", panel.x)
     set_scale(axis, "y", panel.y)
     if panel.zero:
-        axis.axhline(0, color="#444444", linewidth=0.9, zorder=2)
-    if panel.chance is not None and panel.chance < panel.y.high:
-        axis.axhline(panel.chance, color="#999999", linewidth=0.7, linestyle=DOTS, zorder=1)
-        where: Any = (("axes fraction", "data"), "offset points")  # the line, the word above it
-        axis.annotate("chance", (0, panel.chance), (3, 2), *where, **SMALL)
+        axis.axhline(0, color="#444444", linewidth=pt(0.9), zorder=2)
+    if panel.chance is not None:
+        axis.axhline(panel.chance, color=CHANCE, linewidth=pt(0.7), linestyle=DOTS, zorder=1)
     for line in panel.lines:
         draw_line(axis, line, panel.x.per, mark)
     for points in panel.points:
         draw_points(axis, points, panel, mark)
-    draw_ends(axis, panel, mark)
-    if panel.note:
-        axis.set_title(panel.note, loc="right", pad=4, **SMALL)
-    if panel.corner:
-        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "top"}
-        axis.text(0.97, 0.95, panel.corner, bbox=PALE, **place, **SMALL)
-    if panel.named:
-        axis.legend(loc="upper right", fontsize=6.5, borderaxespad=0)
+    draw_ends(axis, panel, NAME / (height - AROUND), mark)
+
+
+def title_lines(panel: Panel, width: float) -> tuple[list[str], list[str], float]:
+    """The lines of a title and of its note in a panel of this width, and the title's size."""
+    room = width / MM - 4
+    size = 8.5 if room > 50 else 7.5
+    title = textwrap.wrap(panel.title, int(room / (0.23 * size)))
+    notes = (textwrap.fill(note, int(room / 1.35)) for note in panel.note.splitlines())
+    return title, "\n".join(notes).splitlines(), size
+
+
+def draw_title(axis: Axes, title: Sequence[str], notes: Sequence[str], size: float) -> None:
+    """The title and below it the note."""
+    if notes:
+        above: Any = ((0, 1), (0, pt(3)), "axes fraction", "offset points")
+        style: dict[str, Any] = {"fontsize": pt(7), "color": "#666666", "va": "bottom"}
+        axis.annotate("\n".join(notes), *above, **style)
+    axis.set_title("\n".join(title), fontsize=pt(size), pad=pt(4 + 9.8 * len(notes)))
 
 
 def set_scale(axis: Axes, which: str, scale: Scale) -> None:
     """The range, ticks and label of the x or the y axis."""
     one = axis.xaxis if which == "x" else axis.yaxis
     if scale.logarithmic:
-        axis.set(**{f"{which}scale": "log"})
+        linear = {"linthresh": scale.linear, "linscale": 0.4} if scale.linear else {}
+        getattr(axis, f"set_{which}scale")("symlog" if linear else "log", **linear)
         one.set_minor_locator(NullLocator())
     axis.set(**{f"{which}lim": (scale.low / scale.per, scale.high / scale.per)})
     if isinstance(scale.ticks, int):
         # 1.6 so that 64,000 steps are marked where the paper drops its rate: 16, 32, 48, 64.
-        one.set_major_locator(MaxNLocator(scale.ticks, steps=[1, 1.6, 2, 2.5, 5, 10]))
+        steps = [1, *([1.6] if scale.per > 1 else []), 2, 2.5, 5, 10]
+        one.set_major_locator(MaxNLocator(scale.ticks, steps=steps))
     elif scale.ticks is not None:
         one.set_ticks(scale.ticks, [f"{tick:g}" for tick in scale.ticks])
     if scale.form:
@@ -229,7 +253,7 @@ def set_scale(axis: Axes, which: str, scale: Scale) -> None:
 
 def label_outside(axis: Axes, labels: str, left: bool, lowest: bool) -> None:
     """Take away the labels that the panels beside and below have too."""
-    if labels != "all" and not left:
+    if labels in ("left", "outer") and not left:
         axis.set_ylabel("")
     if labels == "outer":
         axis.tick_params(labelleft=left, labelbottom=lowest)
@@ -245,7 +269,7 @@ def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
         x,
         y,
         color=colour,
-        linewidth=line.width,
+        linewidth=pt(line.width),
         linestyle=line.stroke,
         drawstyle="steps-pre" if line.stairs else "default",
         label=line.name,
@@ -261,7 +285,10 @@ def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
         parts = [axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)]
     elif (known := np.isfinite(low)).any():
         ends = ((y - low)[known], (high - y)[known])
-        bars = axis.errorbar(x[known], y[known], ends, ecolor=colour, zorder=above, **BARS)
+        style = {"elinewidth": pt(0.9), "capsize": pt(2.2), "capthick": pt(0.9)}
+        bars = axis.errorbar(
+            x[known], y[known], ends, fmt="none", ecolor=colour, zorder=above, **style
+        )
         parts = bars.get_children()
     for part in parts:
         mark(part, (*line.tags, "spread"))
@@ -275,8 +302,8 @@ def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
         np.minimum(points.y, panel.y.high),  # an early divergence may lie above the axis
         linestyle="none",
         marker=points.marker,
-        markersize=5 if failed else 2.8,
-        markeredgewidth=1.1 if failed else 0,
+        markersize=pt(5 if failed else 2.8),
+        markeredgewidth=pt(1.1 if failed else 0),
         alpha=1 if failed else 0.55,
         color=points.colour,
         clip_on=False,
@@ -285,27 +312,27 @@ def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
     mark(drawn, (*points.tags, "run"))
 
 
-def draw_ends(axis: Axes, panel: Panel, mark: Mark) -> None:
-    """Names right of the ends of curves, moved apart where they would touch, each with a hair line.
+def draw_ends(axis: Axes, panel: Panel, apart: float, mark: Mark) -> None:
+    """Names right of the ends of curves, each with a hair line, a share of the height ``apart``.
 
     A curve that ends above the axis has an arrow and its last value there.
     """
     low, high = panel.y.low, panel.y.high
     named = sorted((line for line in panel.lines if line.end), key=lambda line: line.y[-1])
     wanted = [(min(line.y[-1], high) - low) / (high - low) for line in named]
-    for line, place in zip(named, spread(wanted, NAMES_APART, 1), strict=True):
-        value = line.y[-1]
+    for line, place in zip(named, spread(wanted, apart, 1), strict=True):
+        value, end = line.y[-1], (line.x[-1] - panel.x.low) / (panel.x.high - panel.x.low)
         beyond = f" \N{UPWARDS ARROW} {value:.0f} %" if value > high else ""
         note = axis.annotate(
             line.end + beyond,
             (line.x[-1] / panel.x.per, min(value, high)),
-            (1.045, place),
+            (end + 0.045, place),
             textcoords="axes fraction",
             va="center",
-            fontsize=7,
+            fontsize=pt(7),
             color=line.colour,
             annotation_clip=False,
-            arrowprops=HAIR | {"color": line.colour, "relpos": (0, 0.5)},
+            arrowprops=HAIR | {"color": line.colour, "linewidth": pt(0.5)},
         )
         mark(note, line.tags)
         if note.arrow_patch is not None:
@@ -331,6 +358,13 @@ def spread(wanted: Sequence[float], apart: float, top: float) -> list[float]:
     return [max(0.0, min(mean, most)) + rank * apart for rank, mean in enumerate(shifted)]
 
 
+def chance_keys(panels: Sequence[Panel]) -> list[Key]:
+    """What the dotted line is, where one is within the axes."""
+    drawn = {panel.chance for panel in panels if panel.chance and panel.chance < panel.y.high}
+    told = " and ".join(f"{error:.0f} %" for error in sorted(drawn))
+    return [Key(name=f"chance, {told}", colour=CHANCE, width=0.7, stroke=DOTS)] if drawn else []
+
+
 def handle(key: Key) -> Artist:
     """What stands before a name in the legend."""
     if key.band:
@@ -338,8 +372,8 @@ def handle(key: Key) -> Artist:
     return Line2D(
         *([], []),
         color=key.colour,
-        linewidth=key.width,
+        linewidth=pt(key.width),
         linestyle=key.stroke,
         marker=key.marker or "none",
-        markersize={"|": 8, "x": 5, "": 0}.get(key.marker, 3.2),
+        markersize=pt({"|": 8, "x": 5, "": 0}.get(key.marker, 3.2)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +17,25 @@ from resexp.analysis.figures.canvas import (
     MM,
     MOST_PANELS,
     PAGE,
+    TALLEST,
     depth_colour,
     heading,
-    spaced,
+    labels,
+    part,
+    seeds,
 )
-from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
+from resexp.analysis.figures.chart import (
+    Chart,
+    Key,
+    Line,
+    Nothing,
+    Panel,
+    Points,
+    Scale,
+    chance_keys,
+)
 from resexp.analysis.results import Run, grouped, order
 from resexp.train.row import Row
-
-TALLEST = 235 * MM  # of a page of small panels, so that it fits A4
 
 #: What is drawn of a network: column, the tag of its lines and their name.
 ERRORS = (("test_error", "test", "test"), ("train_error", "train", "training"))
@@ -44,6 +53,7 @@ class Network:
     series: str
     depth: int
     runs: list[Run]
+    label: str  # what people call the series
 
     @property
     def whole(self) -> list[list[Row]]:
@@ -82,43 +92,45 @@ def curves(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     drawn = {series: groups[series] for series in list(groups)[:most]}
     longest = last_step(drawn)
     panels = error_panels(drawn, Look(colours_of(drawn), (1.3, 0.9)), step_scale(longest))
-    for panel, networks in zip(panels, drawn.values(), strict=True):
-        panel.note = failures(networks)
     columns = min(len(panels), 2)
     return Chart(
         title="Error while training",
         caption="Curves start at chance. Training error is the running mean over augmented "
         "batches.",
-        heading=heading(runs, len(groups), most),
+        heading=heading(runs),
+        part=part(len(drawn), len(groups)),
         panels=panels,
-        keys=curve_keys(drawn),
+        keys=curve_keys(drawn, panels),
         columns=columns,
         width=COLUMN if columns == 1 else PAGE,
-        height=(62 * math.ceil(len(panels) / 2) + 14) * MM,
+        row=64 * MM,
     )
 
 
 def families(runs: Sequence[Run]) -> Chart:
     """A page of small panels, one a series, however many: errors against steps, colours by depth.
 
-    Series of one arch stand together. Raises UsageError if no run has a row yet.
+    From the best to the worst of the deepest networks. Raises UsageError if no run has a row yet.
     """
-    groups = require_rows(runs)
+    groups = dict(sorted(require_rows(runs).items(), key=lambda pair: outcome(pair[1])))
     look = Look(colours_of(groups), (0.75 * 1.3, 0.75 * 0.9), end="")
     panels = error_panels(groups, look, step_scale(last_step(groups), ticks=4))
     columns = page_columns(len(panels))
-    for panel, (series, networks) in zip(panels, groups.items(), strict=True):
-        panel.title, panel.chance = series.split(",")[0], None  # its name would be in the way
-        panel.corner = corner(series, networks, letters=112 // columns)
     return Chart(
         heading=heading(runs),
         panels=panels,
-        keys=curve_keys(groups),
+        keys=curve_keys(groups, panels),
         columns=columns,
         width=PAGE,
-        height=page_height(len(panels), columns),
+        row=small_row(columns),
         labels="outer",
     )
+
+
+def outcome(group: Sequence[Network]) -> float:
+    """The mean test error at the end of the deepest network that has one."""
+    whole = [network for network in group if network.whole]
+    return float(whole[-1].values("test_error")[1][:, -1].mean()) if whole else math.inf
 
 
 # --- what is drawn
@@ -130,8 +142,10 @@ def require_rows(runs: Sequence[Run]) -> dict[str, list[Network]]:
     Runs without a row stay in their network if it has others: failures are counted.
     """
     networks = grouped(sorted(runs, key=order), lambda run: (run.series, run.depth))
+    names = labels(runs)
     groups = grouped(
-        [Network(*key, some) for key, some in networks.items()], lambda one: one.series
+        [Network(*key, some, names[key[0]]) for key, some in networks.items()],
+        lambda one: one.series,
     )
     begun = {run.series for run in runs if run.rows()}
     if not begun:
@@ -170,19 +184,20 @@ def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Sca
         broken = [drawn for run in runs if (drawn := diverged_line(run, look))]
         panels.append(
             Panel(
-                title=spaced(series),
+                title=group[0].label,
                 x=steps,
                 y=Scale(label="error (%)", low=0, high=top),
                 lines=lines + broken,
                 points=[cross(line) for line in broken],
                 chance=chance([run for network in group for run in network.runs]),
+                note=failures(group),
             )
         )
     return panels
 
 
 def mean_lines(network: Network, look: Look) -> list[Line]:
-    """Means over seeds with their range, at the steps that all seeds share, from chance on."""
+    """Means over seeds, at the steps that all share, from chance on; of test error the range."""
     lines: list[Line] = []
     arch = network.series.split(",")[0]
     for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
@@ -190,7 +205,7 @@ def mean_lines(network: Network, look: Look) -> list[Line]:
         if not steps:
             continue
         errors = np.insert(errors, 0, chance(network.runs), axis=1)
-        banded = look.bands and len(errors) > 1
+        banded = look.bands and len(errors) > 1 and tag == "test"
         lines.append(
             Line(
                 name=f"{network.depth} {kind}",
@@ -240,19 +255,21 @@ def top_error(lasts: Sequence[float]) -> float:
     As in the paper, whose axis ends at 20 %.
     """
     worst = max(2 * max(lasts, default=50.0), 10.0)
-    return next((float(top) for top in range(10, 100, 10) if worst <= top), 100.0)
+    return next((float(top) for top in range(10, 90, 10) if worst <= top), 100.0)
 
 
-def curve_keys(groups: Mapping[str, Sequence[Network]]) -> list[Key]:
+def curve_keys(groups: Mapping[str, Sequence[Network]], panels: Sequence[Panel]) -> list[Key]:
     """A colour a depth, a stroke a kind of error, and what lines and bands are over seeds."""
-    several = any(len(network.whole) > 1 for network in chain(*groups.values()))
-    of = " (mean)" if several else ""
-    band = [Key(name="range over seeds", colour=GREY, tag="spread", band=True)]
+    networks = list(chain(*groups.values()))
+    several = any(len(network.whole) > 1 for network in networks)
+    of = f", mean of {seeds([run for network in networks for run in network.runs])}"
+    band = [Key(name="range of test error over seeds", colour=GREY, tag="spread", band=True)]
     return [
         *depth_keys(colours_of(groups)),
-        Key(name=f"test{of}", colour=GREY, tag="test", width=1.3),
-        Key(name=f"training{of}", colour=GREY, tag="train", width=0.9, stroke=DASHES),
+        Key(name=f"test error{of if several else ''}", colour=GREY, tag="test", width=1.3),
+        Key(name="training error", colour=GREY, tag="train", width=0.9, stroke=DASHES),
         *(band if several else []),
+        *chance_keys(panels),
     ]
 
 
@@ -279,20 +296,11 @@ def failures(group: Sequence[Network]) -> str:
 
 def page_columns(count: int) -> int:
     """As many columns as keep the panels on a page."""
-    fit = (n for n in range(1, 6) if count <= n * n and page_height(count, n) <= TALLEST)
+    most = TALLEST - 24 * MM  # what is left of it for panels
+    fit = (n for n in range(1, 6) if count <= n * n and math.ceil(count / n) * small_row(n) <= most)
     return next(fit, 6)
 
 
-def page_height(count: int, columns: int) -> float:
+def small_row(columns: int) -> float:
     """Inches: a small panel is a little wider than high."""
-    panel = min(52.0, 0.8 * 165 / columns) + 8
-    return (panel * math.ceil(count / columns) + 20) * MM
-
-
-def corner(series: str, group: Sequence[Network], letters: int) -> str:
-    """The settings in which a series differs from its arch, and how many runs failed."""
-    said = ", ".join(setting.removeprefix("arch.") for setting in series.split(",")[1:])
-    lines = textwrap.wrap(said, letters, max_lines=3, placeholder=" ...", break_long_words=False)
-    runs = [run for network in group for run in network.runs]
-    failed = sum(run.status in BROKEN for run in runs)
-    return "\n".join([*lines, f"{failed} of {len(runs)} failed"] if failed else lines)
+    return (min(52.0, 0.8 * 165 / columns) + 8) * MM

@@ -14,11 +14,22 @@ from resexp.analysis.figures.canvas import (
     MOST_PANELS,
     PAGE,
     heading,
+    labels,
+    part,
     series_style,
-    spaced,
 )
-from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale
+from resexp.analysis.figures.chart import (
+    Chart,
+    Key,
+    Line,
+    Nothing,
+    Panel,
+    Points,
+    Scale,
+    chance_keys,
+)
 from resexp.analysis.figures.curves import chance
+from resexp.analysis.formatting import count
 from resexp.analysis.results import Run, grouped, order, others, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
@@ -26,12 +37,9 @@ from resexp.analysis.verdict import LEAST_LOSS
 #: The two errors that tell degradation from overfitting, and their names.
 MEASURES = {"clean_train_error": "training error", "test_error": "test error"}
 LOSS = "clean_train_loss"  # what the verdict is about
-MINUS = {
-    "clean_train_error": "training error (points)",
-    "test_error": "test error (points)",
-    LOSS: "log10 training loss",
-}
+MINUS = {"clean_train_error": "training error (points)", LOSS: "log10 training loss"}
 CONFIDENCE = 0.95
+CROWDED = 20  # times the median error that the largest mean may be on a linear axis
 ENOUGH = 3  # seeds for an interval: that of two reaches 9 times as far as they lie apart
 NO_INTERVAL = paired_t([])
 SEED = "#8c8c8c"  # the colour of single seeds behind their mean
@@ -43,45 +51,53 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     """Final clean training error (left) and test error (right) against depth.
 
     A line of means a series, a point a run, a bar the t interval of the mean. Collapsed and
-    diverged runs are crosses and count in the mean, a diverged one at chance. Raises UsageError if
-    no run is finished.
+    diverged runs are crosses and count in the mean, a diverged one at chance. Where a few errors
+    would press all others to the floor the axis is logarithmic from 1 % on. Raises Nothing for
+    fewer than two depths.
     """
     found = finals(runs, "clean_train_error")
     series = list(dict.fromkeys(run.series for run, _ in found))
     if not series:
         raise Nothing("no run here is finished yet. See resexp list.")
-    drawn = series[:most]
+    if len(depths := {run.depth for run, _ in found}) < 2:
+        raise Nothing(
+            f"all runs have {min(depths)} layers. Train another depth, or see resexp table."
+        )
+    names, drawn = labels(runs), series[:most]
     shown = [run for run, _ in found if run.series in drawn]
-    panels = [error_panel(shown, drawn, column) for column in MEASURES]
-    top = min(100.0, 1.06 * max(1.0, *values(panels)))
+    panels = [error_panel(shown, drawn, names, column) for column in MEASURES]
+    scale = error_scale(panels)
     for panel in panels:
-        panel.y.high = top
+        panel.y = scale
     styles = [(f"s{index}", *series_style(index)) for index in range(len(drawn))]
     return Chart(
         title="Final error against depth",
         caption="After the last step, over all training and all test images.",
-        heading=heading(runs, len(series), most),
+        heading=heading(runs),
+        part=part(len(drawn), len(series)),
         panels=panels,
         keys=[
             *(
-                Key(name=spaced(one), colour=colour, tag=tag, width=1.4, marker=marker)
+                Key(name=names[one], colour=colour, tag=tag, width=1.4, marker=marker)
                 for one, (tag, colour, marker) in zip(drawn, styles, strict=True)
             ),
             mean_key([(run.series, run.depth) for run in shown]),
             Key(name="a run", colour=GREY, tag="run", stroke="none", marker="o"),
             *failed_keys(panels),
+            *chance_keys(panels),
         ],
         columns=2,
         width=PAGE,
-        height=76 * MM,
+        row=66 * MM,
     )
 
 
 def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
-    """Plain minus its twin by depth: final training error, test error, log10 of training loss.
+    """Plain minus its twin by depth: final training error, and log10 of training loss.
 
     A row a twin; the points of a seed are joined, the thick line is their mean, a bar the paired t
-    interval. Raises UsageError if no seed has both networks at one depth.
+    interval. Raises Nothing if no seed has both networks at one depth, or if all pairs are of one
+    depth or of one seed.
     """
     twins = {other: twin for other in others(runs) if (twin := plain_twin(runs, other))}
     pairs = {other: found for other, twin in twins.items() if (found := paired(runs, twin, other))}
@@ -90,23 +106,29 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
             "no seed here has a plain network and its twin at one depth, both finished. "
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
-    drawn = {other: pairs[other] for other in list(pairs)[:most]}
+    silent = {other: why for other, found in pairs.items() if (why := says_nothing(found))}
+    telling = [other for other in pairs if other not in silent]
+    if not telling:
+        raise Nothing(next(iter(silent.values())))
+    drawn = {other: pairs[other] for other in telling[:most]}
     depths = sorted({plain.depth for found in drawn.values() for plain, _ in found})
+    names = labels(runs)
     panels = []
     for other, found in drawn.items():
         style = series_style(list(others(runs)).index(other) + 1)
-        label = f"{twins[other]} minus\n{spaced(other)}"
-        panels += [difference_panel(found, depths, column, label, style) for column in MINUS]
+        title = minus(names[twins[other]], names[other])
+        panels += [difference_panel(found, depths, column, title, style) for column in MINUS]
     for unit in (" points", ""):  # a range that all panels of errors share, and one of losses
         alike = [panel for panel in panels if panel.unit == unit]
         low, high = around_zero(values(alike), least=1.0 if unit else 0.1)
         for panel in alike:
             panel.y.low, panel.y.high = low, high
-    only = list(pairs) == ["residual"]
+    only = list(drawn) == ["residual"]
     return Chart(
         title="Plain minus residual" if only else "Plain minus the others",
         caption="Paired by seed; above zero the plain network is worse.",
-        heading=heading(runs, len(pairs), most),
+        heading=heading(runs),
+        part=part(len(drawn), len(pairs)),
         panels=panels,
         keys=[
             mean_key([(other, run.depth) for other, found in drawn.items() for run, _ in found]),
@@ -116,8 +138,23 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
         ],
         columns=len(MINUS),
         width=PAGE,
-        height=(58 * len(drawn) + 16) * MM,
+        row=60 * MM,
+        labels="each",
     )
+
+
+def says_nothing(pairs: Sequence[tuple[Run, Run]]) -> str:
+    """Why pairs have no difference to draw against depth, with its spread; "" where they have."""
+    for what in ("depth", "seed"):
+        if len(alike := {getattr(plain, what) for plain, _ in pairs}) < 2:
+            return f"all pairs are of {what} {min(alike)}. Train another, or see resexp table."
+    return ""
+
+
+def minus(plain: str, other: str) -> str:
+    """``plain minus residual, lr=0.1``: what both are called is said once."""
+    arch, _, settings = plain.partition(", ")
+    return f"{arch if other.endswith(f', {settings}') else plain} minus {other}"
 
 
 # --- final numbers
@@ -155,7 +192,9 @@ def paired(runs: Sequence[Run], plain: str, other: str) -> list[tuple[Run, Run]]
 # --- what is drawn
 
 
-def error_panel(runs: Sequence[Run], series: Sequence[str], column: str) -> Panel:
+def error_panel(
+    runs: Sequence[Run], series: Sequence[str], names: Mapping[str, str], column: str
+) -> Panel:
     """Means, intervals and single runs of one error.
 
     Networks stand side by side around a depth, and beside each bar its points, so that none hides
@@ -180,7 +219,7 @@ def error_panel(runs: Sequence[Run], series: Sequence[str], column: str) -> Pane
         }
         by_depth = grouped(mine, lambda pair: pair[0].depth)
         errors = {layers: [error for _, error in some] for layers, some in by_depth.items()}
-        lines.append(mean_line(spaced(one), (f"s{index}",), errors, colour))
+        lines.append(mean_line(names[one], (f"s{index}",), errors, colour))
         lines[-1].shift = offset - 0.25 * outward * slot
         points += marks(
             [(run.depth + at[run.seed], error, told(run, error), bad(run)) for run, error in mine],
@@ -203,7 +242,7 @@ def difference_panel(
     pairs: Sequence[tuple[Run, Run]],
     depths: Sequence[int],
     column: str,
-    label: str,
+    title: str,
     style: tuple[str, str],
 ) -> Panel:
     """Differences by depth: a thin line a seed, and their mean with its interval."""
@@ -221,12 +260,12 @@ def difference_panel(
         x, y = [x for x, *_ in found], [y for _, y, *_ in found]
         lines.append(Line(name="", tags=("seed",), x=x, y=y, colour=SEED, width=0.6, above=2))
         points += marks(found, ("seed",), SEED, marker)
-    lines.append(mean_line(label.replace("\n", " "), ("mean",), dict(sorted(at.items())), colour))
+    lines.append(mean_line(title, ("mean",), dict(sorted(at.items())), colour))
     loss = column == LOSS
     return Panel(
-        title=MINUS[column],
+        title=title,
         x=depth_scale(depths),
-        y=Scale(label=label, low=-1, high=1),
+        y=Scale(label=MINUS[column], low=-1, high=1),
         lines=lines,
         points=points,
         digits=2 if loss else 1,
@@ -283,7 +322,21 @@ def depth_scale(depths: Sequence[int]) -> Scale:
     """A tick at every depth that was trained, none between."""
     margin = 0.07 * (depths[-1] - depths[0]) or 1
     low, high = depths[0] - margin, depths[-1] + margin
-    return Scale(label="depth (weighted layers)", low=low, high=high, ticks=depths)
+    told: list[int] = []  # numbers that would touch are left out
+    for at in sorted(depths, reverse=True):
+        if not told or told[-1] - at > margin:
+            told.append(at)
+    return Scale(label="depth (weighted layers)", low=low, high=high, ticks=told[::-1])
+
+
+def error_scale(panels: Sequence[Panel]) -> Scale:
+    """From 0 past all errors; to 100 and logarithmic if most means lie at the foot of others."""
+    means = sorted(error for panel in panels for line in panel.lines for error in line.y)
+    if means[-1] < CROWDED * means[len(means) // 2] or means[-1] < 10:
+        top = min(100.0, 1.06 * max(1.0, *values(panels)))
+        return Scale(label="final error (%)", low=0, high=top)
+    ticks, label = [0, 1, 3, 10, 30, 100], "final error (%), log from 1 on"
+    return Scale(label=label, low=0, high=100, ticks=ticks, logarithmic=True, linear=1)
 
 
 def dodge_width(depths: Sequence[int]) -> float:
@@ -313,11 +366,10 @@ def around_zero(values: Sequence[float], least: float) -> tuple[float, float]:
 
 def mean_key(networks: Sequence[tuple[str, int]]) -> Key:
     """What the line and its bars are, given the network of every run."""
-    most = max(Counter(networks).values())
+    least, most = min(Counter(networks).values()), max(Counter(networks).values())
     barred = most >= ENOUGH
-    name = f"mean and its {100 * CONFIDENCE:.0f} % t interval over seeds"
-    if not barred:
-        name = f"mean ({most} seed{'s' if most > 1 else ''}: no interval)"
+    name = f"mean of {f'{least} to ' if least < most else ''}{count(most, 'seed')}"
+    name += f", {100 * CONFIDENCE:.0f} % t interval" if barred else " (no interval of so few)"
     marker = "|" if barred else ""
     return Key(name=name, colour=GREY, tag="spread" if barred else "", width=1.4, marker=marker)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resexp.analysis.figures.canvas import COLUMN, GREY, MM, MOST_PANELS, heading, spaced
+from resexp.analysis.figures.canvas import COLUMN, GREY, MM, MOST_PANELS, heading, part
 from resexp.analysis.figures.chart import Chart, Key, Line, Panel, Scale
 from resexp.analysis.figures.curves import (
     Network,
@@ -46,24 +46,24 @@ def seeds(runs: Sequence[Run]) -> Chart:
     highest = max((value for line in speeds for value in line.y), default=0) or 1.0
     lines = rate_lines(found, len(colours), len(drawn))
     speed = Scale(label="", low=0, high=1.05 * highest, ticks=4, form="{x:,.0f}")
-    single = len(found) == 1
     return Chart(
-        heading=heading(runs, len(groups), MOST_PANELS),
+        heading=heading(runs),
+        part=part(len(drawn), len(groups)),
         panels=[
-            Panel(
-                title="learning rate", x=steps, y=rate_scale(lines), lines=lines, named=not single
-            ),
+            Panel(title="learning rate", x=steps, y=rate_scale(lines), lines=lines),
             Panel(title="images per second", x=steps, y=speed, lines=speeds),
         ],
         keys=depth_keys(colours)
         + [
-            Key(name=spaced(series), colour=GREY, width=1.3, stroke=strokes[series])
-            for series in drawn
+            Key(name=group[0].label, colour=GREY, width=1.3, stroke=strokes[series])
+            for series, group in drawn.items()
+        ]
+        + [
+            Key(name=f"rate of {line.name}", colour=line.colour, width=line.width) for line in lines
         ],
         columns=1,
         width=COLUMN,
-        height=(82 if single else 92) * MM,
-        ratios=(2 if single else 3, 3),
+        row=40 * MM,
         labels="outer",
     )
 
@@ -109,14 +109,13 @@ def rate_lines(found: Mapping[Schedule, list[Network]], depths: int, series: int
 
 
 def rate_scale(lines: Sequence[Line]) -> Scale:
-    """Powers of ten around all rates, with room for names where there are several."""
+    """Powers of ten around all rates."""
     rates = [rate for line in lines for rate in line.y]
     low, high = math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates)))
-    room = 1.0 if len(lines) == 1 else 10 ** (0.25 * len(lines))
     return Scale(
         label="",
         low=min(0.6 * min(rates), 10.0**low),
-        high=room * max(1.6 * max(rates), 10.0**high),
+        high=max(1.6 * max(rates), 10.0**high),
         ticks=[10.0**power for power in range(low, high + 1)],
         logarithmic=True,
     )
@@ -125,7 +124,7 @@ def rate_scale(lines: Sequence[Line]) -> Scale:
 def users_name(users: Sequence[Network], depths: int, series: int) -> str:
     """Whose learning rate it is, by what tells them apart: depths, series or both."""
     at = sorted({network.depth for network in users})
-    of = list(dict.fromkeys(spaced(network.series) for network in users))
+    of = list(dict.fromkeys(network.label for network in users))
     layers = f"{', '.join(str(depth) for depth in at)} layers" if len(at) < depths else ""
     names = "; ".join(of) if len(of) < series else ""
     return ", ".join(filter(None, [names, layers])) or "all networks"
@@ -135,7 +134,7 @@ def speed_line(network: Network, colour: str, stroke: Any) -> Line:
     """Images a second of one network, the mean over its seeds; training alone, as recorded."""
     steps, speeds = network.values("images_per_second")
     return Line(
-        name=f"{spaced(network.series)}-{network.depth}",
+        name=f"{network.label}-{network.depth}",
         tags=(f"d{network.depth}",),
         x=steps,
         y=speeds.mean(axis=0).tolist(),

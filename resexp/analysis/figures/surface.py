@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from resexp.analysis.figures.canvas import MM, PAGE, depth_colour, heading
-from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Scale
+from resexp.analysis.figures.canvas import GREY, MM, PAGE, arch_name, depth_colour, heading, part
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Scale, chance_keys
 from resexp.analysis.figures.curves import chance
 from resexp.analysis.results import Run, order
 from resexp.analysis.statistics import paired_t
@@ -57,25 +57,30 @@ def surface(runs: Sequence[Run]) -> Chart:
         logarithmic=True,
     )
     panels = [panel(arch, one, scale, chance(runs)) for arch, one in drawn.items()]
-    top = min(100.0, 1.06 * max(1.0, *(y for one in panels for line in one.lines for y in line.y)))
+    drawn_lines = [line for one in panels for line in one.lines]
+    most = max(value for line in drawn_lines for value in (*line.y, *line.high) if value == value)
+    top = min(100.0, 1.06 * max(1.0, most))
     for one in panels:
         one.y.high = top
     depths = sorted({depth for one in drawn.values() for depth in one})
     keys = [
-        Key(name=f"{depth} layers, best rate", colour=depth_colour(depth), width=1.8)
+        Key(name=f"{depth} layers at the best rate", colour=depth_colour(depth), width=1.8)
         for depth in depths
     ]
+    keys.append(Key(name="mean and its 95 % t interval", colour=GREY, width=1.8, marker="|"))
     told = ", ".join(f"{rate:g}" for rate in sorted(rates_tried))
     keys.append(Key(name=f"each rate of {told}", colour=depth_colour(depths[-1]), width=0.6))
+    keys += chance_keys(panels)
     return Chart(
         title="Final error against steps and rate",
         caption="Each point is a network trained to the end of its own schedule.",
-        heading=heading(runs, len(surfaces), MOST),
+        heading=heading(runs),
+        part=part(len(drawn), len(surfaces)),
         panels=panels,
         keys=keys,
         columns=len(panels),
         width=PAGE,
-        height=76 * MM,
+        row=64 * MM,
     )
 
 
@@ -89,7 +94,7 @@ def panel(arch: str, found: Surface, x: Scale, at_chance: float | None) -> Panel
             lines.append(line(f"{arch}-{depth}, rate {rate:g}", depth, cells, 0.6))
         chosen = {steps: best(rates) for steps, rates in by_steps.items()}
         lines.append(line(f"{arch}-{depth}, best rate", depth, chosen, 1.8))
-    return Panel(title=arch, x=x, y=y, lines=lines, chance=at_chance)
+    return Panel(title=arch_name(arch), x=x, y=y, lines=lines, chance=at_chance)
 
 
 def best(rates: dict[float, Cell]) -> Cell:

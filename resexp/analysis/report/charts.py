@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
@@ -20,13 +19,15 @@ MOST_POINTS = 400  # of one line's values: more than the pixels that a phone has
 ALL = 1000  # series: the page is as long as it must be
 
 
-def charts(runs: Sequence[Run]) -> dict[str, Chart]:
-    """The charts of a page that these runs have anything for."""
-    found = {}
+def charts(runs: Sequence[Run]) -> tuple[dict[str, Chart], list[str]]:
+    """The charts of a page that these runs have anything for, and why not the others."""
+    found, lacking = {}, []
     for kind in USUAL:
-        with suppress(Nothing):
+        try:
             found[kind] = KINDS[kind](runs, most=ALL)
-    return found
+        except Nothing as error:
+            lacking.append(f"No {kind}: {error}")
+    return found, lacking
 
 
 def embed(chart: Chart, key: str) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def embed(chart: Chart, key: str) -> dict[str, Any]:
         name = f"{key}-p{index}"
         figure = draw_alone(chart, panel, name)
         svg, told = inline(figure, panel, name), values(panel, figure)
-        panels.append({"id": name, "title": panel.title, "svg": svg, "values": told})
+        shown = {"id": name, "title": panel.title, "note": panel.note, "svg": svg, "values": told}
+        panels.append(shown)
     return {"id": key, "chart": chart, "panels": panels}
 
 

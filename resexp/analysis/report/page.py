@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from resexp.analysis import table, verdict
 from resexp.analysis.figures.canvas import spaced
@@ -68,6 +70,7 @@ def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["powers"] = powers
     # The script as it is, neither a template nor escaped: the policy allows it by its digest.
     script = loader.get_source(environment, "script.js")[0]
     epoch = os.environ.get("SOURCE_DATE_EPOCH")  # reproducible-builds.org: the same page again
@@ -89,13 +92,20 @@ def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
     )
 
 
+def powers(text: str) -> Markup:
+    """A sentence in HTML, its ``10^+3.1`` set as a power."""
+    return Markup(re.sub(r"10\^\+?(-?[\d.]*\d)", r"10<sup>\1</sup>", str(escape(text))))
+
+
 def experiment(runs: Sequence[Run], filters: Sequence[str], key: str) -> dict[str, Any]:
     """Everything about one experiment."""
+    drawn, lacking = charts(runs)
     return {
         "id": key,
         "name": runs[0].name,
         "verdict": judgement(runs),
-        "charts": [embed(chart, f"{key}-{name}") for name, chart in charts(runs).items()],
+        "charts": [embed(chart, f"{key}-{name}") for name, chart in drawn.items()],
+        "lacking": lacking,
         "results": results(runs),
         "findings": findings(runs[0].experiment),
         "facts": facts(runs, filters),
