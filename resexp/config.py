@@ -334,7 +334,15 @@ def readable(override: str) -> str:
 def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None:
     """Refuse keys and options that there are not, and several values unless they are wanted."""
     own, known = own_folders(flags), keys()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    chosen = {one.key_or_group: one.value() for one in parsed}
+    sweeper, launcher = chosen.get("hydra/sweeper", "checked"), chosen.get("launch")
+    if sweeper != "checked" and launcher in EXTRAS.values():
+        raise UsageError(
+            f"hydra/sweeper={sweeper} needs the numbers of its runs, which launch={launcher} does "
+            "not hand back. Use launch=processes, or leave hydra/sweeper away."
+        )
+    for override in parsed:
         key, value = override.key_or_group, override.value()
         if override.is_sweep_override() and not several:
             word = override.input_line
@@ -417,6 +425,8 @@ def explain(error: Exception) -> str:
         if group == "hydra/launcher" and option in EXTRAS:
             extra = EXTRAS[option]
             return f"launch={extra} needs more packages: pip install 'resexp[{extra}]'"
+        if (group, option) == ("hydra/sweeper", "optuna"):
+            return f"{group}={option} needs a package: pip install hydra-optuna-sweeper"
         return no_option(group, option, ordered(error.options or options(group)))
     if found := IN_A_FILE.match(str(error)):
         return in_a_file(*found.groups())

@@ -47,7 +47,10 @@ resexp run -m experiment=he2015 depth=20,56 arch=plain,residual --dry-run
 
 resexp run arch=residual arch.shortcut=B depth=20 --cfg job
 
+resexp run -m 'lr=tag(log,interval(0.001,0.1))' depth=56 hydra/sweeper=optuna
+
 Finished runs are skipped and interrupted ones go on: run the same command again.
+Optuna (pip install hydra-optuna-sweeper) goes by clean training error after the last step.
 Hydra's other flags, such as --info, work too, anywhere.""",
 )
 def run(

@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from threading import Thread
 from typing import Any
 
+from resexp.analysis.results import Run
 from resexp.console import duration, percent, tell
 from resexp.launch import cluster
 from resexp.launch.progress import Display
@@ -35,6 +36,7 @@ class Session:
         self.jobs: list[Job] = []  # checked
         self.ends: dict[Path, tuple[Job, Message]] = {}  # by run directory: how jobs ended
         self.display: Display | None = None
+        self.search = False  # whether a sweeper chooses runs by how those before them went
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -47,6 +49,12 @@ class Session:
     @property
     def stopped(self) -> list[Job]:
         return [job for job, end in self.ends.values() if isinstance(end, Stopped)]
+
+    def endpoints(self) -> dict[Path, float | None]:
+        """By run directory what the verdict goes by: clean training error at the end, percent."""
+        finished = [one for one in self.outcomes if one.claim is not Claim.busy]
+        places = [Run(one.job.directory, one.record) for one in finished]
+        return {run.path: run.endpoint("clean_train_error") for run in places}
 
     def plan(self, jobs: list[Job], *, here: bool = True) -> list[int]:
         """Check every job; the indices of those to run, each run directory once.
@@ -61,7 +69,8 @@ class Session:
             self.instead(jobs, claims)
             return []
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
-        chosen = sorted(first.values())
+        over = {one.job.directory for one in self.outcomes}  # a search may ask again
+        chosen = sorted(index for place, index in first.items() if place not in over)
         self.close()
         self.display = Display([jobs[index] for index in chosen])
         self.jobs += [jobs[index] for index in chosen]
@@ -147,7 +156,7 @@ class Session:
             "left to another process": sum(one.claim is Claim.busy for one in self.outcomes),
             "failed": len(self.failures),
             "stopped and saved": len(self.stopped),
-            "not done (fail_fast=true)": len(self.jobs) - len(self.ends),
+            "not done (fail_fast=true)": len({job.directory for job in self.jobs}) - len(self.ends),
         }
         odd = {one.record["status"] for one in trained} & {"collapsed", "diverged"}
         lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
@@ -168,6 +177,10 @@ class Session:
             return [f"retry: {self.command}   (the same command: what is finished is skipped)"]
         if left:
             return [f"retry: {job.command}" for job in left]
+        if self.search:
+            found = {place: x for place, x in self.endpoints().items() if x is not None}
+            best = min(found, key=found.__getitem__)
+            return [f"lowest clean training error: {percent(found[best])} of {best}"]
         return ["next: resexp plot, resexp table, resexp verdict"]
 
 

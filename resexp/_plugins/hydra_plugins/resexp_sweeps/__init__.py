@@ -41,6 +41,9 @@ store(group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="
 store(group="hydra/launcher", name="together", node=TogetherLauncherConf, provider="resexp")
 
 
+#: The sweepers that make a grid; others, packages of Hydra's, search.
+OWN = ("checked", "basic")
+
 #: Runs of one sweep: composing more would take minutes before the first could start.
 MOST_JOBS = 10_000
 
@@ -57,6 +60,7 @@ def check_count(overrides: Sequence[Override]) -> None:
 class TogetherLauncher(BasicLauncher):
     """Checks all jobs before the first is begun, and lets the command's session carry them out.
 
+    What a job returns to a sweeper that searches is its clean training error after the last step.
     In another application than resexp it does what Hydra's own launcher does.
     """
 
@@ -71,6 +75,13 @@ class TogetherLauncher(BasicLauncher):
         if session is None:
             return super().launch(job_overrides, initial_job_idx)
         assert self.hydra_context is not None and self.config is not None
+        sweeper = self.config.hydra.runtime.choices["hydra/sweeper"]
+        session.search = sweeper not in OWN
+        if session.search and session.instead is not None:
+            raise UsageError(
+                f"hydra/sweeper={sweeper} chooses runs by how others went: they are not known "
+                "before they train. Leave it away to plan a sweep, or to fix one."
+            )
         jobs = config.jobs(self.hydra_context.config_loader, self.config, job_overrides)
         chosen = session.plan(jobs, here=self.others is None)
         planned = [jobs[index] for index in chosen]
@@ -83,12 +94,12 @@ class TogetherLauncher(BasicLauncher):
             words = [job_overrides[index] for index in chosen]
             session.follow(planned, partial(self.others.launch, words, initial_job_idx))
         errors = {job.directory: error for job, error in session.failures}
-        records = {one.job.directory: one.record for one in session.outcomes}
+        numbers = session.endpoints()
         return [
             JobReturn(
                 overrides=list(words),
                 status=JobStatus.FAILED if job.directory in errors else JobStatus.COMPLETED,
-                _return_value=errors.get(job.directory, records.get(job.directory)),
+                _return_value=errors.get(job.directory, numbers.get(job.directory)),
             )
             for job, words in zip(jobs, job_overrides, strict=True)
         ]
