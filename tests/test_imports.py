@@ -33,7 +33,8 @@ ONLY_IN = {
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = [
-    *("__init__.py", "__main__.py", "cli/", "config.py", "settings/", "commands/listing.py"),
+    *("__init__.py", "__main__.py", "cli/", "config.py", "settings/"),
+    *("commands/listing.py", "commands/watch.py"),
     *("runs/records.py", "runs/messages.py", "runs/stop.py"),
     *(
         "console.py",
@@ -218,7 +219,10 @@ absent("typer", "rich", "numpy")
 for words in (["--help"], ["run", "--help"], ["plot", "--help"], ["--version"]):
     call(*words)
     absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
-for words in (["list", "archs"], ["list", "settings"], ["list"], ["show", "plain-20-s0"]):
+for words in (
+    *(["list", "archs"], ["list", "settings"], ["list"]),
+    *(["show", "plain-20-s0"], ["watch", "--once"]),
+):
     call(*words)
     absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
 for words in (["table"], ["verdict"], ["doctor", "--results", "results"]):

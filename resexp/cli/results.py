@@ -344,3 +344,21 @@ def show(
 
     record = listing.find(run)
     say(record, lambda: listing.show(record), as_json)
+
+
+@app.command(
+    epilog="Examples:  resexp watch   |   resexp watch results/digits arch=plain   |   "
+    "resexp watch --html sweep.html   |   resexp watch --once"
+)
+def watch(
+    selection: Selection = None,
+    once: Annotated[bool, typer.Option("--once", help="Show how things stand, and end.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Keep a page that reloads itself, too."),
+    ] = None,
+) -> None:
+    """Show the runs under way with their training error, whatever trains them, until they end."""
+    from resexp.commands import watch as watching
+
+    watching.watch(*select(selection), page, once)
