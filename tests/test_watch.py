@@ -66,7 +66,7 @@ def test_every_state_is_told_and_those_at_work_come_first(tmp_path: Path) -> Non
     assert head.startswith("3 running, 1 starting, 1 ok, 1 killed, 1 stopped, 1 diverged   ")
     assert [name[:8] for name in states][:3] == ["plain-56"] * 3
     for run in ("plain-56-s0", "plain-56-s1"):
-        assert re.search(r" 71\.8 % +88/220 .* 0:07 left$", states[run])
+        assert re.search(r" 71\.8 % +88/220 .* 6\.6 s left$", states[run])
     assert re.search(r"^plain-56-s2 +- +0/220 +- +running$", states["plain-56-s2"])
     assert re.search(r"^plain-8-s2 +- +0/220 +- +stopped$", states["plain-8-s2"])
     assert states["plain-8-s1"].endswith(" killed")

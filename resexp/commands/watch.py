@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from resexp.analysis.formatting import columns as aligned
 from resexp.analysis.results import Run, find_runs, require_runs
-from resexp.console import clock, percent
+from resexp.console import duration, grid, percent
 from resexp.runs.lock import LOCK, is_held
 from resexp.runs.records import RECORD, UNFINISHED, replacing
 from resexp.settings import UsageError
@@ -62,7 +61,7 @@ class Seen:
         last, steps = self.rows[-1] if self.rows else None, self.run.setting("steps")
         left = self.state
         if last is not None and left == "running":
-            left = f"{clock(last.seconds / last.step * (steps - last.step))} left"
+            left = f"{duration(last.seconds / last.step * (steps - last.step))} left"
         return {
             "step": f"{last.step if last else 0:,}/{steps:,}",
             "train": percent(last and last.train_error),
@@ -166,6 +165,7 @@ def table(seen: Sequence[Seen], width: int, height: int, encoding: str) -> list[
         heights = HEIGHTS[encoding.startswith("utf")]
         curves = [one.spark(min(room - 2, 40), heights) for one in shown]
         columns.insert(0, ["training error", *curves])
-    lines = aligned(list(zip(names, *columns, strict=True)), "<" * (len(columns) + 1))
+    head, *body = zip(names, *columns, strict=True)
+    lines = grid(head, body, room=width)
     rest = seen[len(shown) :]
     return [*lines, f"and {len(rest)} more: {tally(rest)}"] if rest else lines
