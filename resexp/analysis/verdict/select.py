@@ -245,10 +245,10 @@ def endpoints(runs: Iterable[Run]) -> dict[tuple[int, int], Endpoint]:
 
 
 def untrained(arms: Arms, shallow: int) -> list[str]:
-    """Series of which most shallow networks did not learn: over half of the error of chance."""
+    """Series of which most shallow networks did not learn: above 3/4 of chance's error."""
     found = {
         series: [
-            end["train_error"] > run.chance("clean_train_error") / 2
+            end["train_error"] > 0.75 * run.chance("clean_train_error")
             for run in runs
             if run.depth == shallow and (end := endpoint(run)) is not None
         ]

@@ -8,6 +8,7 @@ from resexp.analysis.formatting import aligned, count, few, signed, spread
 from resexp.analysis.verdict.rule import (
     CURED,
     DEGRADATION,
+    ENOUGH_SEEDS,
     INCONCLUSIVE,
     NEITHER,
     NOT_CURED,
@@ -90,7 +91,8 @@ def _reading(arm: Arm) -> str:
         return "did not learn: no reading"
     p = "" if math.isnan(arm.cure_p) else f" (p = {arm.cure_p:.2g})"
     cure = f"; {CURES[arm.cure].lower()}{p}" if arm.cure else ""
-    return f"{arm.reading}{cure}{MEANINGS[arm.label]}"
+    few = arm.change.train_error.n < ENOUGH_SEEDS and arm.reading != INCONCLUSIVE
+    return f"{arm.reading}{' (preliminary)' if few else ''}{cure}{MEANINGS[arm.label]}"
 
 
 def _secondary(change: Change) -> list[str]:
