@@ -321,6 +321,8 @@ def readable(override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     if not key:
         raise UsageError(f"cannot read the override {override!r}. Write key=value.")
+    if re.search(r"\d{400}", value):  # more than any type of number has
+        raise UsageError(f"{key} has a number of {len(value):,} digits. See resexp list settings.")
     if override.startswith("~"):
         value = next(iter(values(key)), "...")
         raise UsageError(f"{override}: no setting can be left out. Write {key}={value}.")
@@ -349,6 +351,10 @@ def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None
             raise UsageError(f"{word} has several values. Add -m to run each, or give one.")
         if key in FOLDERS:
             raise UsageError(f"{key} is not read: runs lie in results/name. Set results= or name=.")
+        if isinstance(value, dict):
+            raise UsageError(f"{key}={{...}}: give each setting by itself, as in data.size=32.")
+        if key.endswith("_target_"):
+            raise UsageError(f"{key} names code: choose with hydra/launcher=... or launch=...")
         if override.is_hydra_override() or key.startswith("arch.options."):
             continue
         group = [folder / key for folder in (config_folder(), *own) if (folder / key).is_dir()]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,7 @@ from resexp.settings.fields import UsageError
 
 MOST_BYTES = 2**28  # of one file
 MOST_JSON = 2**24  # of a JSON file: a record has a few thousand
+MOST_DIGITS = 19  # of a whole number: of 64 bits
 DEEPEST = 50  # lists and tables inside one another
 
 
@@ -61,11 +63,11 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text spells. Raises ValueError, also for one that no reader could walk through:
-    nested too deep.
+    """What a JSON text spells. Raises ValueError, also for what no reader could go on with: nested
+    too deep, or a number that no machine has.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [found]
@@ -79,6 +81,18 @@ def parse_json(text: str | bytes) -> Any:
     if level:
         raise ValueError("it is nested too deep")
     return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:9]} is no number")
+    return value
 
 
 def read_json(path: Path) -> Any:

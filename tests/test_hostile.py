@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import resource
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from resexp import config, data
+from resexp import config, data, files
 from resexp.launch import local
 from resexp.runs import checkpoint, records
 from resexp.runs import run as running
@@ -432,3 +435,306 @@ def test_a_page_and_a_table_show_a_script_as_text(tmp_path: Path) -> None:
     assert SCRIPT not in markdown
     for path in plot(root, form="svg", which=["curves", "depth"]):
         assert SCRIPT not in path.read_text()
+
+
+# --- what is no file, or has no end
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10 * 2**30)
+
+
+KINDS = [pipe, endless, sparse, Path.mkdir]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv", ".lock", "error.txt"])
+def test_readers_neither_wait_for_what_is_no_file_nor_read_without_end(
+    tmp_path: Path, kind: Callable[[Path], None], name: str
+) -> None:
+    from fake_results import write_run
+    from test_cli import call
+
+    directory = write_run(tmp_path, "plain", 20, 0)
+    (directory / name).unlink(missing_ok=True)
+    kind(directory / name)
+    folder = str(directory.parent)
+    asked = ["list", folder], ["show", str(directory)], ["doctor", "--results", folder]
+    for words in (*asked, ["export", folder, "--out", str(tmp_path / "pair")]):
+        answer = call(*words)
+        assert answer.code in (0, 1, 2), answer.err
+        assert "HYDRA" not in answer.err
+
+
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize("kind", [pipe, Path.mkdir])
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoint.pt", ".lock", "error.txt"])
+def test_a_run_is_not_written_where_one_of_its_files_is_none(
+    tmp_path: Path, kind: Callable[[Path], None], name: str
+) -> None:
+    job = make_job(tmp_path)
+    job.directory.mkdir(parents=True)
+    kind(job.directory / name)
+    with pytest.raises(UsageError, match=r"is a pipe, device or folder.*name="):
+        local.perform(job)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["preregistration.yaml", "verdicts.csv", "runs.csv"])
+def test_a_verdict_neither_waits_nor_writes_through_a_link(
+    tmp_path: Path, kind: Callable[[Path], None], name: str
+) -> None:
+    from fake_results import write_run
+    from test_cli import call
+
+    for depth in (20, 56):
+        for arch in ("plain", "residual"):
+            folder = write_run(tmp_path, arch, depth, 0).parent
+    kind(folder / name)
+    answer = call("verdict", str(folder))
+    assert answer.code == (2 if name.startswith("pre") else 4), answer.err
+    assert "HYDRA" not in answer.err
+
+
+@pytest.mark.parametrize("target", ["file", "pipe"])
+def test_no_temporary_name_is_written_through(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "report.html.tmp").symlink_to(target)
+    records.write_atomically(tmp_path / "report.html", "page")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert not (tmp_path / "report.html").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe", "report.html"]
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/0", bytes(2**24))
+    with pytest.raises(ValueError, match="compressed"):
+        checkpoint.read(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": -1}, {"step": "4"}, {"step": None}, {"seconds": math.nan}]
+)
+def test_a_checkpoint_of_no_step_is_set_aside(
+    tmp_path: Path, few_digits: data.Images, change: dict[str, Any]
+) -> None:
+    from resexp import models
+
+    settings = make_job(tmp_path).settings
+    state = fit.begin(models.build(settings, 1, 10), settings)
+    torch.save({"digest": "d", **state.state_dict(), **change}, tmp_path / "checkpoint.pt")
+    (warning,) = checkpoint.load(tmp_path, state, "d")
+    assert "set aside" in warning
+    assert (state.step, state.seconds) == (0, 0.0)
+
+
+# --- shapes that nobody writes
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[" * 60 + "]" * 60, "1e400", "NaN", "-Infinity", "9" * 20, "", "\xff"]
+)
+def test_json_that_no_reader_could_go_on_with_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    assert files.read_json(tmp_path / "run.json") is None
+    with pytest.raises(ValueError, match=r"nested|number|digits|Expecting"):
+        files.parse_json(text)
+
+
+#: Entries of a run.json, each with a value of another type.
+ODD = {
+    "depth": "20",
+    "settings.depth": "20",
+    "settings.milestones": ["half"],
+    "settings.loggers": "wandb",
+    "settings.arch.norm": 3,
+    "settings.arch.options": "growth",
+    "settings.lr": [0.1],
+    "settings.steps": 10**30,
+    "extras": {"lr": "\x1b[2J"},
+    "environment": [],
+    "environment.threads": {"a": 1},
+    "parameters": "many",
+    "seconds": {},
+    "updated": 5,
+    "data.shape": "8x8",
+    "data.train": [1],
+    "last.test_error": "none",
+    "overrides": "depth=20",
+    "command": {},
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_a_record_of_other_types_is_left_out_with_a_word(tmp_path: Path, key: str) -> None:
+    from fake_results import write_run
+    from test_cli import call
+
+    directory = write_run(tmp_path, "plain", 20, 0, record={"environment": {}})
+    record = json.loads((directory / "run.json").read_text())
+    *groups, name = key.split(".")
+    place = record
+    for group in groups:
+        place = place[group]
+    place[name] = ODD[key]
+    (directory / "run.json").write_text(json.dumps(record))
+    answer = call("list", str(directory.parent))
+    assert answer.code == 0
+    assert "is not a record of a run: left out" in answer.err
+    answer = call("show", str(directory))
+    assert answer.code == 2
+    answer = call("doctor", "--results", str(directory.parent))
+    assert answer.code == 1
+    assert "damaged or edited" in answer.out
+
+
+def test_a_run_without_what_later_versions_note_is_shown(tmp_path: Path) -> None:
+    from fake_results import write_run
+    from test_cli import call
+
+    directory = write_run(tmp_path, "plain", 20, 0)
+    record = json.loads((directory / "run.json").read_text())
+    kept = {*("run", "name", "arch", "depth", "seed", "status", "extras", "settings", "last")}
+    record = {key: record[key] for key in kept} | {"data": {"classes": 10}}
+    (directory / "run.json").write_text(json.dumps(record))
+    answer = call("show", str(directory))
+    assert (answer.code, answer.err) == (0, "")
+    assert "- parameters" in answer.out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "a",
+        "{" * 3000,
+        "depth: 20",
+        "&a [*a]",
+        "\0",
+        "!!python/name:os.system",
+        "deep: [56]",
+    ],
+)
+def test_a_preregistration_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+    from resexp.runs import preregistration
+
+    (tmp_path / preregistration.NAME).write_text(text)
+    with pytest.raises(UsageError, match="is no preregistration"):
+        preregistration.read(tmp_path)
+
+
+# --- exported pairs
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    from fake_results import write_run
+
+    from resexp.analysis.results import export_runs
+
+    for seed in (0, 1):
+        folder = write_run(tmp_path / "results", "plain", 20, seed).parent
+    (exported,) = export_runs(folder, [], tmp_path / "pair")
+    return exported
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "/tmp/x", "a/b", "\x1b[2J", "x" * 300, ""])
+def test_no_pair_is_unpacked_outside_its_folder(pair: Path, name: str) -> None:
+    from test_cli import call
+
+    for path in pair.iterdir():
+        path.write_text(path.read_text().replace("plain-20-s0", name))
+    before = sorted(pair.parent.rglob("*"))
+    answer = call("export", str(pair), "--unpack")
+    assert answer.code in (0, 1, 2)
+    assert answer.err.count("\n") <= 1
+    assert "HYDRA" not in answer.err
+    made = [path for path in sorted(pair.parent.parent.rglob("*")) if "plain-20-s1" in path.parts]
+    assert all(path.is_relative_to(pair) or "results" in path.parts for path in made)
+    new = [path for path in pair.parent.rglob("*") if path not in before]
+    assert all(path.is_relative_to(pair / "plain-20-s1") for path in new)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("runs.csv", lambda text: text.partition("\n")[2]),
+        ("runs.csv", lambda text: "# [1]\n" + text.partition("\n")[2]),
+        ("runs.csv", lambda text: "# " + "[" * 100_000 + "\n" + text.partition("\n")[2]),
+        ("runs.csv", lambda text: text + text.splitlines(keepends=True)[-1]),
+        ("runs.csv", lambda text: text.rstrip("\n") + ",1,2\n"),
+        ("runs.csv", lambda text: text.replace("plain-20-s0", "p" * 200_000)),
+        ("runs.csv", lambda text: text.replace("plain-20-s0", "p\0")),
+        ("runs.csv", lambda text: ""),
+        ("rows.csv", lambda text: ""),
+        ("rows.csv", lambda text: "run\n"),
+        ("rows.csv", lambda text: text + "another,1,2\n"),
+        ("rows.csv", lambda text: text.rpartition("plain-20-s1")[0]),
+    ],
+)
+def test_a_damaged_pair_is_refused_in_one_line(
+    pair: Path, file: str, damage: Callable[[str], str]
+) -> None:
+    from test_cli import call
+
+    (pair / file).write_text(damage((pair / file).read_text()))
+    for words in (["table"], ["export", "--unpack"]):
+        answer = call(words[0], str(pair), *words[1:])
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.startswith("resexp: ")
+        assert answer.err.count("\n") == 1
+
+
+# --- what the machine refuses
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "locked"), "locked cannot be used (P"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "(No such file or direct"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
+) -> None:
+    from test_cli import call
+
+    def refuse(*words: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("resexp.commands.listing.runs", refuse)
+    answer = call("list", str(tmp_path))
+    assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
+    assert said in answer.err
+    assert "HYDRA" not in answer.err
+
+
+@pytest.mark.process
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "resexp", "list", "archs"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "resexp: the answer could not be written (No space left on device).\n"
+    assert (ended.returncode, ended.stderr) == (1, said)

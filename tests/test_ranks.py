@@ -339,8 +339,7 @@ def test_a_killed_rank_ends_the_run_in_words_and_it_can_go_on(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["launch.ranks=0"], "Choose 1 to 64"),
-        (["launch.ranks=65"], "Choose 1 to 64"),
+        (["launch.ranks=9", "batch_size=8"], "Choose 1 to 8"),
         (["launch.ranks=2", "launch=lockstep"], "several networks at a time"),
         (["launch.ranks=2", "launch=processes"], "several networks at a time"),
         (["launch.ranks=2", "device=cuda:0"], "Use device=cuda"),

@@ -73,6 +73,8 @@ def read(folder: Path) -> list[Exported]:
         if first != "run" or tuple(columns) not in HEADERS:
             raise ValueError(f"{ROWS} begins with {first}")
         lines: dict[str, list[list[str]]] = {str(record["run"]): [] for record in records}
+        if len(lines) < len(records):
+            raise ValueError(f"{RUNS} names a run twice")
         for name, *cells in rows:
             lines[name].append(cells)
         found = [(record, metrics(columns, lines[str(record["run"])])) for record in records]
@@ -81,7 +83,7 @@ def read(folder: Path) -> list[Exported]:
             if (its and not its[-1].startswith(f"{step},")) or (step and not its):
                 raise ValueError(f"{ROWS} lacks rows of {record['run']}")
         return found
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
         raise UsageError(
             f"{folder} holds no pair {RUNS} and {ROWS} of resexp export ({error}). "
             "Export its runs again."
@@ -96,7 +98,7 @@ def unpack(folder: Path) -> list[Path]:
     written = []
     for record, lines in read(folder):
         directory = folder / str(record["run"])
-        if directory.parent != folder:
+        if directory.parent != folder or not directory.name.isprintable():
             raise UsageError(f"{folder / RUNS} names a run {record['run']}. Export its runs again.")
         if not directory.exists():
             directory.mkdir()

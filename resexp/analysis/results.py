@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resexp.analysis import export
 from resexp.files import read_json, read_text
 from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row
-from resexp.settings import UsageError, complete, earlier, flatten
+from resexp.settings import UsageError, complete, earlier, flatten, misfit
 from resexp.settings.choices import nearest
 from resexp.train.row import COLUMNS as METRIC_COLUMNS
 from resexp.train.row import HEADERS, Row
@@ -41,6 +41,19 @@ NEEDED: dict[str, type] = {
     "settings": dict,
     "data": dict,
     "last": dict,
+}
+
+#: What it may hold beside, null or of this type: what readers print, count or compare.
+OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("command", "digest", "started", "updated", "error", "preregistration"), str),
+    **dict.fromkeys(("parameters", "parameters_without_norm"), int),
+    **dict.fromkeys(("flops", "seconds", "images_per_second", "peak_memory_mb"), int | float),
+    **dict.fromkeys(("data.name", "data.task"), str),
+    **dict.fromkeys(("data.train", "data.test"), int),
+    "data.chance_error": int | float,
+    "data.shape": list,
+    "overrides": list,
+    "environment": dict,
 }
 
 #: Columns of ``load_results`` before those of metrics.csv.
@@ -355,12 +368,21 @@ def fault(record: Any) -> str:
             return f"{key} has characters that cannot be printed"
     if record["status"] not in (*FINISHED, *UNFINISHED):
         return f"status is none of {', '.join((*FINISHED, *UNFINISHED))}"
-    for key, value in record["last"].items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            return f"last.{key} is not a number"
+    if not all(f"{key}{spell(value)}".isprintable() for key, value in record["extras"].items()):
+        return "extras has characters that cannot be printed"
+    held = {**OPTIONAL, **{f"last.{key}": int | float for key in record["last"]}}
+    for key, kind in held.items():
+        group, _, name = key.rpartition(".")
+        value = (record[group] if group else record).get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            return f"{key} is of another type"
+    if any(isinstance(value, dict | list) for value in (record.get("environment") or {}).values()):
+        return "environment has lists or tables"
     classes = record["data"].get("classes")
     if not isinstance(classes, int) or classes < 1:
         return "data.classes is not a number of classes"
+    if reason := misfit(record["settings"]):
+        return reason.rstrip(".")
     flat = complete(record["settings"])
     for key in ("steps", "batch_size", "eval_every", "clean_every"):
         if not isinstance(flat[key], int) or flat[key] < 1:

@@ -81,6 +81,11 @@ def cell(key: str, value: Any) -> str:
     return duration(value) if key == "seconds" else str(value)
 
 
+def known(fact: str | float | None) -> str:
+    """A fact of a record as people read it; a dash where an older version kept none."""
+    return "-" if fact is None else f"{fact:,}" if isinstance(fact, int | float) else fact
+
+
 def find(name: str) -> dict[str, Any]:
     """The record of a run given by its folder, or by its name if one run alone has it."""
     here = find_runs(Path(name))
@@ -103,37 +108,41 @@ def record_of(run: Run) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> str:
     """A run for people: what it is, how it went, what it changed, how to repeat it."""
-    last, place = record["last"], record["environment"]
+    last, place = record["last"], record.get("environment") or {}
+    settings, data = complete(record["settings"]), record["data"]
     defaults = complete({})
     changed = {
         key: value
-        for key, value in complete(record["settings"]).items()
+        for key, value in settings.items()
         if value != defaults.get(key) and key not in ("results", "depth", "seed", "arch.merge")
     }
-    dirty = " with uncommitted changes" if place["git_dirty"] else ""
-    data = record["data"]
+    dirty = " with uncommitted changes" if place.get("git_dirty") else ""
+    flops = record.get("flops")
+    mflops = "-" if flops is None else f"{flops / 1e6:,.1f}"
     lines = {
         "run": f"{record['directory']}   {record['status']}",
         "network": f"{record['arch']}, {record['depth']} layers, "
-        f"{record['parameters']:,} parameters "
-        f"({record['parameters_without_norm']:,} without normalisation), "
-        f"{record['flops'] / 1e6:,.1f} MFLOPs an image",
-        "data": f"{data['name']}, {data['train']:,} + {data['test']:,} images of "
-        + "x".join(str(side) for side in data["shape"]),
-        "progress": f"step {last.get('step', 0):,} of {record['settings']['steps']:,}, "
-        f"{duration(record['seconds'])} of training, last at {record['updated']}",
+        f"{known(record.get('parameters'))} parameters "
+        f"({known(record.get('parameters_without_norm'))} without normalisation), "
+        f"{mflops} MFLOPs an image",
+        "data": f"{known(data.get('name'))}, {known(data.get('train'))} + "
+        f"{known(data.get('test'))} images of "
+        + "x".join(str(side) for side in data.get("shape") or "-"),
+        "progress": f"step {last.get('step') or 0:,} of {settings['steps']:,}, "
+        f"{duration(record.get('seconds') or 0)} of training, last at {known(record.get('updated'))}",
         "errors": f"train {percent(last.get('train_error'))}   "
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
-        "machine": f"{place['device_name']}, {counted(place['threads'], 'CPU thread')}, "
-        f"{place['precision']}, engine {place.get('engine', 'eager')}, torch {place['torch']}, "
-        f"Python {place['python']}",
+        "machine": f"{known(place.get('device_name'))}, "
+        f"{counted(place.get('threads', '-'), 'CPU thread')}, {known(place.get('precision'))}, "
+        f"engine {place.get('engine', 'eager')}, torch {known(place.get('torch'))}, "
+        f"Python {known(place.get('python'))}",
         "code": f"commit {place['git_commit']}{dirty}"
-        if place["git_commit"]
-        else f"resexp {place['resexp'] or 'of unknown version'}",
+        if place.get("git_commit")
+        else f"resexp {place.get('resexp') or 'of unknown version'}",
         "settings": ", ".join(f"{key}={value}" for key, value in changed.items())
         or "all at their defaults",
-        "again": record["command"] + " overwrite=true",
+        "again": f"{known(record.get('command'))} overwrite=true",
     }
-    if record["error"]:
+    if record.get("error"):
         lines["error"] = f"{record['error']}   (all of it: {record['directory']}/{ERROR})"
     return "\n".join(f"{key:<9} {value}" for key, value in lines.items())

@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from resexp.files import read_bytes
-from resexp.settings import UsageError
+from resexp.settings.fields import UsageError, checked, hints
 
 NAME = "preregistration.yaml"
 MOST_BYTES = 2**22  # of ten thousand runs, some three fourths of it
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError, yaml.YAMLError)
 HEAD = "# Fixed before its runs, which carry the SHA-256 of this file. Do not edit it.\n"
 
 
@@ -53,10 +54,11 @@ def read(folder: Path) -> Preregistration | None:
     """
     path = folder / NAME
     try:
-        return Preregistration(**yaml.safe_load(read_bytes(path, MOST_BYTES)))
+        found, known = yaml.safe_load(read_bytes(path, MOST_BYTES)), hints(Preregistration)
+        return Preregistration(**{key: checked(key, known[key], found[key]) for key in found})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path} is no preregistration. Restore it, or move it away.") from error
 
 

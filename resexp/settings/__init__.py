@@ -14,6 +14,7 @@ from resexp.settings.job import (
     flatten,
     from_dict,
     identity,
+    misfit,
     run_name,
 )
 from resexp.settings.schema import (
@@ -79,6 +80,7 @@ __all__ = [
     "flatten",
     "from_dict",
     "identity",
+    "misfit",
     "nearest_depths",
     "run_name",
 ]

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from resexp.settings.fields import UsageError, checked, hints
+from resexp.settings.fields import UsageError, bare, checked, hints, leaves
 from resexp.settings.schema import Arch, Launch, Settings
 
 #: Settings that say where and how a run is carried out. They are not part of its identity.
@@ -106,6 +107,23 @@ def from_dict(nested: dict[str, Any], kind: type[T] = Settings, prefix: str = ""
         except UsageError as error:
             raise UsageError(f"this version of resexp knows no such setting: {error}") from None
     return kind(**values)
+
+
+def misfit(nested: dict[str, Any]) -> str:
+    """A known setting whose value has another type than it may have, in words; "" for none.
+
+    Values that came later or are out of range now may be read: they were trained with.
+    """
+    flat = flatten(nested)
+    for key, hint in leaves(Settings):
+        kind = bare(hint)
+        kind = str if isinstance(kind, type) and issubclass(kind, Enum) else kind
+        try:
+            if key in flat:
+                checked(f"settings.{key}", kind, flat[key])
+        except UsageError as error:
+            return str(error)
+    return ""
 
 
 def moved(arch: dict[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Data:
     size: Annotated[int | None, Range(8, 1024), "pixels a side of an imagefolder's squares"] = None
     cache: Annotated[str, "where decoded image folders are kept"] = "~/.cache/resexp"
     stream: Annotated[Stream, "decode an imagefolder batch by batch"] = Stream.auto
-    workers: Annotated[int, Range(0, 1024), "processes that decode; 0: a core each, to 16"] = 0
+    workers: Annotated[int, Range(0, 256), "processes that decode; 0: a core each, to 16"] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +226,8 @@ class Launch:
 
     name: Annotated[str, "launcher"] = "local"
     # 0: processes and joblib one a core, at most 8, or 2 a GPU; lockstep all to 64
-    jobs: Annotated[int, Range(0, 1024), "runs at a time; 0: as many as the machine takes"] = 0
-    ranks: Annotated[int, "processes that train one network, each a share of a batch"] = 1
+    jobs: Annotated[int, Range(0, 256), "runs at a time; 0: as many as the machine takes"] = 0
+    ranks: Annotated[int, Range(1, 64), "processes of one network, each a share of a batch"] = 1
     gpus: Annotated[float, Range(0, 64), "of a run: 0.5 under ray (two share one), 1 slurm"] = 0.0
     cores: Annotated[int, Range(1, 1024), "of a run under ray and slurm, and its threads"] = 1
     address: Annotated[str | None, "of a Ray cluster that is up: auto, or host:port"] = None
@@ -335,7 +335,7 @@ def check(settings: Settings) -> None:
             f"milestones={settings.milestones} must be rising shares of steps between 0 and 1, "
             "such as milestones=[0.5,0.75]."
         )
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
     check_ranks(settings)
     check_launch(settings.launch)
@@ -347,7 +347,7 @@ def check(settings: Settings) -> None:
 def check_ranks(settings: Settings) -> None:
     """Raise UsageError for a network on several ranks that cannot be trained so."""
     ranks = settings.launch.ranks
-    if not 1 <= ranks <= settings.batch_size:
+    if ranks > settings.batch_size:
         raise UsageError(
             f"launch.ranks={ranks}, but each rank needs an image of a batch, and batch_size="
             f"{settings.batch_size}. Choose 1 to {settings.batch_size}."

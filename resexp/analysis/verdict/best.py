@@ -45,6 +45,9 @@ def choose(runs: Sequence[Run], setting: str, seeds: Sequence[int]) -> list[Choi
     """
     if not runs or setting not in identity(runs[0].record["settings"]):
         raise UsageError(f"{setting} is no setting that decides a run's numbers. Try lr.")
+    held = [run.setting(setting) for run in runs]
+    if not any(all(isinstance(one, kind) for one in held) for kind in (str, int | float)):
+        raise UsageError(f"the values of {setting} have no order. Try lr.")
     found: dict[str, dict[Any, dict[int, float]]] = {}
     of: dict[tuple[str, Any], Run] = {}
     varied = varying(runs, setting)

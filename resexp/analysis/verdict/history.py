@@ -31,7 +31,7 @@ def when_fixed(runs: Sequence[Run], shallow: int, deep: int) -> str:
     about = f"{NAME} of {fixed.written[:10]}"
     held = fingerprint(folder)
     without = [run.run for run in runs if run.record.get("preregistration") != held]
-    others = [run.run for run in runs if fixed.runs.get(run.run) != run.record["digest"]]
+    others = [run.run for run in runs if fixed.runs.get(run.run) != run.record.get("digest")]
     reasons = {
         f"it is about {fixed.deep} against {fixed.shallow} layers": (shallow, deep)
         != (fixed.shallow, fixed.deep),

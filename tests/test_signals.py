@@ -1,0 +1,138 @@
+"""Signals at every stage of a command: no traceback, 130 after Ctrl-C, 75 after any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_results import write_run
+from test_cli import call
+
+from resexp.runs import stop
+
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+TRAIN = "run depth=8 width=4 steps=200000 batch_size=8 eval_every=1000 device=cpu threads=1 name=s"
+
+#: Runs resexp, to which signals come as it begins to load a module.
+AT_IMPORT = """
+import os, runpy, sys
+
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        while name == module and signals:
+            os.kill(os.getpid(), signals.pop())
+
+module, signals = sys.argv[1], [int(one) for one in sys.argv[2].split()]
+sys.argv[1:3] = []
+sys.meta_path.insert(0, Sender())
+runpy.run_module("resexp", run_name="__main__", alter_sys=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("module", "signals", "code"),
+    [
+        ("typer", [INT], 130),
+        ("typer", [INT, INT], 130),
+        ("typer", [TERM], 75),
+        ("typer", [HUP], 75),
+        ("resexp.config", [INT, INT], 130),
+        ("torch.nn", [TERM], 75),
+        ("torch.nn", [INT], 130),
+    ],
+)
+def test_a_signal_while_modules_are_loaded_ends_it_without_a_word(
+    tmp_path: Path, module: str, signals: list[signal.Signals], code: int
+) -> None:
+    numbers = " ".join(str(int(one)) for one in signals)
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT, module, numbers, *TRAIN.split()],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("one", "code"), [(INT, 130), (TERM, 75)])
+def test_a_reading_command_ends_cleanly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: signal.Signals, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results", "plain", 20, 0)
+    monkeypatch.setattr("resexp.commands.listing.runs", lambda *words: os.kill(os.getpid(), one))
+    before = signal.getsignal(one)
+    answer = call("list")
+    assert (answer.code, answer.out, answer.err) == (code, "", "")
+    assert signal.getsignal(one) is before
+
+
+def test_a_second_ctrl_c_with_nothing_to_save_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(stop, "leave", left.append)
+    with stop.stop_signals(at_once=True) as heard:
+        with pytest.raises(stop.Interrupted):
+            os.kill(os.getpid(), INT)
+        os.kill(os.getpid(), INT)
+    assert (heard.signum, left) == (INT, [INT])
+
+
+def test_what_the_parent_has_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nohup, and workers, which the command tells to stop."""
+    before = signal.signal(HUP, signal.SIG_IGN)
+    try:
+        with stop.stop_signals() as heard:
+            os.kill(os.getpid(), HUP)
+            assert heard.signum is None
+        assert signal.getsignal(HUP) is signal.SIG_IGN
+    finally:
+        signal.signal(HUP, before)
+
+
+def statuses(results: Path) -> list[str]:
+    paths = sorted(results.glob("s/*/run.json"))
+    return [json.loads(path.read_text())["status"] for path in paths]
+
+
+def wait_for(true: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.process
+def test_a_closed_terminal_saves_and_ends_with_75(tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "resexp", *TRAIN.split()], environment())
+
+    def trains() -> bool:
+        ready, _, _ = select.select([terminal], [], [], 0.1)
+        return bool(ready) and b"/200,000" in os.read(terminal, 2**16)
+
+    wait_for(trains)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+    assert statuses(tmp_path / "results") == ["interrupted"]
+    assert list(tmp_path.glob("results/s/*/checkpoint.pt"))
