@@ -18,6 +18,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 WIDE = 10_000  # columns of what is no terminal: nothing is broken, dropped or stacked there
 PROSE = 30  # columns from which on a cell is prose, and may be broken
+KEPT = "\N{NO-BREAK SPACE}"  # a space where no line is broken
 COMMAND = re.compile(r"\b(next|retry|again|done):? +resexp ")  # what is to be typed, and pasted
 UNITS = (("s", 60), ("min", 60), ("h", 48), ("days", 0))  # and how many make the next
 
@@ -45,16 +46,25 @@ def _fold(line: str, room: int) -> list[str]:
     gaps = [gap.end() for gap in re.finditer(r"\S {2,}(?=\S)", line[: room // 2])]
     indent = gaps[-1] if gaps else len(line) - len(line.lstrip()) + 2
     command = COMMAND.search(line)
-    parts = textwrap.wrap(
-        line,
-        room - 2 if command else room,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    if "  " in line.strip():  # what stands between gaps stays together
+        line = re.sub(r"\S+( \S+)+", _kept_together, line)
+    for hang in (indent, 2):  # a name that is too long there may fit further left
+        parts = textwrap.wrap(
+            line,
+            room - 2 if command else room,
+            subsequent_indent=" " * hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if max(map(len, parts)) <= room:
+            break
     begun = next((i for i, part in enumerate(parts) if "resexp " in part), 0) if command else 0
     ends = [" \\" if command and begun <= i < len(parts) - 1 else "" for i in range(len(parts))]
-    return [part + end for part, end in zip(parts, ends, strict=True)]
+    return [part.replace(KEPT, " ") + end for part, end in zip(parts, ends, strict=True)]
+
+
+def _kept_together(words: re.Match[str]) -> str:
+    return words[0] if len(words[0]) >= PROSE else words[0].replace(" ", KEPT)
 
 
 def fitting(widths: Sequence[int], gap: int, room: int, spare: Sequence[int]) -> list[int]:

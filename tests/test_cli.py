@@ -347,10 +347,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
     assert answer.code == 0
     states = re.findall(r"^residual-8-s(\d)\S* +(\w+) +([\d,]+)", answer.out, re.MULTILINE)
     assert states == [("0", "done", "75,002"), ("1", "resume", "75,002"), ("2", "new", "75,002")]
-    assert "2 of 3 to train" in answer.out
+    assert "2 of 3 runs to train" in answer.out
     assert contents(copied) == before
     alone = run("--dry-run", "seed=9")
-    assert "1 of 1 to train" in alone.out
+    assert "1 of 1 run to train" in alone.out
     assert contents(copied) == before
 
 

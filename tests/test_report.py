@@ -405,15 +405,26 @@ def test_it_lands_beside_the_runs_or_where_it_is_told(
 ) -> None:
     write_run(tmp_path, "plain", 20, 0)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
-    assert write_report(tmp_path) == tmp_path / "report.html"
+    assert write_report(tmp_path) == tmp_path / "digits/report.html"
     deep = tmp_path / "deep"
     assert write_report(tmp_path, deep / "page.html") == deep / "page.html"
     assert write_report(tmp_path, deep) == deep / "report.html"
+    assert write_report(tmp_path, tmp_path / "new") == tmp_path / "new/report.html"
     assert len(find_runs(tmp_path)) == 1
     # The same runs at the same time give the same page.
-    first = (tmp_path / "report.html").read_bytes()
+    first = (tmp_path / "digits/report.html").read_bytes()
     assert first == (deep / "page.html").read_bytes() == (deep / "report.html").read_bytes()
     assert b"2027-01-15 08:00 UTC" in first
+
+
+def test_a_control_has_a_verdict_too(tmp_path: Path) -> None:
+    for depth in (20, 56):
+        for seed in range(5):
+            write_run(tmp_path, "residual", depth, seed, clean_error=seed / 10)
+    assert "--baseline residual" in write_report(tmp_path).read_text()
+    page = write_report(tmp_path, baseline="residual").read_text()
+    assert "Training deeper residual networks: does not degrade" in page
+    assert "resexp verdict results/digits --baseline residual" in page
 
 
 def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:

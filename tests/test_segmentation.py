@@ -337,7 +337,7 @@ def test_a_run_learns_blobs_and_records_overlaps(tmp_path: Path, loaded: None) -
     assert outcome.record["data"]["task"] == "segmentation"
     assert outcome.record["last"]["test_iou"] == pytest.approx(last.test_iou)
     assert ", errors of pixels" in headline(outcome.record)
-    assert errors(outcome.record["last"]).endswith(f"IoU {last.test_iou:>4.1f} %")
+    assert errors(outcome.record["last"])[-1].split() == ["IoU", f"{last.test_iou:.1f}", "%"]
 
 
 @pytest.mark.process

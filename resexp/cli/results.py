@@ -56,6 +56,16 @@ class Listing(StrEnum):
     settings = "settings"
 
 
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SERIES",
+        help="Series tested for degradation; default: plain. A control: --baseline residual.",
+        show_default=False,
+    ),
+]
+
+
 @app.command(
     epilog="Examples:  resexp plot   |   resexp plot results/digits depth=20,56 --format pdf   |   "
     "resexp plot --width 8.5   |   resexp plot --style slide --show"
@@ -153,14 +163,7 @@ def verdict(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Compare runs of unlike settings, data or code.")
     ] = False,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SERIES",
-            help="Series tested for degradation; default: plain. A control: --baseline residual.",
-            show_default=False,
-        ),
-    ] = None,
+    baseline: Baseline = None,
     best: Annotated[
         str | None,
         typer.Option(
@@ -269,6 +272,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File or folder; default: beside the runs.")
     ] = None,
+    baseline: Baseline = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -276,7 +280,7 @@ def report(
     from resexp.analysis.report.page import write_report
 
     root, filters = select(selection)
-    path = str(write_report(root, out, filters))
+    path = str(write_report(root, out, filters, baseline))
     say([path], lambda: path, as_json)
     if show:
         open_file(path)

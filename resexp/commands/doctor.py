@@ -68,10 +68,10 @@ def versions() -> str:
 
 
 def torchvision() -> str:
-    """It brings CIFAR-10, and loads only beside the torch that it was built for."""
+    """It brings CIFAR-10, and it and its operators load only beside the torch it was built for."""
     version = package_version("torchvision")
     try:
-        import_module("torchvision")
+        import_module("torchvision").ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except Exception as error:  # what it raises differs from version to version
         raise UsageError(
             f"{version} does not load beside torch {torch.__version__} ({first_line(error)}): "

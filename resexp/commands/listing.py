@@ -12,7 +12,7 @@ from resexp.runs.records import ERROR
 from resexp.settings import UsageError, choices, complete
 
 #: The columns of ``resexp list``: run.json's keys and those of its last row.
-COLUMNS = ["name", "run", "status", "clean_train_error", "test_error", "seconds", "updated"]
+COLUMNS = ["run", "name", "status", "clean_train_error", "test_error", "seconds", "updated"]
 
 
 def runs(root: Path, filters: list[str]) -> list[dict[str, Any]]:
@@ -129,7 +129,8 @@ def show(record: dict[str, Any]) -> str:
         f"{known(data.get('test'))} images of "
         + "x".join(str(side) for side in data.get("shape") or "-"),
         "progress": f"step {last.get('step') or 0:,} of {settings['steps']:,}, "
-        f"{duration(record.get('seconds') or 0)} of training, last at {known(record.get('updated'))}",
+        f"{duration(record.get('seconds') or 0)} of training, "
+        f"last at {known(record.get('updated'))}",
         "errors": f"train {percent(last.get('train_error'))}   "
         f"clean {percent(last.get('clean_train_error'))}   test {percent(last.get('test_error'))}",
         "machine": f"{known(place.get('device_name'))}, "

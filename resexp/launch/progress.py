@@ -44,7 +44,8 @@ def headline(record: dict[str, Any]) -> str:
     return (
         f"{record['run']}  {data['name']} {data['train']:,} + {data['test']:,} images of "
         f"{height}x{width}{pixels}  {record['parameters']:,} parameters  "
-        f"{settings['steps']:,} steps of {settings['batch_size']}  {where}, {place['precision']}"
+        f"{settings['steps']:,} steps of {settings['batch_size']} images  "
+        f"{where}, {place['precision']}"
     )
 
 

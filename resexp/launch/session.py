@@ -18,7 +18,7 @@ from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
-from resexp.settings import LAUNCHERS, Job, Merge, Twin, UsageError
+from resexp.settings import LAUNCHERS, Job, Merge, Settings, Twin, UsageError
 
 #: What is done with checked jobs and their claims where they are not to be trained.
 Instead = Callable[[list[Job], list[Claim]], object]
@@ -165,8 +165,8 @@ class Session:
         if odd:
             count = sum(one.record["status"] in odd for one in trained)
             lines.append(
-                f"{count} of them collapsed or diverged: see resexp list status="
-                + ",".join(sorted(odd))
+                f"{count} of them collapsed or diverged: see {reading(self.jobs[0], 'list')} "
+                + f"status={','.join(sorted(odd))}"
             )
         return lines
 
@@ -181,7 +181,8 @@ class Session:
             found = {place: x for place, x in self.endpoints().items() if x is not None}
             best = min(found, key=found.__getitem__)
             return [f"lowest clean training error: {percent(found[best])} of {best}"]
-        return ["next: resexp plot, resexp table, resexp verdict"]
+        read = [reading(self.jobs[0], what) for what in ("plot", "table", "verdict")]
+        return [f"next: {', '.join(read)}"]
 
 
 def brief(outcome: Outcome) -> str:
@@ -192,7 +193,7 @@ def brief(outcome: Outcome) -> str:
     iou = f"IoU {percent(last['test_iou']):>6}  " if "test_iou" in last else ""
     status = "done before" if outcome.claim is Claim.done else record["status"]
     return (
-        f"{status:<11} clean {percent(last.get('clean_train_error')):>6}  "
+        f"{status:<9} error: clean {percent(last.get('clean_train_error')):>6}  "
         f"test {percent(last.get('test_error')):>6}  {iou}{duration(record.get('seconds') or 0)}"
     )
 
@@ -206,16 +207,22 @@ def conclusion(outcome: Outcome) -> str:
     if outcome.claim is Claim.done:
         place = f"done      {job.directory} (before: nothing to do)"
     error = percent((record.get("last") or {}).get("clean_train_error"))
-    twin, beside, command = twin_of(job), "", "resexp plot"
+    twin, beside, command = twin_of(job), "", reading(job, "plot")
     if twin is not None:
         its = finished_record(twin)
         if its is None:
             command = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
-            command += ", then resexp plot"
+            command += f", then {reading(job, 'plot')}"
         else:
             name = "plain" if "twin" in twin.extras else twin.arch
             beside = f" ({name} twin: {percent(its['last'].get('clean_train_error'))})"
     return f"{place}   clean training error {error}{beside}\n          next: {command}"
+
+
+def reading(job: Job, verb: str) -> str:
+    """The command that reads where a job writes."""
+    results = job.settings.results
+    return shlex.join(["resexp", verb, *([] if results == Settings().results else [results])])
 
 
 def twin_of(job: Job) -> Job | None:

@@ -39,10 +39,16 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def describe(group: str, option: str) -> str:
-    """The first comment of an option's file that says what it is."""
+    """The first comment of an option's file that says what it is, to its end."""
     lines = (config_folder() / group / f"{option}.yaml").read_text().splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("#")]
-    return next((comment for comment in comments if not comment.startswith("@")), "")
+    said = ""
+    for comment in comments:
+        if not comment.startswith("@"):
+            said = f"{said} {comment}".strip()
+            if not said.endswith((",", ":")):
+                break
+    return said
 
 
 def facts(group: str, option: str) -> dict[str, str]:

@@ -76,15 +76,16 @@ def distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, texts)))
 
 
-def commands(runs: Sequence[Run], filters: Sequence[str]) -> str:
+def commands(runs: Sequence[Run], filters: Sequence[str], baseline: str | None = None) -> str:
     """What to type to train, judge and draw all this again, a command a line."""
     environments = [run.record.get("environment") or {} for run in runs]
     commits = distinct(str(each.get("git_commit") or "") for each in environments)
     lines = [f"git checkout {shlex.quote(commits[0])}"] if len(commits) == 1 else []
     lines += sweeps(runs)
     folder = str(Path(str(runs[0].setting("results"))) / runs[0].name)
-    rest = shlex.join([folder, *filters])
-    lines += [f"resexp {verb} {rest}" for verb in ("verdict", "table", "plot", "report")]
+    judged = ["--baseline", baseline] if baseline else []
+    for verb, flags in (("verdict", judged), ("table", []), ("plot", []), ("report", judged)):
+        lines.append(shlex.join(["resexp", verb, folder, *filters, *flags]))
     return "\n".join(lines)
 
 

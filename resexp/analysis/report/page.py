@@ -31,6 +31,7 @@ from resexp.analysis.report.origin import commands, facts
 from resexp.analysis.results import Run, grouped, require_runs, spell
 from resexp.analysis.statistics import Interval
 from resexp.analysis.verdict.rule import Change
+from resexp.console import WIDE
 from resexp.files import read_bytes, read_json
 from resexp.runs.records import write_atomically
 from resexp.settings import UsageError, flatten
@@ -42,16 +43,25 @@ MOST_CSV = 1_000_000  # bytes of metrics.csv in one page; more are packed with g
 FINDING = {"probe", "claim", "source", "verdict", "sentence", "recipe", "command", "conventions"}
 
 
-def write_report(root: Path, out: Path | None = None, filters: Sequence[str] = ()) -> Path:
-    """Write the report of the runs under ``root`` to ``out`` (default: report.html in ``root``).
+def write_report(
+    root: Path,
+    out: Path | None = None,
+    filters: Sequence[str] = (),
+    baseline: str | None = None,
+) -> Path:
+    """Write the report of the runs under ``root`` to ``out``, which may be a folder.
 
-    A section an experiment, if there are several. ``out`` may be a folder. Returns the file. Raises
-    UsageError if there are no runs, a metrics.csv is damaged, or the file cannot be written.
+    By default beside the figures of one experiment, of several in ``root``, a section each.
+    ``baseline`` is the verdict's. Returns the file. Raises UsageError if there are no runs, a
+    metrics.csv is damaged, or the file cannot be written.
     """
     runs = require_runs(root, filters)
-    path = root / FILE if out is None else out / FILE if out.is_dir() else out
+    folders = {run.experiment for run in runs}
+    beside = root if len(folders) > 1 or (root / RECORD).exists() else folders.pop()
+    path = out or beside
+    path = path / FILE if path.is_dir() or path.suffix[:4] != ".htm" else path
     # Written in ASCII, the rest as character references: no locale can spoil it.
-    text = page(runs, filters).encode("ascii", "xmlcharrefreplace").decode("ascii")
+    text = page(runs, filters, baseline).encode("ascii", "xmlcharrefreplace").decode("ascii")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
@@ -62,10 +72,12 @@ def write_report(root: Path, out: Path | None = None, filters: Sequence[str] = (
     return path
 
 
-def page(runs: Sequence[Run], filters: Sequence[str] = ()) -> str:
+def page(runs: Sequence[Run], filters: Sequence[str] = (), baseline: str | None = None) -> str:
     """The whole document."""
     groups = grouped(runs, lambda run: run.experiment).values()
-    experiments = [experiment(group, filters, f"e{index}") for index, group in enumerate(groups)]
+    experiments = [
+        experiment(group, filters, baseline, f"e{index}") for index, group in enumerate(groups)
+    ]
     loader = PackageLoader("resexp.analysis.report", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -97,19 +109,21 @@ def powers(text: str) -> Markup:
     return Markup(re.sub(r"10\^\+?(-?[\d.]*\d)", r"10<sup>\1</sup>", str(escape(text))))
 
 
-def experiment(runs: Sequence[Run], filters: Sequence[str], key: str) -> dict[str, Any]:
+def experiment(
+    runs: Sequence[Run], filters: Sequence[str], baseline: str | None, key: str
+) -> dict[str, Any]:
     """Everything about one experiment."""
     drawn, lacking = charts(runs)
     return {
         "id": key,
         "name": runs[0].name,
-        "verdict": judgement(runs),
+        "verdict": judgement(runs, baseline),
         "charts": [embed(chart, f"{key}-{name}") for name, chart in drawn.items()],
         "lacking": lacking,
         "results": results(runs),
         "findings": findings(runs[0].experiment),
         "facts": facts(runs, filters),
-        "commands": commands(runs, filters),
+        "commands": commands(runs, filters, baseline),
         "runs": run_list(runs),
     }
 
@@ -117,10 +131,10 @@ def experiment(runs: Sequence[Run], filters: Sequence[str], key: str) -> dict[st
 # --- the verdict
 
 
-def judgement(runs: Sequence[Run]) -> dict[str, Any]:
+def judgement(runs: Sequence[Run], baseline: str | None) -> dict[str, Any]:
     """The decision in a sentence, the numbers it rests on, and what to know before believing it."""
     try:
-        decided = verdict.decide(runs)
+        decided = verdict.decide(runs, baseline=baseline)
     except UsageError as refusal:
         return {"refusal": str(refusal)}
     failed = [f"{number} {status}" for status, number in decided.failures.items() if number]
@@ -131,7 +145,7 @@ def judgement(runs: Sequence[Run]) -> dict[str, Any]:
     ]
     if decided.missing:
         notes.append(f"Missing: {', '.join(decided.missing)}. Seeds without a pair are left out.")
-    spoken = verdict.text(decided)
+    spoken = verdict.text(decided, WIDE)
     return {
         "refusal": "",
         "sentence": spoken.splitlines()[0],

@@ -14,7 +14,7 @@ from typing import Any
 from resexp.analysis.formatting import aligned, signed
 from resexp.analysis.results import Run, spell
 from resexp.analysis.verdict.select import endpoint
-from resexp.settings import UsageError, identity, run_name
+from resexp.settings import UsageError, identity
 
 
 @dataclass(slots=True)
@@ -82,8 +82,8 @@ def varying(runs: Sequence[Run], setting: str) -> set[str]:
 
 def name(run: Run, varied: set[str]) -> str:
     """A network and its recipe, whatever its seed and the setting that is chosen."""
-    extras = {key: value for key, value in run.extras.items() if key in varied}
-    return run_name(run.arch, run.depth, 0, extras).replace("-s0", "", 1)
+    words = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key in varied]
+    return ",".join([f"{run.arch}-{run.depth}", *words])
 
 
 def at_best(

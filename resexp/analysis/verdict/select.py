@@ -178,7 +178,10 @@ def group(runs: Iterable[Run], baseline: str | None) -> dict[str, list[Run]]:
     if baseline is None:
         plain = [series for series, runs in arms.items() if runs[0].skipless]
         if not plain:
-            raise UsageError("no plain runs here. Train some: resexp run -m depth=20,56 arch=plain")
+            raise UsageError(
+                "no plain runs here. Train some: resexp run -m depth=20,56 arch=plain; or judge "
+                f"a control: --baseline {next(iter(arms))}"
+            )
         if "plain" not in plain and len(plain) > 1:
             named = "; ".join(plain)
             raise UsageError(f"several plain networks here ({named}). Choose with a filter.")
