@@ -263,18 +263,18 @@ def draw(rows: pd.DataFrame) -> Figure:
     del styles["plain"]  # whose colour is for plain networks alone
     labels = {
         "path_share": "share of the gradient at a block\nthat came by shortcuts alone",
-        "shortcut_share": "share of the gradient at a block\nthat came by its own shortcut",
         "branch_over_input": "branch over input, |F(x)| / |x|",
     }
-    strokes = {"start": DASHES, "end": "-"}
-    figure, axes = panels(3, 72)
+    strokes = {"start": (DASHES, 0.8), "end": ("-", 1.4)}
+    figure, axes = panels(2, 68)
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        for (arm, style), (when, stroke) in product(styles.items(), strokes.items()):
-            some = those(rows, depth=deep, arm=arm, when=when)
-            means(axis, some, "block", column, linestyle=stroke, ms=2.5, lw=1.1, **style)
+        for (arm, style), (when, (stroke, width)) in product(styles.items(), strokes.items()):
+            some, colour = those(rows, depth=deep, arm=arm, when=when), style["color"]
+            means(axis, some, "block", column, linestyle=stroke, linewidth=width, color=colour)
         axis.axhline(1.0 if column == "branch_over_input" else MOST, color=GREY, linewidth=0.6)
         axis.set(xlabel="block, from the input", ylabel=label)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    styles = {arm: {"color": style["color"]} for arm, style in styles.items()}
     styles |= {"trained": {"color": GREY}, "at the start": {"color": GREY, "linestyle": DASHES}}
     seeds = rows["seed"].nunique()
     return finish(figure, f"Gradients by shortcuts, depth {deep}: means of {seeds} seeds", styles)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,7 @@ from resexp.probes.rows import ENOUGH, difference, each_seed, mean, seeds_of, th
 from resexp.settings import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CLAIM = "Without skips the loss around a deep network is rough, with them as smooth as a shallow's."
@@ -361,7 +362,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     from resexp.probes.drawing import COLOURS, DASHES, GREY, finish, panels
 
     depths = (rows["depth"].min(), rows["depth"].max())
-    figure, (shallow, deep, *planes) = panels(4, 72)
+    figure, (shallow, deep, *planes) = panels(4, 76)
     deep.sharey(shallow)
     for (axis, depth), arch, (matched, stroke) in product(
         zip((shallow, deep), depths, strict=True), ARCHS, enumerate(("-", DASHES))
@@ -373,14 +374,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.set(yscale="log", xlabel="along the direction, a")
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
     shallow.set_ylabel("training loss, nats")
+    draw_planes(figure, planes, those(rows, kind="plane"))
     for axis, arch in zip(planes, ARCHS, strict=True):
-        grid = those(rows, arch=arch, kind="plane").pivot(index="b", columns="a", values="loss")
-        if len(grid):  # the first seed has both networks
-            style = {"levels": 8, "cmap": "viridis", "linewidths": 0.8}
-            contours = axis.contour(grid.columns, grid.index, grid, **style)
-            axis.clabel(contours, fontsize=5, fmt="%.2g")
-        axis.set(xlabel="a", ylabel="b", aspect="equal")
-        axis.set_title(f"{arch} {depths[1]}, nats", loc="left", fontweight="bold")
+        axis.set_title(f"{arch} {depths[1]}", loc="left", fontweight="bold")
     handles = {arch: {"color": COLOURS[arch]} for arch in ARCHS}
     if len(those(rows, matched=1)):
         label = "the better one, earlier, at the other's loss"
@@ -391,3 +387,21 @@ def draw(rows: pd.DataFrame) -> Figure:
         "right: two directions at once, one seed",
         handles,
     )
+
+
+def draw_planes(figure: Figure, axes: Sequence[Axes], rows: pd.DataFrame) -> None:
+    """The loss over two directions, a panel a network, on one logarithmic scale."""
+    losses = rows["loss"].where(np.isfinite(rows["loss"])).clip(lower=1e-6)
+    levels = np.geomspace(losses.min(), 1.001 * losses.max(), 12) if len(losses) else []
+    for axis, arch in zip(axes, ARCHS, strict=True):
+        grid = those(rows, arch=arch).pivot(index="b", columns="a", values="loss")
+        if len(grid):  # the first seed has both networks
+            style = {"levels": levels, "norm": "log", "cmap": "viridis"}
+            filled = axis.contourf(grid.columns, grid.index, grid.clip(lower=1e-6), **style)
+        axis.set(xlabel="a", ylabel="b", aspect="equal")
+    if len(rows):
+        where: dict[str, Any] = {"location": "bottom", "aspect": 40}
+        bar = figure.colorbar(filled, ax=axes, label="training loss, nats", **where)
+        ticks = [10.0**power for power in range(-6, 4)]
+        bar.set_ticks([tick for tick in ticks if levels[0] <= tick <= levels[-1]])
+        bar.minorticks_off()

@@ -200,21 +200,21 @@ def judge(fit: bool, changes: Sequence[Interval]) -> Verdict:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """By convolution: change at the matched depth, and of the deepest that fit; std of figure 7."""
+    """Change by convolution at the matched depth, and of the deepest that fit."""
     from resexp.probes.drawing import COLOURS, DOTS, GREY, finish, means, panels
 
-    at, deep, strokes = matched_depth(rows)[0], deepest(rows), {"end": "-", "start": DOTS}
     both, residual = ["plain", "residual"], ["residual"]
-    shown = [(at, "change", both), (deep, "change", residual), (at, "std", both)]
-    figure, axes = panels(3, 76)
-    for axis, (depth, column, archs) in zip(axes, shown, strict=True):
+    shown, strokes = {matched_depth(rows)[0]: both}, {"end": "-", "start": DOTS}
+    shown.setdefault(deepest(rows), residual)
+    figure, axes = panels(len(shown), 70, sharey=True, squeeze=False)
+    for axis, (depth, archs) in zip(axes[0], shown.items(), strict=True):
         for arch, (when, stroke) in product(archs, strokes.items()):
             some = those(rows, arch=arch, depth=depth, when=when)
             style = {"color": COLOURS[arch], "linestyle": stroke, "linewidth": 1.1}
-            means(axis, some, "layer", column, marker=".", ms=4, **style)
+            means(axis, some, "layer", "change", **style)
         axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
-        axis.set(xlabel="convolution, from the input", ylim=(0, 1 if column == "change" else None))
-        axis.set_ylabel("change (sine)" if column == "change" else "standard deviation")
+        axis.set(xlabel="convolution, from the input", ylim=(0, 1))
+    axes[0, 0].set_ylabel("change of the signal (sine)")
     lines = {arch: {"color": COLOURS[arch]} for arch in both}
     lines |= {"trained": {"color": GREY}, "at the start": {"color": GREY, "linestyle": DOTS}}
     seeds = rows["seed"].nunique()

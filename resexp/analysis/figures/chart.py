@@ -315,10 +315,13 @@ def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
 def draw_ends(axis: Axes, panel: Panel, apart: float, mark: Mark) -> None:
     """Names right of the ends of curves, each with a hair line, a share of the height ``apart``.
 
-    A curve that ends above the axis has an arrow and its last value there.
+    A curve that ends above the axis has an arrow and its last value there. More names than there is
+    room for are none: the legend has the colours.
     """
     low, high = panel.y.low, panel.y.high
     named = sorted((line for line in panel.lines if line.end), key=lambda line: line.y[-1])
+    if len(named) * apart > 1:
+        return
     wanted = [(min(line.y[-1], high) - low) / (high - low) for line in named]
     for line, place in zip(named, spread(wanted, apart, 1), strict=True):
         value, end = line.y[-1], (line.x[-1] - panel.x.low) / (panel.x.high - panel.x.low)
