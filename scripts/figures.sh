@@ -14,3 +14,11 @@ drawn() { # FOLDER OPTION... : every kind of that folder, at the three sizes
 drawn five-seeds
 drawn families --which families
 drawn surface --which surface
+python - docs/figures/*/*.png <<'PALETTE'  # 256 colours are enough: a third of the size
+import sys
+from PIL import Image
+for path in sys.argv[1:]:
+    image = Image.open(path)
+    small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True, dpi=image.info["dpi"])
+PALETTE
