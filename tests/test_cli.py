@@ -26,6 +26,7 @@ from fake_results import write_run
 from filelock import FileLock
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from PIL import Image
 
 import resexp
 from resexp import config
@@ -513,9 +514,9 @@ def test_every_reading_command_has_json(reading: Path, tmp_path: Path) -> None:
     shown = call("show", runs[0]["run"], "--json").json
     assert shown["directory"] == f"results/digits/{runs[0]['run']}"
     assert shown["settings"]["steps"] == 4
-    figures = call("plot", "--json", "--format", "svg", "--out", str(tmp_path)).json
-    assert {str(tmp_path / "curves.svg"), str(tmp_path / "depth.svg")} <= set(figures)
-    assert all("<svg" in Path(path).read_text() for path in figures)
+    drawn = call("plot", "--json", "--format", "svg", "--out", str(tmp_path))
+    assert drawn.json == [str(tmp_path / "curves.svg")]  # of depth there is one
+    assert "<svg" in (tmp_path / "curves.svg").read_text() and "note: no depth" in drawn.err
     checks = call("twin", "depth=8", "--json").json
     assert {check["clause"]: check["equal"] for check in checks} == dict.fromkeys(
         ["parameters", "initial values", "FLOPs", "batches", "learning rate"], True
@@ -523,6 +524,20 @@ def test_every_reading_command_has_json(reading: Path, tmp_path: Path) -> None:
     findings = call("doctor", "--json").json
     assert {finding["level"] for finding in findings} <= {"ok", "warn", "fail"}
     assert {"versions", "device", "results", "digits"} <= {one["what"] for one in findings}
+
+
+def test_figures_and_the_report_are_opened_where_that_is_asked(
+    reading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("typer.launch", lambda path: opened.append(path))
+    words = ["--width", "8.5", "--dpi", "60", "--title", "Mine", "--which", "curves", "--show"]
+    assert call("plot", *words, "--out", str(tmp_path)).code == 0
+    assert call("report", "--open", "--out", str(tmp_path)).code == 0
+    assert opened == [str(tmp_path / "curves.png"), str(tmp_path / "report.html")]
+    with Image.open(opened[0]) as image:
+        assert image.width == 200  # 8.5 cm at 60 dots an inch
+    assert call("plot", "--width", "3").code == 2
 
 
 def test_the_verdict_has_json_and_exit_codes(here: Path) -> None:

@@ -168,7 +168,7 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
     code, output = ended(figure6(*words, RESULTS=tmp_path / "whole", **variables))
     assert code == 0, output
     whole = tmp_path / "whole/figure6"
-    drawn = ("curves.png", "curves-paper.png", "depth.png", "difference.png", "report.html")
+    drawn = ("curves.png", "curves-paper.png", "depth.png", "report.html")
     for name in (*drawn, "table.md", "verdict.txt"):
         assert (whole / name).stat().st_size > 0, name
     assert "cifar10-jpeg" in (whole / "verdict.txt").read_text()
