@@ -1,12 +1,18 @@
 """resexp: see, measure and explain the degradation problem.
 
-From Python: ``resexp.run(depth=56, arch="plain")`` trains (or finds) one run,
-``resexp.load_results("results")`` reads runs into a DataFrame.
+From Python and in notebooks: ``run`` trains one network or finds it done, ``sweep`` all
+combinations; ``plot``, ``table``, ``verdict`` and ``load_results`` read what was trained.
+
+    >>> import resexp
+    >>> digits = resexp.sweep(depth=[20, 56], arch=["plain", "residual"], seed=range(3))
+    >>> resexp.plot(digits)
+    >>> resexp.verdict(digits)
 """
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # GNU OpenMP reads it once, when torch is loaded: threads that wait for each other soon sleep, and
@@ -15,38 +21,20 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
-    from resexp.analysis.results import Run, load_results
+    from resexp.analysis.inline import plot, table, verdict
+    from resexp.analysis.results import load_results
+    from resexp.interactive import run, sweep
 
-__all__ = ["load_results", "run"]
-
-
-def run(**settings: Any) -> Run:
-    """Train one network as ``resexp run`` would, or find it if it is done; returns the run.
-
-    Settings are those of the command line; ``arch__shortcut="B"`` is ``arch.shortcut=B``.
-    Raises resexp.settings.UsageError if they cannot be run.
-    """
-    from resexp.analysis.results import Run
-    from resexp.config import compose
-    from resexp.launch.local import perform
-
-    words = [f"{key.replace('__', '.')}={spell(value)}" for key, value in settings.items()]
-    job = compose(words)
-    perform(job)
-    return Run.read(job.directory)
-
-
-def spell(value: Any) -> str:
-    """A Python value as an override's right-hand side."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(list(value)).replace(" ", "") if isinstance(value, (list, tuple)) else str(value)
+__all__ = ["load_results", "plot", "run", "sweep", "table", "verdict"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the reading half only when it is used: ``import resexp`` stays fast."""
-    if name == "load_results":
-        from resexp.analysis.results import load_results
+    """Import what stands behind a name when it is used: ``import resexp`` stays fast."""
+    if name not in __all__:
+        raise AttributeError(f"module 'resexp' has no attribute {name!r}")
+    modules = {"run": "interactive", "sweep": "interactive", "load_results": "analysis.results"}
+    return getattr(import_module(f"resexp.{modules.get(name, 'analysis.inline')}"), name)
 
-        return load_results
-    raise AttributeError(f"module 'resexp' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -32,6 +32,7 @@ import resexp
 from resexp import config
 from resexp.analysis.results import load_results
 from resexp.cli import app, main
+from resexp.interactive import spell
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
 from resexp.train.row import COLUMNS
@@ -794,7 +795,7 @@ def test_python_trains_as_the_command_line_does(here: Path, trained: Path) -> No
 
 def test_python_settings_are_spelled_as_overrides(here: Path) -> None:
     words = {"arch__shortcut": "B", "milestones": [0.25, 0.5], "data__size": None, "flip": True}
-    spelled = [f"{key.replace('__', '.')}={resexp.spell(value)}" for key, value in words.items()]
+    spelled = [f"{key.replace('__', '.')}={spell(value)}" for key, value in words.items()]
     job = config.compose(["arch=residual", *spelled])
     assert job.settings.arch.shortcut.value == "B"
     assert job.settings.milestones == [0.25, 0.5]

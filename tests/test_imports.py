@@ -28,13 +28,13 @@ ONLY_IN = {
     "pandas": ["analysis/", "probes/"],
     "triton": ["train/engine/kernels.py"],
     "resexp.cli": ["__main__.py", "cli/"],
-    "resexp.config": ["cli/", "__init__.py", "_plugins/"],
+    "resexp.config": ["cli/", "interactive.py", "_plugins/"],
 }
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = [
     *("__init__.py", "__main__.py", "cli/", "config.py", "settings/"),
-    *("commands/listing.py", "commands/watch.py"),
+    *("commands/listing.py", "commands/watch.py", "interactive.py"),
     *("runs/records.py", "runs/messages.py", "runs/stop.py"),
     *(
         "console.py",

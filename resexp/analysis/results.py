@@ -89,6 +89,16 @@ class Run:
             raise UsageError(f"{directory} holds no {RECORD} of a run. See resexp list.")
         return cls(directory, record)
 
+    def __repr__(self) -> str:
+        error = self.value("clean_train_error")
+        said = "" if error is None else f", clean training error {error:.1f} %"
+        return f"Run({self.path}, {self.status}{said})"
+
+    def _repr_html_(self) -> str:
+        from resexp.analysis.inline import shown
+
+        return shown([self], repr(self))
+
     @property
     def skipless(self) -> bool:
         """Whether its network has no skip connections: plain, or trained as another's twin."""
@@ -189,6 +199,15 @@ class Run:
         if columns not in HEADERS:
             raise UsageError(f"{path}, line 1 is not {','.join(METRIC_COLUMNS)}.")
         return _parse(path, lines[1:], columns)
+
+
+class Sweep(list[Run]):
+    """Runs that a notebook shows."""
+
+    def _repr_html_(self) -> str:
+        from resexp.analysis.inline import shown
+
+        return shown(self, f"{len(self)} runs") if self else "no runs"
 
 
 def _parse(path: Path, lines: list[str], columns: tuple[str, ...]) -> list[Row]:

@@ -163,7 +163,8 @@ def table(seen: Sequence[Seen], width: int, height: int, encoding: str) -> list[
             room -= taken
     if room >= CURVE:
         heights = HEIGHTS[encoding.startswith("utf")]
-        curves = [one.spark(min(room - 2, 40), heights) for one in shown]
+        wide = min(room - 2, 40)
+        curves = [one.spark(wide, heights).ljust(wide) for one in shown]
         columns.insert(0, ["training error", *curves])
     head, *body = zip(names, *columns, strict=True)
     lines = grid(head, body, room=width)

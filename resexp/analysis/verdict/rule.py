@@ -130,6 +130,11 @@ class Verdict:
     fixed: str  # before or after the runs: whether the question was preregistered
     notes: list[str]
 
+    def __repr__(self) -> str:  # what a notebook shows
+        from resexp.analysis.verdict.text import text
+
+        return text(self)
+
     @property
     def seeds(self) -> list[int]:
         return self.arms[0].change.seeds
