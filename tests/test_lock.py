@@ -245,3 +245,14 @@ def test_a_claim_of_a_killed_process_is_taken_over_by_one(tmp_path: Path) -> Non
     with contenders(tmp_path, 3, 4.0) as processes:
         assert [process.wait(60) for process in processes] == [0] * 3
     assert (tmp_path / "entries").exists()
+
+
+def test_one_that_looks_at_a_lock_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """resexp watch does so every two seconds, and may be stopped in the middle of it."""
+    file = os.open(tmp_path / lock.LOCK, os.O_RDWR | os.O_CREAT)
+    assert lock.lock(file)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.close(file))
+    with hold(tmp_path) as ours:
+        assert ours

@@ -64,8 +64,8 @@ class Seen:
             left = f"{duration(last.seconds / last.step * (steps - last.step))} left"
         return {
             "step": f"{last.step if last else 0:,}/{steps:,}",
-            "train": percent(last and last.train_error),
-            "test": percent(last and last.test_error),
+            "train": percent(last.train_error if last else None),
+            "test": percent(last.test_error if last else None),
             "left": left,
         }
 

@@ -27,6 +27,7 @@ CLOCK = ".clock."
 
 BEAT = 5.0  # seconds between two touches of a claim
 STALE = 60.0  # seconds without a touch after which a claim is watched
+LOOK = 0.1  # seconds within which one that looks at a lock lets go of it
 WATCH = 3 * BEAT  # seconds in which a watched claim must move to be left alone
 
 #: What a file system answers that has no locks.
@@ -49,6 +50,9 @@ def hold(directory: Path) -> Iterator[bool]:
     file = no_link(directory / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         locked = lock(file)
+        if locked is False:  # perhaps by one that only looks (is_held): it lets go at once
+            time.sleep(LOOK)
+            locked = lock(file)
         if locked is not None:
             yield locked
             return
