@@ -117,22 +117,15 @@ def watch(root: Path, filters: Sequence[str], page: Path | None, once: bool) -> 
 
 def look(root: Path, filters: Sequence[str]) -> tuple[list[Seen], int]:
     """The runs, those at work first and the newest of each first; how many have no record yet."""
+    # Before the records: a run that ends meanwhile is ok then, and not one without its process.
+    held = {path.parent for path in root.rglob(LOCK) if is_held(path.parent)}
     seen = []
     for run in find_runs(root, filters, []):
-        held = run.status in UNFINISHED and at_work(run.path)
-        seen.append(Seen(run, "running" if held else STATES.get(run.status, run.status)))
+        works = run.status in UNFINISHED and run.path in held
+        seen.append(Seen(run, "running" if works else STATES.get(run.status, run.status)))
     seen.sort(key=lambda one: str(one.run.record.get("started") or ""), reverse=True)
     seen.sort(key=lambda one: one.state != "running")
-    locks = (path.parent for path in root.rglob(LOCK))
-    return seen, sum(at_work(place) for place in locks if not (place / RECORD).exists())
-
-
-def at_work(directory: Path) -> bool:
-    """Whether a process holds a run directory; taken for granted where it cannot be told."""
-    try:
-        return is_held(directory)
-    except OSError:
-        return True
+    return seen, sum(not (place / RECORD).exists() for place in held)
 
 
 def tally(seen: Sequence[Seen], starting: int = 0) -> str:

@@ -177,8 +177,8 @@ class Session:
             return [f"retry: {self.command}   (the same command: what is finished is skipped)"]
         if left:
             return [f"retry: {job.command}" for job in left]
-        if self.search:
-            found = {place: x for place, x in self.endpoints().items() if x is not None}
+        found = {place: x for place, x in self.endpoints().items() if x is not None}
+        if self.search and found:
             best = min(found, key=found.__getitem__)
             return [f"lowest clean training error: {percent(found[best])} of {best}"]
         read = [reading(self.jobs[0], what) for what in ("plot", "table", "verdict")]
