@@ -33,7 +33,7 @@ from resexp.analysis.statistics import Interval
 from resexp.analysis.verdict.rule import Change
 from resexp.console import WIDE
 from resexp.files import read_bytes, read_json
-from resexp.runs.records import write_atomically
+from resexp.runs.records import RECORD, write_atomically
 from resexp.settings import UsageError, flatten
 
 FILE, MINUS = "report.html", "\N{MINUS SIGN}"
