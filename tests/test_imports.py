@@ -35,6 +35,7 @@ ONLY_IN = {
 WITHOUT_TORCH = [
     *("__init__.py", "__main__.py", "cli/", "config.py", "settings/"),
     *("commands/listing.py", "commands/watch.py", "interactive.py"),
+    "files.py",
     *("runs/records.py", "runs/messages.py", "runs/stop.py"),
     *(
         "console.py",
@@ -145,6 +146,7 @@ def test_leaves_know_nothing_above_them(leaf: str) -> None:
 def test_the_analysis_knows_records_and_settings_only() -> None:
     known = {
         "resexp.analysis",
+        "resexp.files",
         "resexp.runs.preregistration",
         "resexp.runs.records",
         "resexp.settings",
