@@ -665,6 +665,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, results: Path) -> None:
         ("resexp run -m", lambda: plot(tmp_path / "nowhere")),
         ("has a row of metrics yet", lambda: plot(tmp_path / "new")),
         ("no run here has a row", lambda: curves(find_runs(tmp_path / "new"))),
+        ("all runs have 56 layers", lambda: depth(find_runs(results, ["depth=56"]))),
+        ("all pairs are of depth 56", lambda: difference(find_runs(results, ["depth=56"]))),
+        ("all pairs are of seed 0", lambda: difference(find_runs(results, ["seed=0"]))),
         ("no run here is finished", lambda: depth(find_runs(tmp_path / "new"))),
         (
             "a plain network and its twin",

@@ -106,8 +106,8 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
             "no seed here has a plain network and its twin at one depth, both finished. "
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
-    silent = {other: why for other, found in pairs.items() if (why := says_nothing(found))}
-    telling = [other for other in pairs if other not in silent]
+    silent = {other: says_nothing(found) for other, found in pairs.items()}
+    telling = [other for other, why in silent.items() if not why]
     if not telling:
         raise Nothing(next(iter(silent.values())))
     drawn = {other: pairs[other] for other in telling[:most]}
