@@ -34,7 +34,7 @@ SHOWN = {
     f"run -m depth=8 arch=plain,residual seed=0 {TINY}": ["2 skipped (finished before)"],
     "list": [f"{arch}-{depth}-s1,{ALONE}" for arch in ARMS for depth in (8, 14)],
     "table": [*ARMS, "clean training", "failures", "All runs: batch_size=8"],
-    "verdict": ["plain minus residual", "one-sided 95 %", "smoke test", "Rule: clean training"],
+    "verdict": ["plain minus residual", "in points:", "smoke test", "Rule: clean training"],
     f"run -m depth=8,14 arch=plain seed=0,9 {TINY} --dry-run": [
         *(f"plain-{depth}-s{seed},{ALONE}" for depth in (8, 14) for seed in (0, 9)),
         "2 of 4 runs to train, about",

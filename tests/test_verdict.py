@@ -13,6 +13,7 @@ from fake_results import write_run
 
 from resexp.analysis.results import Run, find_runs
 from resexp.analysis.verdict import Verdict, decide, text
+from resexp.console import folded
 from resexp.settings import UsageError
 
 JITTER = (0.0, 0.4, -0.3, 0.2, -0.1)  # percent points, so that no spread is zero
@@ -90,18 +91,19 @@ def test_the_screen_says_both_outcomes_and_prints_what_decides(tmp_path: Path) -
         "Training deeper plain networks: degrades (56 against 20 layers, 220 steps, 5 seeds, "
         "digits, recipe digits). Cured: residual."
     )
-    assert "one-sided 95 %" in lines[1]
+    assert "one-sided 95 %" in lines[2]
     rise = verdict.arms[0].change.train_error
-    assert lines[2].startswith("  plain ")
-    assert f">+{rise.lower:.1f}, <+{rise.upper:.1f}" in lines[2]
-    assert lines[4].startswith("  plain minus residual ")
-    assert lines[5].split(maxsplit=1) == ["plain", "degrades; trains worse: degradation"]
-    assert "does not degrade; cured (p = " in lines[6]
-    assert "Holm over all 3" in lines[11]
-    assert lines[13].split()[:4] == ["plain", "20", "to", "32"]
-    assert lines[13].split()[4] == "+8.0" and lines[14].split()[1:5] == ["32", "to", "56", "+65.0"]
+    assert lines[3].startswith("  plain ")
+    assert f">+{rise.lower:.1f}, <+{rise.upper:.1f}" in lines[3]
+    assert lines[5].startswith("  plain minus residual ")
+    assert lines[6].split(maxsplit=1) == ["plain", "degrades; trains worse: degradation"]
+    assert "does not degrade; cured (p = " in lines[7]
+    assert "Holm over all 3" in lines[12]
+    assert lines[14].split()[:4] == ["plain", "20", "to", "32"]
+    assert lines[14].split()[4] == "+8.0" and lines[15].split()[1:5] == ["32", "to", "56", "+65.0"]
     assert lines[-1] == "Failures: none of 30 runs."
-    assert max(len(line) for line in lines) <= 132
+    for room in (80, 60):
+        assert max(map(len, folded(text(verdict, room), room).splitlines())) <= room
 
 
 PILOT = {"plain": {20: 47.9, 56: 76.1}, "residual": {20: 41.6, 56: 62.7}}  # CIFAR-10, percent
@@ -456,7 +458,7 @@ def test_a_residual_baseline_is_a_control(tmp_path: Path) -> None:
     assert verdict.interactions["residual,arch.shortcut=B"].train_error.mean == 0
     lines = text(verdict).splitlines()
     assert lines[0].startswith("Training deeper residual networks: does not degrade")
-    assert lines[4].startswith("  residual minus residual,arch.shortcut=B  +0.0")
+    assert lines[5].startswith("  residual minus residual,arch.shortcut=B  +0.0")
     assert "twin" not in text(verdict)
     with pytest.raises(UsageError, match=r"no runs of preact here\. Choose one of residual; resid"):
         decide(find_runs(tmp_path), baseline="preact")

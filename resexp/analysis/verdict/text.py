@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from resexp.analysis.formatting import aligned, count, few, signed, spread
 from resexp.analysis.verdict.rule import (
@@ -41,14 +42,16 @@ def text(verdict: Verdict, room: int | None = None) -> str:
     Sentences may be longer.
     """
     by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
-    heads = ["training error, points", "rise (95 %)", "one-sided 95 %", "n", by_holm]
-    lines = [sentence(verdict), *aligned(heads, _primary(verdict), room)]
+    heads = ["", "rise (95 %)", "one-sided 95 %", "n", by_holm]
+    lines = [sentence(verdict), "Training error, deep minus shallow, in points:"]
+    lines += aligned(heads, _primary(verdict), room)
     lines += aligned(["", ""], [[arm.series, _reading(arm)] for arm in verdict.arms], room)
     rows = [[arm.series, *_secondary(arm.change)] for arm in verdict.arms]
-    lines.append("Beside it, deep minus shallow (95 %), errors in points:")
+    lines.append("Beside it (95 %), errors in points:")
     lines += aligned(["", "log10 loss", "test error", "test minus training"], rows, room)
     lines += _other_pairs(verdict, room) + _budget(verdict, room)
-    lines += [RULE, verdict.fixed, _failures(verdict)]
+    rule = re.sub(r"(?<!\.)\n +", " ", RULE)  # its sentences, each in a line
+    lines += [rule, verdict.fixed, _failures(verdict)]
     if verdict.missing:
         lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
     return "\n".join(lines + verdict.notes)
@@ -103,7 +106,7 @@ def _secondary(change: Change) -> list[str]:
 
 def _other_pairs(verdict: Verdict, room: int | None) -> list[str]:
     """Each arm's rise between the pairs of depths that the headline is not about."""
-    heads = ["", "depths", "training error, points (95 %)", "n", "p"]
+    heads = ["", "depths", "rise (95 %)", "n", "p"]
     arms = [arm.series for arm in verdict.arms]
     rows = [
         [one.series, f"{one.shallow} to {one.deep}", *_contrast(one)]
@@ -111,7 +114,7 @@ def _other_pairs(verdict: Verdict, room: int | None) -> list[str]:
         if one.series in arms and (one.shallow, one.deep) != (verdict.shallow, verdict.deep)
     ]
     pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
-    title = f"Other pairs of depths; one-sided p by Holm over all {pairs}:"
+    title = f"Other pairs of depths, in points; one-sided p by Holm over all {pairs}:"
     return [title, *aligned(heads, rows, room)] if rows else []
 
 
