@@ -55,7 +55,7 @@ class AtWork:
 
     record: dict[str, Any]
     step: int  # done
-    first: int  # the step from which it is timed, after one here to warm up
+    first: int  # the step from which on it is timed, after one here to warm up
     since: float = math.nan  # when that was done, by the clock of ``time.monotonic``
 
 
@@ -92,10 +92,9 @@ class Display:
         if math.isnan(work.since) and step >= work.first:
             work.since = time.monotonic()
             if self.first is None:
-                self.first, self.skipped = (
-                    work.since,
-                    self.skipped + self.weights[run] * step / steps,
-                )
+                self.first = work.since
+                self.skipped += self.weights[run] * (step + 1 - work.first) / steps
+            work.first = step
         if row is not None and not self.several and not console.is_terminal:
             tell(line(row, steps))
 
@@ -105,6 +104,7 @@ class Display:
             tell(headline(record))
         if step:
             tell(f"{record['run']}: resuming from step {step:,}")
+            self.skipped += self.weights[run] * step / record["settings"]["steps"]
         self.rows[run] = AtWork(record, step, step + 1)
 
     def shown(self) -> Text:
