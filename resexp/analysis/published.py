@@ -111,19 +111,16 @@ HE2015: dict[str, Any] = {
 #: Repositories that trained plain networks too by the recipe of He et al. 2015, and what they say
 #: beyond it. Open in each: the kind of momentum and the precision.
 REPLICATIONS: dict[str, dict[str, Any]] = {
-    name: HE2015 | did
-    for name, did in {
-        "nabla0001/resnet": {"data.split": "45k", "normalise": "channel_std"},
-        "a-martyn/resnet": {"data.split": "full", "steps": None, "normalise": "channel_std"},
-        "wooyeolBaek/deep-residual-learning": {"data.split": "45k", "precision": "fp16"},
-        "robertkoller/ResNet-Reproduction": {"data.split": "45k"},
-        "hhhhuangggg/resnet-cifar10-reproducti": {},
-        "samitmohan/deep-residual-learning-pytorch": {
-            "steps": None,
-            "epochs": 160,
-            "normalise": "channel_std",
-        },
-    }.items()
+    "nabla0001/resnet": {"data.split": "45k", "normalise": "channel_std"},
+    "a-martyn/resnet": {"data.split": "full", "steps": None, "normalise": "channel_std"},
+    "wooyeolBaek/deep-residual-learning": {"data.split": "45k", "precision": "fp16"},
+    "robertkoller/ResNet-Reproduction": {"data.split": "45k"},
+    "hhhhuangggg/resnet-cifar10-reproducti": {},
+    "samitmohan/deep-residual-learning-pytorch": {
+        "steps": None,
+        "epochs": 160,
+        "normalise": "channel_std",
+    },
 }
 
 #: What each source did, by the beginning of its name in published.csv.
@@ -143,7 +140,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
     "independent replication README": {"data.split": None, "precision": "fp16"},
     "tbachlechner/ReZero-examples README": {"data.split": None, "steps": None, "precision": None},
-    **REPLICATIONS,
+    **{name: HE2015 | did for name, did in REPLICATIONS.items()},
 }
 #: Sources that trained by the recipe of He et al. 2015.
 BY_HE2015 = ("He2015", "He2016", "independent replication README", *REPLICATIONS)

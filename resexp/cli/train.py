@@ -116,8 +116,8 @@ def preregister(
             ["-m", *words],
             lambda jobs, claims: written.append(fix(jobs, claims, hypotheses or [], command)),
         )
-    said = f"{written[0]}\nnext: {shlex.join(['resexp', 'run', '-m', *words])}"
-    print(folded(said, width()))
+    then = shlex.join(["resexp", "run", "-m", *words])
+    print(folded(f"{written[0]}\nnext: {then}", width()))
 
 
 @app.command(

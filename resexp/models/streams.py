@@ -49,15 +49,19 @@ class Streams(Add, name="streams"):
         same = torch.eye(self.count, dtype=self.mix.dtype, device=self.mix.device)
         return sinkhorn(self.far * (1 - same) + self.mix) if self.stochastic else same + self.mix
 
+    def apart(self, x: Tensor) -> Tensor:
+        """[streams N, ...] -> [streams, N, ...]"""
+        return x.reshape(self.count, -1, *x.shape[1:])
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         first, last = self.place.number == 1, self.place.number == self.place.count
         picked = torch.zeros_like(self.read)
         picked[(self.place.number - 1) % self.count] = 1
-        streams = (torch.cat([x] * self.count) if first else x).unflatten(0, (self.count, -1))
+        streams = self.apart(torch.cat([x] * self.count) if first else x)
         change = branch(torch.tensordot(self.read + picked, streams, 1))
-        carried = self.shortcut(streams.flatten(0, 1)).unflatten(0, (self.count, -1))
+        carried = self.apart(self.shortcut(streams.flatten(0, 1)))
         write = (1 + self.write).view(-1, *[1] * change.dim())
-        y = torch.tensordot(self.square, carried, 1) + write * change
+        y: Tensor = torch.tensordot(self.square, carried, 1) + write * change
         return y.mean(0) if last else y.flatten(0, 1)
 
 
