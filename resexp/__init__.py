@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 # leave the core they spun on to other work. A choice made outside stands.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# Queues of a GPU, 8 by default: streams that share one wait for each other's work.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 if TYPE_CHECKING:
     from resexp.analysis.inline import plot, table, verdict

@@ -95,7 +95,7 @@ def test_crelu_keeps_both_signs_and_is_undone() -> None:
 def test_overwriting_changes_no_gradient_and_kernels_leave_other_activations_alone(
     order: str, one: Nonlinearity
 ) -> None:
-    from resexp.train.engine.kernels import FusedBlock, use_kernels
+    from resexp.train.engine.fused import FusedBlock, use_kernels
 
     slope = {"slope": one.slope} if one.slope else {}
     network = built(settings(order, 8, width=4, activation=one.kind, **slope))

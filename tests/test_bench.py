@@ -111,8 +111,8 @@ def test_a_timed_step_is_a_step_of_fit_and_none_evaluates(
     monkeypatch.setattr(
         fitting, "train_step", lambda *arguments: (taken.append(1), real(*arguments))
     )
-    monkeypatch.delattr(fitting, "evaluation")
-    turns = bench.loop(tiny_case(few_digits), Engine.eager)
+    monkeypatch.delattr(fitting.Evaluations, "start")
+    turns = bench.loop(tiny_case(few_digits))
     assert [next(turns) for _ in range(5)] == [None] * 5
     assert len(taken) == 5
 
@@ -123,7 +123,7 @@ def test_windows_are_steps_of_every_loop_in_turn(
     """Steps of two loops take 10 and 20 ms of a pretended clock; the first are not timed."""
     now, order = 0.0, []
 
-    def loop(case: Case, engine: Engine) -> Iterator[None]:
+    def loop(case: Case) -> Iterator[None]:
         nonlocal now
         for step in itertools.count():
             now += case.job.settings.width / 1000 + (100 if step < 2 else 0)
@@ -403,7 +403,7 @@ def test_a_step_has_as_many_nodes_as_a_profiler_sees_kernels() -> None:
     plan = planned(["depth=8", "engine=eager", "precision=bf16"], compose)
     case = next(one for one in plan.cases if one.engine == "eager")
     case.prepare()
-    turns = bench.loop(case, Engine.eager)
+    turns = bench.loop(case)
     for _ in range(3):
         next(turns)
     torch.cuda.synchronize()
@@ -416,9 +416,9 @@ def test_a_step_has_as_many_nodes_as_a_profiler_sees_kernels() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_without_any_typed_precision_is_timed_in_both() -> None:
+def test_a_gpu_without_any_typed_precision_is_timed_in_all() -> None:
     plan = planned(["engine=eager"], compose)
     precisions = {one.job.settings.precision for one in plan.cases}
-    assert precisions == {Precision.fp32, Precision.bf16}
+    assert precisions == {Precision.fp32, Precision.tf32, Precision.bf16}
     assert {one.job.settings.depth for one in plan.cases} == {20, 56}
     assert {one.job.settings.engine for one in plan.cases} == {Engine.eager}

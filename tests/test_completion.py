@@ -39,7 +39,7 @@ def no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
         ("dep", ["depth="]),
         ("depth=", []),
         # One key: its values at once.
-        ("precis", ["precision=fp32", "precision=bf16", "precision=fp64"]),
+        ("precis", ["precision=fp32", "precision=bf16", "precision=tf32", "precision=fp64"]),
         ("flip=", ["flip=true", "flip=false"]),
         ("device=c", ["device=cpu", "device=cuda"]),
         ("experiment=he", ["experiment=he2015"]),

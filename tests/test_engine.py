@@ -6,6 +6,7 @@ import copy
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from resexp.settings import (
 )
 from resexp.train import fit as fitting
 from resexp.train.engine import choose
-from resexp.train.engine.graph import check_engine, check_repeats
+from resexp.train.engine.graph import check_engine, check_repeats, use_native_norms
 from resexp.train.fit import begin, fit
 from resexp.train.optimizers import OPTIMIZERS
 
@@ -104,7 +105,7 @@ ARCHS = {
     ("arch", "optimizer"),
     [*((arch, "sgd") for arch in ARCHS), *(("fixup", one) for one in OPTIMIZERS if one != "sgd")],
 )
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16, Precision.fp64])
 def test_one_recorded_step_repeated_is_every_step(
     arch: str,
     optimizer: str,
@@ -115,7 +116,7 @@ def test_one_recorded_step_repeated_is_every_step(
     """Nothing that changes is a Python number or lies in new memory: a graph can hold the step."""
     settings = replace(SMALL, arch=ARCHS[arch], precision=precision, optimizer=optimizer)
     found = []
-    for ready in (lambda _engine, _network, step: step, lambda _e, _n, step: Replayed(step)):
+    for ready in (lambda _engine, step, pool: step, lambda _engine, step, pool: Replayed(step)):
         monkeypatch.setattr(fitting, "ready", ready)
         state = begin(models.build(settings, 1, 10), settings)
         rows = [row for row in fit(state, settings, few_digits) if row is not None]
@@ -221,25 +222,51 @@ def test_a_network_whose_steps_differ_is_refused_by_a_graph() -> None:
     check_repeats(Engine.graph, "residual", models.build(SMALL, 1, 10))
 
 
-def test_auto_is_eager_where_nothing_can_be_captured() -> None:
+def test_a_gpus_normalisations_are_never_cudnns(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = models.build(SMALL, 1, 10), torch.randn(4, 1, 8, 8)
+    before, asked = copy.deepcopy(network), []
+    native = torch.batch_norm
+
+    def watched(*words: Any, cudnn_enabled: bool) -> Tensor:
+        asked.append(cudnn_enabled)
+        return native(*words, cudnn_enabled=cudnn_enabled)
+
+    use_native_norms(network)
+    for training in (True, False):
+        expected = before.train(training)(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "batch_norm", watched)
+            assert torch.equal(network.train(training)(x), expected)
+    assert asked == [False] * 2 * 7
+    assert all(map(torch.equal, network.buffers(), before.buffers()))
+
+
+def test_auto_is_eager_where_nothing_can_be_captured(tmp_path: Path) -> None:
     network, long = models.build(SMALL, 1, 10), replace(SMALL, steps=64_000)
     random = models.build(replace(SMALL, arch=Arch(merge=Merge.residual, survival=0.5)), 1, 10)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert choose.choose(long, network, cpu) == (Engine.eager, "")
-    assert choose.choose(SMALL, network, gpu) == (Engine.eager, "")  # too short
-    assert choose.choose(long, random, gpu) == (Engine.eager, "")
-    assert choose.choose(replace(SMALL, engine=Engine.graph), network, gpu)[0] is Engine.graph
+    assert choose.choose(long, network, cpu, tmp_path) == (Engine.eager, "")
+    assert choose.choose(SMALL, network, gpu, tmp_path) == (Engine.eager, "")  # too short
+    assert choose.choose(long, random, gpu, tmp_path) == (Engine.eager, "")
+    typed = replace(SMALL, engine=Engine.graph)
+    assert choose.choose(typed, network, gpu, tmp_path)[0] is Engine.graph
 
 
 @pytest.mark.parametrize(("fault", "engine"), [("", Engine.triton), ("no gcc", Engine.graph)])
-def test_auto_takes_the_kernels_unless_something_is_wrong_with_them(
-    monkeypatch: pytest.MonkeyPatch, fault: str, engine: Engine
+def test_auto_takes_the_kernels_unless_something_is_wrong_with_them_once_for_a_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, engine: Engine
 ) -> None:
-    monkeypatch.setattr(choose, "kernels_fault", lambda precision, device: fault)
+    """What the first run finds holds for all, in other processes and later, too."""
     long, network = replace(SMALL, steps=64_000), models.build(SMALL, 1, 10)
-    found, reason = choose.choose(long, network, torch.device("cuda"))
-    assert found is engine
-    assert fault in reason
+    monkeypatch.setattr(choose, "device_name", lambda device: "a GPU")
+    for found in (fault, "" if fault else "no memory left"):
+        monkeypatch.setattr(choose, "kernels_fault", lambda precision, device, it=found: it)
+        chosen, reason = choose.choose(long, network, torch.device("cuda"), tmp_path)
+        assert chosen is engine
+        assert fault in reason
+    half = replace(long, precision=Precision.bf16)  # of which nothing is known yet
+    other = Engine.graph if engine is Engine.triton else Engine.triton
+    assert choose.choose(half, network, torch.device("cuda"), tmp_path)[0] is other
 
 
 def test_a_check_that_fails_or_dies_in_its_process_costs_the_kernels_alone(
@@ -247,9 +274,7 @@ def test_a_check_that_fails_or_dies_in_its_process_costs_the_kernels_alone(
 ) -> None:
     monkeypatch.setattr(choose, "check_engine", lambda settings, device: None)
     monkeypatch.setattr(choose, "worst_error", os.abort)  # as a fault of a device does
-    choose.kernels_fault.cache_clear()
     assert choose.kernels_fault(Precision.fp32, "cpu") != ""
-    choose.kernels_fault.cache_clear()
 
 
 def right(precision: Precision, device: str) -> float:
@@ -267,9 +292,7 @@ def test_the_error_that_the_check_finds_decides(
 ) -> None:
     monkeypatch.setattr(choose, "check_engine", lambda settings, device: None)
     monkeypatch.setattr(choose, "worst_error", found)
-    choose.kernels_fault.cache_clear()
     assert (choose.kernels_fault(Precision.fp32, "cpu") == "") == passes
-    choose.kernels_fault.cache_clear()
 
 
 class Sloppy:

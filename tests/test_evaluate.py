@@ -64,6 +64,29 @@ def on_test(
 # Loss and error
 
 
+def test_batches_placed_by_the_device_are_the_same_batches_again_and_again(
+    network: nn.Module,
+    few_digits: Images,
+    statistics: batches.Statistics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a GPU replays one: whole batches by a repeated step, then what is left over."""
+    monkeypatch.setattr(module, "EVALUATION_BATCH", 7)
+    network.eval()
+    sets = few_digits.train_images, few_digits.train_labels
+    expected = evaluate(network, *sets, statistics, Precision.fp32)
+    turns: list[None] = []
+
+    def ready(step: Callable[[], None]) -> Callable[[], None]:
+        return lambda: (turns.append(None), step())[1]
+
+    whole = module.Evaluation(network, *sets, statistics, Precision.fp32, ready)
+    for times in (1, 2):
+        whole.start()
+        assert whole.score() == expected
+        assert len(turns) == times * (len(sets[1]) // 7)
+
+
 def test_loss_and_error_are_those_of_one_image_at_a_time_in_double_precision(
     network: nn.Module, few_digits: Images, statistics: batches.Statistics
 ) -> None:

@@ -352,6 +352,8 @@ def test_bf16_is_refused_on_a_cpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UsageError, match=r"precision=bf16.*Use precision=fp32\."):
         device.check_precision(Precision.bf16, cpu)
     device.check_precision(Precision.fp32, cpu)
+    with pytest.raises(UsageError, match=r"precision=tf32 is of GPUs.*Use precision=fp32\."):
+        device.check_precision(Precision.tf32, cpu)
 
 
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
@@ -384,7 +386,7 @@ def test_a_gpu_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) 
 def test_threads_are_those_asked_for_or_as_many_as_the_images_are_worth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert device.prepare(1, False, torch.device("cpu")) == torch.get_num_threads() == 1
+    assert device.prepare(1, Settings(), torch.device("cpu")) == torch.get_num_threads() == 1
     monkeypatch.setattr(device, "cores", lambda: 4)
     digits, cifar = Settings(), Settings(batch_size=128)
     assert device.threads_for(digits, (8, 8)) == 1  # 2**16 values a layer

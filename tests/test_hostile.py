@@ -281,10 +281,10 @@ def test_a_slow_evaluation_does_not_put_checkpoints_off(
 
     def slow(*words: Any) -> Row:
         clock[0] += 100.0
-        return evaluation(*words)
+        return row(*words)
 
-    evaluation = fit.evaluation
-    monkeypatch.setattr(fit, "evaluation", slow)
+    row = fit.Evaluations.row
+    monkeypatch.setattr(fit.Evaluations, "row", slow)
     local.perform(make_job(tmp_path, checkpoint_every=60.0))
     assert steps == [2, 3, 4, 5]  # after each evaluation, and once it is known, before each
 

@@ -26,7 +26,7 @@ ONLY_IN = {
     "omegaconf": ["config.py", "_plugins/"],
     "matplotlib": ["analysis/", "probes/"],
     "pandas": ["analysis/", "probes/"],
-    "triton": ["train/engine/kernels.py"],
+    "triton": ["train/engine/kernels.py", "train/engine/step_kernels.py"],
     "resexp.cli": ["__main__.py", "cli/"],
     "resexp.config": ["cli/", "interactive.py", "_plugins/"],
 }

@@ -10,30 +10,45 @@ import copy
 import importlib
 import importlib.util
 import math
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from families import settings
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from resexp import models
-from resexp.data import Images
-from resexp.settings import Normalisation, Order, Precision, Settings, Shortcut
+from resexp.data import Images, batches
+from resexp.settings import (
+    Engine,
+    Normalisation,
+    Normalise,
+    Order,
+    Precision,
+    Settings,
+    Shortcut,
+    WeightDecayOn,
+)
+from resexp.train import engine
 from resexp.train.device import prepare
 from resexp.train.engine import choose
+from resexp.train.evaluate import misses
 from resexp.train.fit import begin, fit
-from resexp.train.ranks import synchronise
+from resexp.train.ranks import ALONE, synchronise
+from resexp.train.step_inputs import StepInputs
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-SOURCE = "resexp.train.engine.kernels"
+MODULES = ("kernels", "fused", "step_kernels")  # of the engine
 EPS = 2**-24  # what rounding to float32 may change, of a value
 FP32 = 5e-6  # largest error allowed, of the largest value: sums of some thousand values
 BF16 = 2**-7
@@ -54,20 +69,32 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     one leaves Triton changed. So the interpreter gets a Triton of its own, for this fixture's time.
     """
     if request.param == "cuda":
-        yield importlib.import_module(SOURCE)
+        yield importlib.import_module(f"{engine.__name__}.kernels")
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         others = take_away()
-        spec = importlib.util.find_spec(SOURCE)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, SOURCE, module)  # dataclasses look there
-        spec.loader.exec_module(module)
-        yield module
+        for name in MODULES:
+            spec = importlib.util.find_spec(f"{engine.__name__}.{name}")
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, module)
+            patch.setattr(engine, name, module, raising=False)
+            spec.loader.exec_module(module)
+        yield engine.kernels
     # Under other names Python still clears these at its end; else Triton's binding tells of leaks.
     sys.modules.update({f"interpreted {name}": one for name, one in take_away().items()})
     sys.modules.update(others)
+
+
+@pytest.fixture
+def fused(kernels: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{engine.__name__}.fused")
+
+
+@pytest.fixture
+def step_kernels(kernels: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{engine.__name__}.step_kernels")
 
 
 def take_away() -> dict[str, ModuleType]:
@@ -198,7 +225,7 @@ def test_programs_may_loop_over_ragged_rows(
     check(kernels, random(*shape, seed=3), random(*shape, seed=4), relu=True, written=FP32)
 
 
-@on_gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("shape", [(128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8)])
 def test_kernels_compute_what_float64_does_at_the_size_of_figure_6(
@@ -322,12 +349,11 @@ def trained(
     of = replace(settings("residual", 8, width=4), precision=precision, steps=steps, batch_size=16)
     network = models.build(of, few_digits.channels, 10)
     device = torch.device("cpu" if kernels is None else kernels.DEVICE)
-    prepare(1, False, device)
+    prepare(1, of, device)
     state = begin(network.to(device), of)
-    if kernels is not None:
-        assert kernels.use_kernels(network) == 7
+    how = Engine.eager if kernels is None else Engine.triton
     before = state.optimizer.weights.clone()
-    *_, row = fit(state, of, few_digits.to(device))
+    *_, row = fit(state, of, few_digits.to(device), engine=how, capture=False)
     assert row is not None
     return row.train_loss, (state.optimizer.weights - before).cpu().double()
 
@@ -387,23 +413,23 @@ NETWORKS: dict[str, tuple[Settings, int]] = {
 
 @without_running
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_stays_the_same_but_for_its_kernels(kernels: ModuleType, name: str) -> None:
+def test_a_network_stays_the_same_but_for_its_kernels(fused: ModuleType, name: str) -> None:
     of, blocks = NETWORKS[name]
     network = models.build(of, 3, 10)
     before = copy.deepcopy(network)
     tensors = [*network.named_parameters(), *network.named_buffers()]
     norms = sum(type(module) is nn.BatchNorm2d for module in network.modules())
-    assert kernels.use_kernels(network) == norms
+    assert fused.use_kernels(network) == norms
     assert (norms == 0) == (name in ("fixup", "group"))
 
     assert list(network.state_dict()) == list(before.state_dict())
     after = [*network.named_parameters(), *network.named_buffers()]
     assert [(key, id(value)) for key, value in after] == [(key, id(one)) for key, one in tensors]
     kinds = [type(module) for module in network.modules()]
-    assert kinds.count(kernels.FusedNorm) == norms
-    assert kinds.count(kernels.FusedBlock) == blocks
+    assert kinds.count(fused.FusedNorm) == norms
+    assert kinds.count(fused.FusedBlock) == blocks
     assert nn.BatchNorm2d not in kinds
-    assert kernels.use_kernels(network) == 0
+    assert fused.use_kernels(network) == 0
 
     x = random(2, 3, 32, 32, seed=21)
     for training in (True, False):  # on the CPU both take torch's operations
@@ -415,10 +441,10 @@ def test_a_network_stays_the_same_but_for_its_kernels(kernels: ModuleType, name:
 
 
 @without_running
-def test_synchronised_normalisations_stay(kernels: ModuleType) -> None:
+def test_synchronised_normalisations_stay(fused: ModuleType) -> None:
     network = models.build(settings("residual", 8, width=4), 3, 10)
     synchronise(network)
-    assert kernels.use_kernels(network) == 0
+    assert fused.use_kernels(network) == 0
 
 
 def test_evaluation_and_other_inputs_are_torchs_own(kernels: ModuleType) -> None:
@@ -457,12 +483,14 @@ def test_a_sum_has_the_wider_type_of_its_parts(kernels: ModuleType, poison: None
     assert skip.grad is not None and torch.equal(skip.grad, (y > 0).float())
 
 
-def test_a_normalisation_need_not_keep_averages(kernels: ModuleType, poison: None) -> None:
+def test_a_normalisation_need_not_keep_averages(
+    kernels: ModuleType, fused: ModuleType, poison: None
+) -> None:
     x = random(4, 16, 4, 4, seed=23)
     norm = nn.BatchNorm2d(16, track_running_stats=False)
     expected = kernels.reference(x.double(), copy.deepcopy(norm).double(), relu=True)
-    fused = kernels.FusedNorm(norm.to(kernels.DEVICE), relu=True)
-    assert error(fused(x.to(kernels.DEVICE)), expected) < FP32
+    layer = fused.FusedNorm(norm.to(kernels.DEVICE), relu=True)
+    assert error(layer(x.to(kernels.DEVICE)), expected) < FP32
 
 
 @without_running
@@ -479,28 +507,58 @@ def test_every_value_has_one_program(kernels: ModuleType, count: int, channels: 
 
 @pytest.mark.slow
 @without_running
-def test_the_kernels_compile_for_an_h200_where_there_is_none(
-    kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize(("count", "channels"), [(131072, 16), (32768, 32), (8192, 64)])
+def test_the_kernels_compile_for_an_h200_and_spill_nothing(
+    kernels: ModuleType,
+    step_kernels: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    channels: int,
+    kind: str,
 ) -> None:
+    """As a GPU gets them: memory and counts are multiples of 16, as Triton finds at a launch."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the default; Triton 3.9 warns without
-    target = kernels.triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    how = kernels.tiling(131072, 16)
-    constants = {"C": 16, "ROWS": how.rows, "TILES": how.tiles, "COLUMNS": how.columns}
-    constants |= {"PARTS": how.parts, "RELU": True}
-    types = dict.fromkeys(constants, "constexpr") | {"M": "i32", "eps": "fp32", "momentum": "fp32"}
-    types |= {f"{name}_ptr": "*bf16" for name in ("x", "y", "skip", "dy", "dx", "dskip")}
+    how = kernels.tiling(count, channels)
+    constants = {"C": channels, "ROWS": how.rows, "TILES": how.tiles, "COLUMNS": how.columns}
+    constants |= {"PARTS": triton.next_power_of_2(how.parts), "RELU": True}
     for name in ("moments", "normalise", "sums", "gradient"):
-        kernel = getattr(kernels, f"{name}_kernel")
-        signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
-        values = {
-            (place,): constants[name]
-            for place, name in enumerate(kernel.arg_names)
-            if name in constants
-        }
-        source = kernels.triton.compiler.ASTSource(kernel, signature, values)
-        compiled = kernels.triton.compile(source, target=target, options={"num_warps": how.warps})
-        assert compiled.asm["cubin"].startswith(b"\x7fELF")
+        compiled(getattr(kernels, f"{name}_kernel"), constants, kind, how.warps, tmp_path)
+    if channels > 16:
+        return
+    image = {"H": 32, "W": 32, "C": 3, "PADDING": 4, "EACH_PIXEL": True, "RATES": 1, "SOME": 1}
+    compiled(step_kernels.batch_kernel, image | {"BLOCK": 1024}, kind, 4, tmp_path)
+    logits = {"K": 10, "ROWS": 128, "COLUMNS": 16}
+    compiled(step_kernels.loss_kernel, logits, kind, 4, tmp_path)
+    update = {"NESTEROV": False, "BLOCK": 1024}
+    compiled(step_kernels.sgd_kernel, update, kind, 4, tmp_path)
+
+
+def compiled(kernel: Any, constants: dict[str, Any], kind: str, warps: int, folder: Path) -> None:
+    """Compile a kernel for an H200 and look at what the code needs."""
+    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(("eps", "momentum"), "fp32")
+    kinds |= dict.fromkeys(("decay", "unit"), "fp32") | dict.fromkeys(("M", "B", "size"), "i32")
+    activations = ["x", "y", "skip", "dy", "more", "g", "dx", "logits", "slope"]
+    kinds |= {f"{name}_ptr": f"*{kind}" for name in activations}
+    kinds |= {"images_ptr": "*u8", "loss_ptr": "*fp64"}
+    kinds |= {
+        f"{name}_ptr": "*i64" for name in ["labels", "answers", "table", "turn", "wrong", "counted"]
+    }
+    signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
+    places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
+    values = {places[name]: value for name, value in constants.items() if name in places}
+    whole = [name for name, one in signature.items() if one.startswith(("*", "i"))]
+    attributes = {places[name]: [["tt.divisibility", 16]] for name in whole}
+    source = triton.compiler.ASTSource(kernel, signature, values, attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    code = triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
+    (folder / "cubin").write_bytes(code)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    words = [tool, "-res-usage", folder / "cubin"]
+    usage = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"STACK:0 .*LOCAL:0 ", usage), f"{kernel.__name__} {signature}: {usage}"
 
 
 @pytest.mark.parametrize("skipped", [False, True])
@@ -512,3 +570,91 @@ def test_they_pass_the_check_of_auto(
     errors = choose.errors_at(kernels, (4, 16, 6, 6), skipped, kind, kernels.DEVICE)
     assert len(errors) == 4 + skipped
     assert max(errors) <= choose.BOUND[precision]
+
+
+# What a step does beside the network
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("normalise", [Normalise.pixel_mean, Normalise.channel_std])
+@pytest.mark.parametrize("size", [(7, 25, 17), pytest.param((128, 32, 32), marks=pytest.mark.slow)])
+def test_a_batch_is_the_one_that_torch_makes_to_the_bit(
+    step_kernels: ModuleType,
+    kernels: ModuleType,
+    padding: int,
+    normalise: Normalise,
+    size: tuple[int, int, int],
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    batch_size, height, width = size
+    shape = 300, height, width, 3
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    labels = torch.randint(5, (300,), generator=generator)
+    images = Images("noise", pixels, labels, pixels, labels, list("abcde")).to(kernels.DEVICE)
+    of = Settings(
+        batch_size=batch_size,
+        steps=9,
+        eval_every=2,
+        crop_padding=padding,
+        flip=True,
+        normalise=normalise,
+        milestones=[0.2, 0.5],
+    )
+    statistics = batches.statistics(images.train_images, normalise)
+    rates = lambda rate, step: [[rate, step + 1.0], [2 * rate, 0.5]]  # noqa: E731
+    mine, torchs = (StepInputs(of, images, statistics, ALONE, rates) for _ in range(2))
+    for step in range(5):
+        mine.prepare(step)
+        torchs.prepare(step)
+        for one, other in zip(step_kernels.batch(mine), torchs.next(), strict=True):
+            assert one.stride() == other.stride()
+            assert torch.equal(one, other)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", BOUND, ids=str)
+@pytest.mark.parametrize(("count", "classes"), [(5, 3), (70, 10), (9, 1000)])
+def test_loss_gradient_and_errors_are_those_of_float64(
+    step_kernels: ModuleType, kernels: ModuleType, count: int, classes: int, kind: torch.dtype
+) -> None:
+    logits = (4 * random(count, classes, seed=31)).contiguous().to(kind)
+    labels = torch.arange(count) % classes
+    exact = logits.double().requires_grad_()
+    loss = cross_entropy(exact, labels)
+    loss.backward()
+    sums = [torch.tensor(start, device=kernels.DEVICE) for start in (0.5, 3, 4)]
+    sums[0] = sums[0].double()
+    state = SimpleNamespace(**dict(zip(("loss_sum", "wrong", "counted"), sums, strict=True)))
+    slope = step_kernels.scored(logits.to(kernels.DEVICE), labels.to(kernels.DEVICE), state)
+    assert slope.dtype == kind and exact.grad is not None
+    assert error(slope, exact.grad) < BOUND[kind]
+    assert sums[0].item() == pytest.approx(0.5 + loss.item(), rel=1e-6)
+    assert sums[1] == 3 + misses(exact, labels)
+    assert sums[2] == 4 + count
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_an_update_is_that_of_sgd(
+    step_kernels: ModuleType, kernels: ModuleType, nesterov: bool
+) -> None:
+    of = replace(
+        settings("residual", 8, width=4),
+        nesterov=nesterov,
+        weight_decay=0.1,
+        weight_decay_on=WeightDecayOn.weights,
+    )
+    network = models.build(of, 1, 10)
+    mine = begin(copy.deepcopy(network).to(kernels.DEVICE), of).optimizer
+    exact = begin(network.double(), replace(of, precision=Precision.fp64)).optimizer
+    assert len(mine.groups) == 2
+    for step in range(3):
+        gradient = torch.randn(len(exact.weights), generator=torch.Generator().manual_seed(step))
+        mine.gradient.copy_(gradient)
+        exact.gradient.copy_(gradient)
+        rates = torch.tensor([[0.1], [0.2]])
+        step_kernels.update(mine, rates.to(kernels.DEVICE))
+        exact.step(rates.double())
+    assert error(mine.weights, exact.weights) < FP32
+    assert error(mine.states["velocities"], exact.states["velocities"]) < FP32

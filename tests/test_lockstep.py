@@ -25,6 +25,7 @@ from resexp.runs.messages import Failed, Message, Over, Step
 from resexp.runs.records import METRICS, Claim, claim, read_record
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
+from resexp.train import fit as fitting
 from resexp.train.fit import State, fit
 from resexp.train.optimizers import OPTIMIZERS
 
@@ -157,6 +158,24 @@ def test_what_is_done_or_held_by_another_process_is_skipped(tmp_path: Path) -> N
     claims = [end.outcome.claim for end in ends if isinstance(end, Over)]
     assert claims == [Claim.done, Claim.busy, Claim.new]
     assert not (jobs[1].directory / METRICS).exists()
+
+
+def test_a_run_stopped_while_its_row_is_computed_is_saved_with_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the others have a turn between a step and its row."""
+    jobs, alone = jobs_in(tmp_path / "stopped", range(2)), jobs_in(tmp_path / "alone", range(2))
+    for twin in alone:
+        perform(twin)
+    monkeypatch.setattr(fitting, "computes_by_itself", lambda device: True)
+    turns: list[tuple[int, bool]] = []
+    with pytest.raises(Interrupted):
+        see = signal_at(jobs[1], 3, signal.SIGTERM)
+        together(jobs, lambda job, it: (turns.append((it.step, it.row is None)), see(job, it)))
+    assert turns[-2:] == [(3, True), (3, True)]
+    assert [numbers(job) for job in jobs] == [numbers(twin)[:2] for twin in alone]
+    assert all_over(jobs)
+    assert [numbers(job) for job in jobs] == [numbers(twin) for twin in alone]
 
 
 @pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -21,7 +21,7 @@ from resexp.train.engine.graph import check_engine, check_repeats
 
 #: What is measured unless other values are typed.
 USUAL = ["arch=residual", "recipe=he2015"]
-USUAL_ON = {"cpu": ["depth=8,20"], "cuda": ["depth=20,56", "precision=fp32,bf16"]}
+USUAL_ON = {"cpu": ["depth=8,20"], "cuda": ["depth=20,56", "precision=fp32,tf32,bf16"]}
 NOISE, SHAPE, CLASSES = 10_000, (32, 32, 3), 10  # images, unless a set is typed: CIFAR-10's form
 BASELINE = "baseline"
 
@@ -44,7 +44,7 @@ class Case:
         """Set this process up as the run would; returns its threads."""
         settings = self.job.settings
         threads = threads_for(settings, self.images.size)
-        return prepare(threads, settings.deterministic, self.device)
+        return prepare(threads, settings, self.device)
 
 
 @dataclass(frozen=True, slots=True)

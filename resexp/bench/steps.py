@@ -178,7 +178,7 @@ def timed(cases: Sequence[Case], seconds: float) -> dict[str, Any]:
         torch.cuda.empty_cache()  # what graphs before this one held
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 1e6
-    loops = [(loop(case, case.job.settings.engine), own_stream(cases)) for case in cases]
+    loops = [(loop(case), own_stream(cases)) for case in cases]
 
     def clock(steps: int) -> float:
         """Seconds of so many steps of each loop."""
@@ -213,7 +213,7 @@ def own_stream(cases: Sequence[Case]) -> AbstractContextManager[Any]:
     return torch.cuda.stream(stream)
 
 
-def loop(case: Case, engine: Engine) -> Iterator[object]:
+def loop(case: Case, *, capture: bool = True) -> Iterator[object]:
     """A case's loop before its first step; it takes one a turn, and never evaluates.
 
     What is planned for the steps ahead is part of it, as in a run.
@@ -223,11 +223,8 @@ def loop(case: Case, engine: Engine) -> Iterator[object]:
     if case.engine == BASELINE:
         return baseline.steps(settings, images, workers(settings.data.workers))
     network = models.build(settings, images.channels, len(images.classes), images.size)
-    if case.engine == Engine.triton and engine is Engine.eager:
-        from resexp.train.engine.kernels import use_kernels
-
-        use_kernels(network)
-    return fit(begin(network.to(case.device), settings), settings, images, engine=engine)
+    state = begin(network.to(case.device), settings)
+    return fit(state, settings, images, engine=Engine(case.engine), capture=capture)
 
 
 def kernels(case: Case) -> int:
@@ -236,7 +233,7 @@ def kernels(case: Case) -> int:
     A baseline loop waits for the device in each step, so there is no graph of one.
     """
     case.prepare()
-    turns = loop(case, Engine.eager)
+    turns = loop(case, capture=False)
     for _ in range(WARM):
         next(turns)
     graph = torch.cuda.CUDAGraph(keep_graph=True)

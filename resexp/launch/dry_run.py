@@ -137,7 +137,7 @@ def seconds_per_image(job: Job, size: models.Size) -> float:
     if device.type == "cpu":
         batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
     settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps, batch_size=batch)
-    prepare(threads_for(settings, data.size), settings.deterministic, device)
+    prepare(threads_for(settings, data.size), settings, device)
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)

@@ -77,7 +77,7 @@ def run_all(jobs: list[Job], at_a_time: int = 1) -> Messages:
                 for work in list(working):
                     ending = ending or stop.signum or 0
                     if work.threads and at_a_time > 1:  # another run had a turn
-                        prepare(work.threads, work.job.settings.deterministic, work.device)
+                        prepare(work.threads, work.job.settings, work.device)
                     stop.at_once = not work.threads
                     message: Message
                     try:

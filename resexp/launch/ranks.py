@@ -165,7 +165,7 @@ def finished(turns: Generator[Any, None, Any], ranks: Ranks, send: Callable[[Any
 def follow(job: Job, data: Images, ranks: Ranks) -> Generator[None, None, None]:
     """The steps and pauses of ``train_alone`` on another rank than the first: writes nothing."""
     settings, device = job.settings, data.train_images.device
-    prepare(threads_for(settings, data.size), settings.deterministic, device)
+    prepare(threads_for(settings, data.size), settings, device)
     state = begin(build(settings, data, ranks).to(device), settings)
     over = ranks.spread(state, False)
     yield

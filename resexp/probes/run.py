@@ -144,7 +144,7 @@ def prepared(settings: Settings) -> dict[str, Any]:
     """What this process measures on, made ready."""
     device = choose_device(settings.device)
     size = load(settings.data, device).size
-    threads = prepare(threads_for(settings, size), settings.deterministic, device)
+    threads = prepare(threads_for(settings, size), settings, device)
     return environment(settings, device, threads)
 
 

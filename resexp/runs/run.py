@@ -149,12 +149,12 @@ def opened(
     alike = ranks_before == job.settings.launch.ranks
     there, settings = before.get("environment", {}) if alike else {}, job.settings
     threads = there.get("threads") or threads_for(settings, data.size)
-    prepare(threads, settings.deterministic, device)
+    prepare(threads, settings, device)
     if there.get("device") == device.type:
         settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
     check_repeats(settings.engine, job.arch, network)
     optimizers.check(settings, network)
-    engine, reason = choose(settings, network, device)
+    engine, reason = choose(settings, network, device, job.directory.parent)
     size = models.measure(network, data.channels, data.size)
     record = {
         "run": job.run,
@@ -233,18 +233,28 @@ def train(job: Job, ranks: Ranks = ALONE, held: Claim | None = None) -> Turns:
                 stack.callback(logger.close)  # after a stop or a failure too
             stack.enter_context(saved_if_stopped(job, state, record, rows))
             yield Step(record, state.step)
-            for row in () if over else fit(state, settings, data, ranks, engine):
+            turns = fit(state, settings, data, ranks, engine)
+
+            def keep(row: Row) -> None:
+                records.append_row(directory, row)
+                rows.append(row)
+                update(record, row, device)
+                for logger in loggers:
+                    logger.log(row.step, records.as_written(row))
+
+            for row in () if over else turns:
                 if row is not None:
-                    records.append_row(directory, row)
-                    rows.append(row)
-                    update(record, row, device)
-                    for logger in loggers:
-                        logger.log(row.step, records.as_written(row))
-                yield Step(record, state.step, row)
+                    keep(row)
+                try:
+                    yield Step(record, state.step, row)
+                except Interrupted:
+                    if state.due and (row := next(turns)) is not None:  # what is saved has its row
+                        keep(row)
+                    raise
                 if is_last(row, settings):
                     break
                 evaluates = next_row(settings, state.step) == state.step + 1
-                if timer.due(after_row=row is not None, before_row=evaluates):
+                if not state.due and timer.due(after_row=row is not None, before_row=evaluates):
                     save(job, state, record)
                     timer.restart()
         finish(job, state, record, rows)

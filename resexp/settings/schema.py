@@ -135,6 +135,7 @@ class WeightDecayOn(StrEnum):
 class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"  # activations in bfloat16; weights, statistics and loss stay fp32
+    tf32 = "tf32"  # fp32, multiplied on a GPU's tensor cores with 10 bits behind the point
     fp64 = "fp64"  # everything in float64: a reference, slow
 
 
@@ -143,8 +144,8 @@ class Engine(StrEnum):
 
     eager = "eager"  # PyTorch's operations, one after another: the reference
     graph = "graph"  # the same, captured in a CUDA graph once and replayed
-    triton = "triton"  # a graph, with own kernels for normalisation, activation and addition
-    auto = "auto"  # on a GPU the fastest that passes a trial at the start of the run; else eager
+    triton = "triton"  # a graph, with own kernels for all but convolutions and matrix products
+    auto = "auto"  # on a GPU triton, if its kernels pass a check, or else graph; else eager
 
 
 class BnEval(StrEnum):

@@ -57,7 +57,14 @@ def cpu_flags() -> set[str]:
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raise UsageError where bfloat16 has no hardware: a silent fallback would name it wrongly."""
+    """Raise UsageError where a format has no hardware: a silent fallback would name it wrongly."""
+    if precision is Precision.tf32:
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            raise UsageError(
+                "precision=tf32 is of GPUs since NVIDIA's Ampere, and this is "
+                f"{device_name(device)}. Use precision=fp32."
+            )
+        return
     if precision is not Precision.bf16:
         return
     if device.type == "cpu" and not bf16_on_cpu():
@@ -90,17 +97,18 @@ def threads_for(settings: Settings, size: tuple[int, int]) -> int:
     return settings.threads or min(cores(), max(1, values // THREAD_WORK))
 
 
-def prepare(threads: int, deterministic: bool, device: torch.device) -> int:
+def prepare(threads: int, settings: Settings, device: torch.device) -> int:
     """Set numerics for this process and its CPU threads; returns their number.
 
-    TF32 is off, so that fp32 means fp32. Without ``deterministic``, cuDNN may pick its fastest
-    kernels by trial, which differ in the last bits from run to run.
+    TF32 is off unless it is asked for, so that fp32 means fp32. Without ``deterministic``, cuDNN
+    may pick its fastest kernels by trial, which differ in the last bits from run to run.
     """
+    deterministic, tf32 = settings.deterministic, settings.precision is Precision.tf32
     torch.set_num_threads(threads)
     keep_freed_memory()
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
         if deterministic:

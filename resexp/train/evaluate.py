@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -30,7 +30,78 @@ class Score(NamedTuple):
     iou: float | None = None  # of masks: mean intersection over union, percent
 
 
-@torch.no_grad()
+class Evaluation:
+    """A network's score on a set, batch by batch: uint8 images [N, H, W, C], labels [N] or masks.
+
+    ``ready`` says how whole batches are carried out. What it is given reads the place of its batch
+    from the device and never waits for that, so that a graph can hold it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Tensor | Streamed,
+        labels: Tensor,
+        statistics: batches.Statistics,
+        precision: Precision,
+        ready: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ) -> None:
+        self.network, self.images, self.labels = network, images, labels
+        self.statistics, self.precision = statistics, precision
+        pixels, answered = math.prod(images.shape[1:3]), labels[0].numel()
+        most = min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels, EVALUATION_LABELS // answered)
+        self.size = max(1, most)
+        self.counted = int((labels != UNLABELLED).sum())
+        self.loss = torch.zeros((), dtype=torch.float64, device=images.device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=images.device)
+        self.matrix: Tensor | None = None  # of masks: see confusion
+        self.repeated: Callable[[], None] | None = None
+        if ready is not None and isinstance(images, Tensor):
+            self.first = torch.zeros((), dtype=torch.int64, device=images.device)
+            self.ahead = torch.arange(self.size, device=images.device)
+            self.repeated = ready(self.next_batch)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Go through the whole set. Does not wait for a GPU."""
+        for total in (self.loss, self.wrong, self.matrix):
+            if total is not None:
+                total.zero_()
+        count, done = len(self.labels), 0
+        if self.repeated is not None:
+            self.first.zero_()
+            for _ in range(count // self.size):
+                self.repeated()
+            done = count // self.size * self.size
+        for first in range(done, count, self.size):
+            some = slice(first, first + self.size)
+            self.add(self.images[some], self.labels[some])
+
+    def next_batch(self) -> None:
+        """Add the batch at ``first`` and go on by one."""
+        assert isinstance(self.images, Tensor)
+        place = self.first + self.ahead
+        self.add(self.images.index_select(0, place), self.labels.index_select(0, place))
+        self.first += self.size
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Add the score on some images."""
+        with autocast(self.precision, images.device):
+            logits = self.network(batches.prepare(images, self.statistics))
+        logits, answers = per_label(logits, labels.long())
+        self.loss += cross_entropy(logits, answers, ignore_index=UNLABELLED, reduction="sum")
+        self.wrong += misses(logits, answers)
+        if labels.dim() > 1:
+            matrix = confusion(logits, answers)
+            self.matrix = torch.zeros_like(matrix) if self.matrix is None else self.matrix
+            self.matrix += matrix
+
+    def score(self) -> Score:
+        """That of the last start; waits for it."""
+        iou = None if self.matrix is None else mean_iou(self.matrix)
+        return Score(self.loss.item() / self.counted, 100 * self.wrong.item() / self.counted, iou)
+
+
 def evaluate(
     network: nn.Module,
     images: Tensor | Streamed,
@@ -39,25 +110,9 @@ def evaluate(
     precision: Precision,
 ) -> Score:
     """The score on uint8 images [N, H, W, C] with labels [N], or masks [N, H, W]."""
-    loss = torch.zeros((), dtype=torch.float64, device=images.device)
-    wrong = torch.zeros((), dtype=torch.int64, device=images.device)
-    matrix: Tensor | None = None
-    pixels, answered = math.prod(images.shape[1:3]), labels[0].numel()
-    most = min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels, EVALUATION_LABELS // answered)
-    size = max(1, most)
-    for first in range(0, len(labels), size):
-        some = slice(first, first + size)
-        with autocast(precision, images.device):
-            logits = network(batches.prepare(images[some], statistics))
-        logits, answers = per_label(logits, labels[some].long())
-        loss += cross_entropy(logits, answers, ignore_index=UNLABELLED, reduction="sum")
-        wrong += misses(logits, answers)
-        if labels.dim() > 1:
-            counted = confusion(logits, answers)
-            matrix = counted if matrix is None else matrix + counted
-    count = int((labels != UNLABELLED).sum())
-    iou = None if matrix is None else mean_iou(matrix)
-    return Score(loss.item() / count, 100 * wrong.item() / count, iou)
+    whole = Evaluation(network, images, labels, statistics, precision)
+    whole.start()
+    return whole.score()
 
 
 def per_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,17 +159,17 @@ def evaluation_mode(
     With ``bn_eval=recalibrated`` the statistics inside are averages over the clean training set in
     batches of ``batch_size``, as He et al. computed them, not the moving average of training.
     """
-    training = network.training
-    saved = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    training, saved = network.training, list[Tensor]()
     if settings.bn_eval is BnEval.recalibrated:
+        saved = [buffer.clone() for buffer in network.buffers()]
         recalibrate(network, settings, data, statistics)
     network.eval()
     try:
         yield
     finally:
         network.train(training)
-        for name, buffer in network.named_buffers():
-            buffer.copy_(saved[name])
+        for buffer, before in zip(network.buffers(), saved, strict=False):
+            buffer.copy_(before)
 
 
 @torch.no_grad()

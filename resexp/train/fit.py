@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resexp.data import UNLABELLED, Images, batches
+from resexp.data.stream import Streamed
 from resexp.models.merges import draw, drawn
 from resexp.settings import Engine, Settings
-from resexp.train.engine.graph import ready
-from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses, per_label
+from resexp.train.engine.graph import Step, ready, use_native_norms
+from resexp.train.evaluate import Evaluation, evaluation_mode, misses, per_label
 from resexp.train.optimizers import OPTIMIZERS, Optimizer
 from resexp.train.precision import CastWeights, autocast, weights_type
 from resexp.train.ranks import ALONE, Ranks
@@ -40,6 +41,7 @@ class State:
     random: list[nn.Module]  # modules whose training is random
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # of the whole run
+    due: bool = False  # the row of this step is being computed: not to be saved yet
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with ``weights_only``."""
@@ -87,17 +89,25 @@ def fit(
     data: Images,
     ranks: Ranks = ALONE,
     engine: Engine = Engine.eager,
+    *,
+    capture: bool = True,
 ) -> Iterator[Row | None]:
     """Train from ``state`` to the last step, one optimizer step a turn.
 
     Yields the row of an evaluation after the steps that have one, else None, so that the caller
-    can record, show, save or stop between any two steps. ``data`` lies on the device that trains.
-    A loss that is not finite ends the run with the row that shows it.
+    can record, show, save or stop between any two steps. ``data`` lies on the device that trains;
+    a GPU has a turn between a step and its row, in which others can use it: see ``State.due``.
+    A loss that is not finite ends the run with the row that shows it. Without ``capture`` the
+    engine's step is not made a graph: a caller does that.
     """
     rule = state.optimizer
     statistics = batches.statistics(data.train_images, settings.normalise).to(rule.weights)
     inputs = StepInputs(settings, data, statistics, ranks, rule.rates)
-    step = ready(engine, state.network, partial(train_step, state, settings, inputs, ranks))
+    device = data.train_images.device
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    repeated = partial(ready, engine if capture else Engine.eager, pool=pool)
+    step = repeated(step_of(engine, state, settings, inputs, ranks))
+    evaluations = Evaluations(state, settings, data, statistics, repeated)
     origin = time.perf_counter() - state.seconds
     while state.step < settings.steps:
         first, started = state.step, time.perf_counter()
@@ -113,12 +123,37 @@ def fit(
         inputs.plan(end)  # while a GPU still works on the steps before
         state.wrong.item()  # waits for the device, so that the rate below is the device's
         rate = settings.batch_size * (end - first) / (time.perf_counter() - started)
-        row = evaluation(state, settings, data, statistics)
+        evaluations.start()
+        if computes_by_itself(device):
+            state.due = True
+            yield None
+            state.due = False
+        row = evaluations.row()
         state.seconds = row.seconds = time.perf_counter() - origin
         row.images_per_second = rate
         yield row
         if is_last(row, settings):
             return
+
+
+def step_of(
+    engine: Engine, state: State, settings: Settings, inputs: StepInputs, ranks: Ranks
+) -> Step:
+    """A step as an engine has it, before it is captured; gives the network its normalisations."""
+    if engine is Engine.triton:
+        from resexp.train.engine import fused, step_kernels
+
+        fused.use_kernels(state.network)
+        if step_kernels.suits(inputs):
+            return partial(step_kernels.train_step, state, settings, inputs)
+    elif inputs.device.type == "cuda":
+        use_native_norms(state.network)
+    return partial(train_step, state, settings, inputs, ranks)
+
+
+def computes_by_itself(device: torch.device) -> bool:
+    """Whether this process can go on while a row is computed."""
+    return device.type == "cuda"
 
 
 def is_last(row: Row | None, settings: Settings) -> bool:
@@ -138,7 +173,8 @@ def train_step(state: State, settings: Settings, inputs: StepInputs, ranks: Rank
         logits = state.cast_weights.call(state.network, images)
     share = len(labels) / settings.batch_size  # 1, or this rank's part of the whole mean
     logits, labels = per_label(logits, labels)
-    loss = cross_entropy(logits, labels, ignore_index=UNLABELLED) * share
+    loss = cross_entropy(logits, labels, ignore_index=UNLABELLED)
+    loss = loss if share == 1 else loss * share
     state.optimizer.collect(torch.autograd.grad(loss, state.cast_weights.leaves, allow_unused=True))
     counts = torch.stack([misses(logits.detach(), labels), (labels != UNLABELLED).sum()])
     loss, counts = ranks.add_up(state.optimizer.gradient, loss.detach(), counts)
@@ -148,39 +184,67 @@ def train_step(state: State, settings: Settings, inputs: StepInputs, ranks: Rank
     state.counted += counts[1]
 
 
-def evaluation(
-    state: State, settings: Settings, data: Images, statistics: batches.Statistics
-) -> Row:
-    """The row after ``state.step`` steps, its two columns of time still 0; starts new sums."""
-    since = (state.step - 1) % settings.eval_every + 1
-    train_loss = state.loss_sum.item() / since
-    train_error = 100 * state.wrong.item() / state.counted.item()
-    for total in (state.loss_sum, state.wrong, state.counted):
-        total.zero_()
+class Evaluations:
+    """The rows of a run: how it does on the test set and, in some of them, on the training set.
 
-    rows = math.ceil(state.step / settings.eval_every)
-    last = state.step == settings.steps or not math.isfinite(train_loss)
-    clean: Score | None = None
-    with evaluation_mode(state.network, settings, data, statistics):
-        test = evaluate(
-            state.network, data.test_images, data.test_labels, statistics, settings.precision
+    Between ``start`` and ``row`` a GPU computes, and the caller need not wait for it.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        settings: Settings,
+        data: Images,
+        statistics: batches.Statistics,
+        ready: Callable[[Step], Step] | None = None,
+    ) -> None:
+        self.state, self.settings, self.data, self.statistics = state, settings, data, statistics
+
+        def of(images: Tensor | Streamed, labels: Tensor) -> Evaluation:
+            on_gpu = ready if images.device.type == "cuda" else None
+            return Evaluation(state.network, images, labels, statistics, settings.precision, on_gpu)
+
+        self.test = of(data.test_images, data.test_labels)
+        self.clean = of(data.train_images, data.train_labels)
+        self.cleaned = False
+
+    def start(self) -> None:
+        """Begin the row after ``state.step`` steps."""
+        settings, step = self.settings, self.state.step
+        number = math.ceil(step / settings.eval_every)
+        self.cleaned = step == settings.steps or number % settings.clean_every == 0
+        self.perform(self.test, *([self.clean] if self.cleaned else []))
+
+    def perform(self, *some: Evaluation) -> None:
+        with evaluation_mode(self.state.network, self.settings, self.data, self.statistics):
+            for one in some:
+                one.start()
+
+    def row(self) -> Row:
+        """The row that was begun, its two columns of time still 0; starts new sums."""
+        state, settings = self.state, self.settings
+        since = (state.step - 1) % settings.eval_every + 1
+        train_loss = state.loss_sum.item() / since
+        train_error = 100 * state.wrong.item() / state.counted.item()
+        for total in (state.loss_sum, state.wrong, state.counted):
+            total.zero_()
+        if not (self.cleaned or math.isfinite(train_loss)):  # the last row, then
+            self.cleaned = True
+            self.perform(self.clean)
+        clean = self.clean.score() if self.cleaned else None
+        test = self.test.score()
+        return Row(
+            step=state.step,
+            epoch=state.step * settings.batch_size / len(self.data.train_labels),
+            lr=learning_rate(settings, state.step - 1),
+            train_loss=train_loss,
+            train_error=train_error,
+            clean_train_loss=clean and clean.loss,
+            clean_train_error=clean and clean.error,
+            test_loss=test.loss,
+            test_error=test.error,
+            images_per_second=0.0,
+            seconds=0.0,
+            clean_train_iou=clean and clean.iou,
+            test_iou=test.iou,
         )
-        if last or rows % settings.clean_every == 0:
-            clean = evaluate(
-                state.network, data.train_images, data.train_labels, statistics, settings.precision
-            )
-    return Row(
-        step=state.step,
-        epoch=state.step * settings.batch_size / len(data.train_labels),
-        lr=learning_rate(settings, state.step - 1),
-        train_loss=train_loss,
-        train_error=train_error,
-        clean_train_loss=clean and clean.loss,
-        clean_train_error=clean and clean.error,
-        test_loss=test.loss,
-        test_error=test.error,
-        images_per_second=0.0,
-        seconds=0.0,
-        clean_train_iou=clean and clean.iou,
-        test_iou=test.iou,
-    )

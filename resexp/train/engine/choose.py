@@ -1,34 +1,41 @@
 """``engine=auto``: a CUDA graph, with custom kernels if they pass a check on this device.
 
 The check compares each kernel with float64 at the shapes of the CIFAR family. It looks at no
-network, so all runs of a sweep get the same engine: twins must not differ in it.
+network, and what it finds is kept with the sweep: twins must not differ in their engine, though
+they may be trained by several processes, and on several days.
 """
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from resexp.models.merges import drawn
 from resexp.settings import Engine, Precision, Settings, UsageError
+from resexp.train.device import device_name
 from resexp.train.engine.graph import check_engine
 
 WORTH = 1_000  # steps: a shorter run ends before the check and the kernels' compilation have paid
 PATIENCE = 180.0  # seconds, with the compilation
 SHAPES = ((128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8))
 #: Largest error of a value, of the largest: sums of thousands in float32; a place of bfloat16.
-BOUND = {Precision.fp32: 1e-5, Precision.bf16: 2**-7}
+BOUND = {Precision.fp32: 1e-5, Precision.tf32: 1e-5, Precision.bf16: 2**-7}
+KEPT = "engine.json"  # in a sweep's folder
 #: So near to 0 a ReLU may decide either way: there no gradient is sent back.
 UNDECIDED = 0.05
 
 
-def choose(settings: Settings, network: nn.Module, device: torch.device) -> tuple[Engine, str]:
-    """The engine of a run, and why if ``auto`` chose it.
+def choose(
+    settings: Settings, network: nn.Module, device: torch.device, folder: Path
+) -> tuple[Engine, str]:
+    """The engine of a run of the sweep in ``folder``, and why if ``auto`` chose it.
 
     ``auto`` is eager on a CPU, for short runs, for several ranks, and for networks that draw at
     random: none of them can be captured, or would gain by it.
@@ -38,13 +45,26 @@ def choose(settings: Settings, network: nn.Module, device: torch.device) -> tupl
     ranks = settings.launch.ranks
     if device.type != "cuda" or ranks > 1 or settings.steps < WORTH or drawn(network):
         return Engine.eager, ""
-    fault = kernels_fault(settings.precision, str(device))
+    fault = fault_of_sweep(folder, settings.precision, device)
     return (Engine.graph, f"triton left out: {fault}") if fault else (Engine.triton, "kernels pass")
 
 
-@cache
+def fault_of_sweep(folder: Path, precision: Precision, device: torch.device) -> str:
+    """``kernels_fault`` as the first run of a sweep on such a device found it."""
+    of = f"{precision}, {device_name(device)}, torch {torch.__version__}"
+    with FileLock(folder / f".{KEPT}.lock"):
+        path = folder / KEPT
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        if of not in found:
+            found[of] = kernels_fault(precision, str(device))
+            written = path.with_suffix(".tmp")
+            written.write_text(json.dumps(found, indent=1) + "\n")
+            written.replace(path)
+    return found[of]
+
+
 def kernels_fault(precision: Precision, device: str) -> str:
-    """What keeps the kernels from being used, "" for nothing; found once a process.
+    """What keeps the kernels from being used, "" for nothing.
 
     In a child, for a fault in a kernel breaks the CUDA context of the process that it happens in.
     """

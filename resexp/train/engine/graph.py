@@ -5,30 +5,46 @@ An engine changes the way, not the step: the same function on the same memory (s
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resexp.models.merges import drawn
 from resexp.settings import Engine, Precision, Settings, UsageError
 
 Step = Callable[[], None]
+Pool = Any  # torch's handle of memory that graphs take turns to use
 
 #: Steps of a run before its capture, carried out as they are: cuDNN chooses its kernels in them.
 WARM = 3
 
 
-def ready(engine: Engine, network: nn.Module, step: Step) -> Step:
-    """The step as ``engine`` carries it out; with ``triton`` the network is given its kernels."""
-    if engine is Engine.triton:
-        from resexp.train.engine.kernels import use_kernels
+def ready(engine: Engine, step: Step, pool: Pool | None) -> Step:
+    """What is repeated often, as ``engine`` carries it out; the graphs of a run share its pool."""
+    return step if engine is Engine.eager else Captured(step, pool)
 
-        use_kernels(network)
-    if engine is Engine.eager:
-        return step
-    return Captured(step, next(network.parameters()).device)
+
+class NativeNorm(nn.BatchNorm2d):
+    """By torch's kernels. Blocks of cuDNN's wait for each other, which may stall networks at once.
+
+    (Its persistent kernel, for float32 that lies channels-last; pytorch issue 80259 has a case.)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = self.weight, self.bias, self.running_mean, self.running_var
+        momentum = self.momentum or 0.0
+        return torch.batch_norm(x, *vectors, self.training, momentum, self.eps, cudnn_enabled=False)
+
+
+def use_native_norms(network: nn.Module) -> None:
+    """Let every batch normalisation of a network be one of :class:`NativeNorm`."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = NativeNorm
 
 
 def check_engine(settings: Settings, device: torch.device) -> None:
@@ -63,11 +79,9 @@ class Captured:
     The first calls are made as they are, real steps of the run. Capturing carries out nothing.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: Step, pool: Pool | None = None) -> None:
         self.step = step
-        # A stream of its own: graphs captured on one stream share cuBLAS's workspace, and those of
-        # runs in lockstep are replayed at the same time.
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = pool
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -81,9 +95,16 @@ class Captured:
         self.graph.replay()
 
     def capture(self) -> torch.cuda.CUDAGraph:
-        """The step as a graph, its intermediate results in memory of its own."""
+        """The step as a graph, its intermediate results in memory of its own.
+
+        So is what cuBLAS works in: it belongs to a stream, and 32 streams are all there are, so
+        that graphs replayed at the same time might share it.
+        """
         graph = torch.cuda.CUDAGraph()
+        gc.collect()  # what a finaliser does to the device has no place in a graph
+        torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
         # Other threads may use the GPU meanwhile: those that pin and copy streamed images.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
             self.step()
+        torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
         return graph

@@ -8,7 +8,7 @@ those of its channels, all in the same order. So there is no atomic addition, no
 programs and no third launch, and two runs are equal to the bit.
 
 Nothing waits for the device and memory comes from ``torch.empty`` alone, so a CUDA graph can hold
-all of it. This module alone imports Triton. Under TRITON_INTERPRET=1, set before it is imported,
+all of it. Under TRITON_INTERPRET=1, set before it is imported,
 the same kernels run on the CPU.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,9 +25,6 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import relu as rectify
-
-from resexp.models.blocks import Block
-from resexp.models.merges import Add, Drop
 
 #: Where the kernels run.
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -210,6 +206,7 @@ def normalise_kernel(
 @triton.jit
 def open_gradient(
     dy_ptr,
+    more_ptr,
     y_ptr,
     centred,
     scale,
@@ -218,11 +215,13 @@ def open_gradient(
     here,
     RELU: tl.constexpr,
 ):
-    """The gradient of what stands before the ReLU, float32: dy where y > 0.
+    """The gradient of what stands before the ReLU, float32: dy, and more of it, where y > 0.
 
     Without a kept y, y is computed from x - mean again, by the very operations of the forward pass.
     """
     dy = tl.load(dy_ptr + offset, mask=here, other=0.0).to(tl.float32)
+    if more_ptr is not None:
+        dy += tl.load(more_ptr + offset, mask=here, other=0.0).to(tl.float32)
     if RELU:
         if y_ptr is not None:
             y = tl.load(y_ptr + offset, mask=here, other=0.0).to(tl.float32)
@@ -245,9 +244,10 @@ def vectors_at(column, real, weight_ptr, bias_ptr, mean_ptr, rstd_ptr):
 @triton.jit
 def sums_kernel(
     dy_ptr,
+    more_ptr,
     x_ptr,
     y_ptr,
-    dskip_ptr,
+    g_ptr,
     weight_ptr,
     bias_ptr,
     mean_ptr,
@@ -260,7 +260,7 @@ def sums_kernel(
     TILES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sums of g and of g (x - mean) over each part: partial [2, parts, C]. Writes g as dskip."""
+    """Sums of g and of g (x - mean) over each part: partial [2, parts, C]. Writes g if asked."""
     column, real = channels_of(C, COLUMNS)
     mean, _, scale, bias = vectors_at(column, real, weight_ptr, bias_ptr, mean_ptr, rstd_ptr)
     shift = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
@@ -269,9 +269,9 @@ def sums_kernel(
         offset, here = tile_of(tile, M, C, ROWS, TILES, COLUMNS)
         x = tl.load(x_ptr + offset, mask=here, other=0.0).to(tl.float32)
         centred = x - mean[None, :]
-        g = open_gradient(dy_ptr, y_ptr, centred, scale, bias, offset, here, RELU)
-        if dskip_ptr is not None:
-            tl.store(dskip_ptr + offset, g, mask=here)
+        g = open_gradient(dy_ptr, more_ptr, y_ptr, centred, scale, bias, offset, here, RELU)
+        if g_ptr is not None:
+            tl.store(g_ptr + offset, g, mask=here)
         shift += g
         slope += g * centred
     place = partial_ptr + tl.program_id(0) * C + column
@@ -319,7 +319,7 @@ def gradient_kernel(
         offset, here = tile_of(tile, M, C, ROWS, TILES, COLUMNS)
         x = tl.load(x_ptr + offset, mask=here, other=0.0).to(tl.float32)
         centred = x - mean[None, :]
-        g = open_gradient(dy_ptr, None, centred, scale, bias, offset, here, RELU)
+        g = open_gradient(dy_ptr, None, None, centred, scale, bias, offset, here, RELU)
         dx = (g - shift[None, :] - centred * slope[None, :]) * scale[None, :]
         tl.store(dx_ptr + offset, dx, mask=here)
 
@@ -332,7 +332,11 @@ def image(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Activated(torch.autograd.Function):
-    """relu(normalise(x) + skip), with or without either: see :func:`norm_act`."""
+    """relu(normalise(x) + skip), with or without either: see :func:`norm_act`.
+
+    Given out twice: a branch and its shortcut then send back two gradients, which ``sums_kernel``
+    adds while it reads them; autograd would launch a kernel and pass over both.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -343,7 +347,7 @@ class Activated(torch.autograd.Function):
         skip: Tensor | None,
         norm: nn.BatchNorm2d,
         relu: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         channels = x.shape[1]
         count = x.numel() // channels
         how = tiling(count, channels)
@@ -365,41 +369,46 @@ class Activated(torch.autograd.Function):
         kept = y if relu and skip is not None else None
         ctx.save_for_backward(x, weight, bias, mean, rstd, kept)
         ctx.relu, ctx.skipped = relu, skip is not None
-        return y
+        ctx.set_materialize_grads(False)
+        return y, y.data  # no view, which autograd would follow
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # type: ignore[override]
         x, weight, bias, mean, rstd, y = ctx.saved_tensors
         channels = x.shape[1]
         count = x.numel() // channels
         how = tiling(count, channels)
         sizes = how.rows, how.tiles, how.columns
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        masked = None if y is None else image(dy, dy.dtype)
+        there = [one for one in gradients if one is not None]
+        dy, *rest = (one.contiguous(memory_format=torch.channels_last) for one in there)
+        more = rest[0] if rest else None
+        g = image(dy, dy.dtype) if rest or y is not None else None
         partial = torch.empty(2, how.parts, channels, device=x.device)
         vectors = weight, bias, mean, rstd, partial, count, channels
-        sums_kernel[how.grid](dy, x, y, masked, *vectors, ctx.relu, *sizes, num_warps=how.warps)
+        sums_kernel[how.grid](dy, more, x, y, g, *vectors, ctx.relu, *sizes, num_warps=how.warps)
         dx, dweight, dbias = image(x, x.dtype), torch.empty_like(weight), torch.empty_like(bias)
         gradient_kernel[how.grid](
-            *(dy if masked is None else masked, x, dx, dweight, dbias, *vectors),
-            *(ctx.relu and masked is None, *sizes, triton.next_power_of_2(how.parts)),
+            *(dy if g is None else g, x, dx, dweight, dbias, *vectors),
+            *(ctx.relu and g is None, *sizes, triton.next_power_of_2(how.parts)),
             num_warps=how.warps,
         )
-        dskip = (dy if masked is None else masked) if ctx.skipped else None
+        dskip = (dy if g is None else g) if ctx.skipped else None
         return dx, dweight, dbias, dskip, None, None
 
 
 def norm_act(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None, *, relu: bool) -> Tensor:
     """relu(norm(x) + skip), [N, C, H, W] -> the same, with or without ``skip`` and ReLU.
 
-    By the kernels where they apply (:func:`suits`), else by :func:`reference`.
+    By the kernels where they apply (:func:`suits`), else by :func:`reference`. A second reader of
+    what the kernels compute may take it from its attribute ``again``.
     """
     if not suits(x, norm, skip):
         return reference(x, norm, skip, relu=relu)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    y: Tensor = Activated.apply(x, norm.weight, norm.bias, skip, norm, relu)
+    y: Tensor
+    y, y.again = Activated.apply(x, norm.weight, norm.bias, skip, norm, relu)  # type: ignore[attr-defined]
     return y
 
 
@@ -424,72 +433,4 @@ def suits(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None) -> bool:
         )
         and norm.affine
         and norm.momentum is not None
-    )
-
-
-class FusedNorm(nn.BatchNorm2d):
-    """A batch normalisation, with the ReLU behind it or without. In evaluation torch's own."""
-
-    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool) -> None:
-        super().__init__(
-            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-        )
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.relu = relu
-        self.training = norm.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        return norm_act(x, self, relu=self.relu)
-
-
-class FusedBlock(Block):
-    """A block whose last normalisation, addition and ReLU are one operation.
-
-    It has the block's own parts, but does not call ``branch``, ``merge`` and ``after`` as such:
-    hooks on them never run.
-    """
-
-    def __init__(self, block: Block) -> None:
-        super().__init__(block.before, block.branch, block.merge, block.after)
-        self.training = block.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x = self.before(x)
-        *layers, norm = self.branch.children()
-        assert isinstance(norm, nn.BatchNorm2d)
-        for layer in layers:
-            y = layer(y)
-        skip = self.merge.shortcut(x) if isinstance(self.merge, Add) else None
-        return norm_act(y, norm, skip, relu=True)
-
-
-def use_kernels(network: nn.Module) -> int:
-    """Let a network normalise by the kernels; returns how many normalisations now do.
-
-    Every nn.BatchNorm2d of it does, together with the ReLU that follows in an nn.Sequential, or
-    with the sum and the ReLU that end a :class:`Block`. Parameters, buffers and their names stay.
-    """
-    count = 0
-    for module in list(network.modules()):
-        for (name, child), (after, follower) in pairwise([*module.named_children(), ("", None)]):
-            if isinstance(child, Block) and fusible(child):
-                setattr(module, name, FusedBlock(child))
-            elif type(child) is nn.BatchNorm2d:
-                relu = type(module) is nn.Sequential and type(follower) is nn.ReLU
-                setattr(module, name, FusedNorm(child, relu=relu))
-                if relu:
-                    setattr(module, after, nn.Identity())
-                count += 1
-    return count
-
-
-def fusible(block: Block) -> bool:
-    """Whether a block is relu(norm(...) + shortcut) and, if plain, relu(norm(...))."""
-    return (
-        type(block) is Block
-        and type(block.merge) in (Add, Drop)
-        and [type(one) for one in block.branch.children()][-1:] == [nn.BatchNorm2d]
-        and [type(one) for one in block.after.children()] == [nn.ReLU]
     )
