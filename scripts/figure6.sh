@@ -2,15 +2,16 @@
 # Figure 6 of He et al. 2015: plain and residual networks of 20, 32, 44 and 56 layers on CIFAR-10,
 # 64,000 steps of 128, all at a time on one GPU. Into results/figure6.
 #   command   ./scripts/figure6.sh [KEY=VALUE]...   (again: finished runs are skipped, others go on)
-#   hardware  one GPU. Predicted for an H200 and bf16, seed 0, not yet measured: 6 to 12 minutes with
-#             engine=graph, 4 to 9 with engine=triton; for fp32 nothing is predicted
+#   hardware  one GPU. Predicted for an H200, seed 0, engine=triton, not yet measured: 6 to 8 minutes
+#             with bf16, 8 to 10 with tf32, 15 to 25 with fp32 (docs/performance.md)
 #   expected  the deeper a plain network, the higher its training error; residual ones the other way
 #             round, at test errors near 8.75, 7.51, 7.17 and 6.97 % (the paper's table 6)
 #   rule      that of resexp verdict: the deepest of DEPTHS against 20 layers
 #
 # The environment decides the rest:
 #   DEPTHS=20,32,44,56   SEEDS=0   ENGINE=auto
-#   PRECISION=fp32       bf16 is for when it was shown to equal fp32 within seeds
+#   PRECISION            tf32 on a machine with a GPU, else fp32; bf16 is for when it was shown to
+#                        equal fp32 within seeds
 #   RESEXP_CIFAR10_JPEG  an archive or folder of CIFAR-10 as JPEG (its results say cifar10-jpeg);
 #                        without it data/ holds CIFAR-10, or it is downloaded to there
 #   RESULTS=results      NAME=figure6
@@ -27,7 +28,6 @@ out=${OUT:+$(realpath -m "$OUT")}
 from=${FROM:+$(realpath -m "$FROM")}
 jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
 . "$(dirname "$0")/sweep.sh"
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-32} # a queue for each stream
 results=${RESULTS:-results}
 name=${NAME:-figure6}
 here=$results/$name
@@ -35,8 +35,12 @@ sweep=(experiment=he2015)
 if [ -n "$jpeg" ]; then # the same recipe; records name no folder of this machine if they need not
     sweep=(experiment=cifar10_jpeg "data.root=$(realpath -m --relative-base="$PWD" "$jpeg")")
 fi
-if [ "${PRECISION:-fp32}" != fp32 ]; then # what is at its default is not part of a run's name
-    sweep+=("precision=$PRECISION")
+precision=fp32
+! nvidia-smi -L &>/dev/null || precision=tf32
+precision=${PRECISION:-$precision}
+echo "figure6: engine=${ENGINE:-auto} precision=$precision"
+if [ "$precision" != fp32 ]; then # what is at its default is not part of a run's name
+    sweep+=("precision=$precision")
 fi
 sweep+=("depth=${DEPTHS:-20,32,44,56}" arch=plain,residual "seed=${SEEDS:-0}" launch=lockstep
     "engine=${ENGINE:-auto}" "results=$results" "name=$name" "$@")

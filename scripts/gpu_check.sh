@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command: a first run on a cold cache, doctor, the tests marked gpu,
-# resexp bench, and the micro-benchmarks. Leaves at most 8 small files in one folder; summary.txt says
-# how each part went.
+# What only a GPU can show, in one command: the checks of its first minutes (tests/test_gpu.py), the
+# micro-benchmarks, a first run on a cold cache, resexp bench, and the other tests marked gpu. Leaves
+# at most 8 small files in one folder, each written as its part goes on, so that a cut loses nothing;
+# summary.txt says how each part went.
 #   command   ./scripts/gpu_check.sh [--dry]     --dry: without a GPU, all that a CPU can try, tiny
 #   hardware  one GPU; written for an H200
 #   cost      at most MINUTES, by default 9: a part that takes longer is stopped, and the next begins
@@ -17,10 +18,9 @@ folder=${folder:-results/gpu-check${1:+-dry}}
 python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-32} # a queue for each stream
 total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
 dry=()
-bench=(--seconds 1 depth=20,32,44,56 arch=plain,residual precision=bf16)
+bench=(--seconds 0.5 depth=20,32,44,56 arch=plain,residual precision=bf16 engine=triton,graph)
 first=(depth=56 batch_size=128 precision=bf16 engine=triton)
 [ -z "$images" ] || first+=(experiment=cifar10_jpeg "data.root=$images")
 if [ $# -gt 1 ] || [ "${1:---dry}" != --dry ]; then
@@ -35,7 +35,7 @@ elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     exit 2
 fi
 mkdir -p "$folder"
-rm -f "$folder"/{summary,first,doctor,tests,bench,microbench}.txt "$folder"/{bench,microbench}.json
+rm -f "$folder"/{summary,checks,microbench,first,bench,tests}.txt "$folder"/{bench,microbench}.json
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 summary() { printf '%s\n' "$*" | tee -a "$folder/summary.txt"; }
@@ -65,15 +65,17 @@ summary "$(date -u +%FT%TZ)   commit $(git rev-parse --short HEAD 2>/dev/null ||
 if command -v nvidia-smi >/dev/null; then
     summary "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader || true)"
 fi
-mapfile -t tests < <(grep -l 'mark\.gpu' tests/test_*.py) # no others are imported
+pytest=("$python" -m pytest -p no:cacheprovider -W default -m gpu -rs)
+mapfile -t tests < <(grep -l 'mark\.gpu' tests/test_*.py | grep -v test_gpu) # no others are imported
+export PYTHONUNBUFFERED=1
+part checks 55 "${pytest[@]}" -v -s tests/test_gpu.py
+part microbench 20 "$python" scripts/microbench.py "${dry[@]}" --output "$folder/microbench.json"
 # Seconds of the whole command: five steps, of which the fifth is a graph's, and an evaluation.
-part first 15 "$python" -m resexp run arch=residual steps=5 eval_every=5 "results=$scratch" "${first[@]}"
-part doctor 10 "$python" -m resexp doctor
-# Warnings of another machine's versions are shown, and are no errors.
-part tests 30 "$python" -m pytest -p no:cacheprovider -W default -m gpu -rs "${tests[@]}"
-part bench 50 "$python" -m resexp bench --output "$folder/bench.json" "${bench[@]}"
-part microbench 100 "$python" scripts/microbench.py "${dry[@]}" --output "$folder/microbench.json"
+part first 10 env TRITON_CACHE_DIR="$scratch/triton" \
+    "$python" -m resexp run arch=residual steps=5 eval_every=5 "results=$scratch" "${first[@]}"
+part bench 80 "$python" -m resexp bench --output "$folder/bench.json" "${bench[@]}"
+part tests 100 "${pytest[@]}" "${tests[@]}"
 summary "$(printf '%-11s %4d s' all $SECONDS)"
-tail -n 1 "$folder/tests.txt" || true
+tail -qn 1 "$folder"/{checks,tests}.txt || true
 echo "in $folder"
 [ $failures -eq 0 ]

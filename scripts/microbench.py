@@ -218,7 +218,7 @@ def main() -> int:
     if not ON_GPU and not options.dry:
         print("microbench: PyTorch finds no GPU here; --dry tries it on the CPU", file=sys.stderr)
         return 2
-    prepare(1, False, DEVICE)
+    prepare(1, Settings(), DEVICE)
     about = environment(Settings(), DEVICE, 0)
     kept = {key: about[key] for key in ("torch", "cuda", "cudnn", "device_name", "git_commit")}
     result: dict[str, object] = {"kind": "microbench", "on_gpu": ON_GPU, **kept, "rows": []}
