@@ -391,17 +391,18 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def draw_planes(figure: Figure, axes: Sequence[Axes], rows: pd.DataFrame) -> None:
     """The loss over two directions, a panel a network, on one logarithmic scale."""
+    if not len(rows):
+        return  # no network was measured over a plane
     losses = rows["loss"].where(np.isfinite(rows["loss"])).clip(lower=1e-6)
-    levels = np.geomspace(losses.min(), 1.001 * losses.max(), 12) if len(losses) else []
+    levels = np.geomspace(losses.min(), 1.001 * losses.max(), 12)
+    style: dict[str, Any] = {"levels": levels, "norm": "log", "cmap": "viridis"}
     for axis, arch in zip(axes, ARCHS, strict=True):
         grid = those(rows, arch=arch).pivot(index="b", columns="a", values="loss")
         if len(grid):  # the first seed has both networks
-            style = {"levels": levels, "norm": "log", "cmap": "viridis"}
             filled = axis.contourf(grid.columns, grid.index, grid.clip(lower=1e-6), **style)
         axis.set(xlabel="a", ylabel="b", aspect="equal")
-    if len(rows):
-        where: dict[str, Any] = {"location": "bottom", "aspect": 40}
-        bar = figure.colorbar(filled, ax=axes, label="training loss, nats", **where)
-        ticks = [10.0**power for power in range(-6, 4)]
-        bar.set_ticks([tick for tick in ticks if levels[0] <= tick <= levels[-1]])
-        bar.minorticks_off()
+    where: dict[str, Any] = {"location": "bottom", "aspect": 40}
+    bar = figure.colorbar(filled, ax=axes, label="training loss, nats", **where)
+    ticks = [10.0**power for power in range(-6, 4)]
+    bar.set_ticks([tick for tick in ticks if levels[0] <= tick <= levels[-1]])
+    bar.minorticks_off()

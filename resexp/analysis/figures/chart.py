@@ -285,7 +285,7 @@ def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
         parts = [axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)]
     elif (known := np.isfinite(low)).any():
         ends = ((y - low)[known], (high - y)[known])
-        style = {"elinewidth": pt(0.9), "capsize": pt(2.2), "capthick": pt(0.9)}
+        style: dict[str, Any] = {"elinewidth": pt(0.9), "capsize": pt(2.2), "capthick": pt(0.9)}
         bars = axis.errorbar(
             x[known], y[known], ends, fmt="none", ecolor=colour, zorder=above, **style
         )
