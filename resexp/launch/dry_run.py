@@ -102,7 +102,7 @@ def images(job: Job) -> Images:
     """The job's data on its device; as many black images if they would have to be downloaded."""
     settings, device = job.settings.data, choose_device(job.settings.device)
     loader = sets.loader(settings.loader)
-    if not (hasattr(loader, "DOWNLOAD") and to_download(settings)):
+    if not (hasattr(loader, "DOWNLOAD") and hasattr(loader, "SHAPE") and to_download(settings)):
         return load(settings, device)
     (channels, size, classes), (train, test, _) = loader.SHAPE, loader.DOWNLOAD
     train = train * 9 // 10 if settings.split is Split("45k") else train
