@@ -303,7 +303,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
                 "environment": {"device_name": EVIL, "git_commit": EVIL, EVIL: EVIL},
             }
             status = "failed" if (arch, depth) == ("plain", 56) else "ok"
-            extras = {"data.root": EVIL}
+            extras = {"data.root": f"{EVIL}{depth}"}  # what all share is no label
             directory = write_run(
                 tmp_path, arch, depth, 0, status=status, extras=extras, record=record
             )
