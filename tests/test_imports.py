@@ -129,7 +129,9 @@ def test_torchvision_is_imported_only_where_it_is_used() -> None:
     assert users == []
 
 
-@pytest.mark.parametrize("leaf", ["models/", "data/", "train/schedule.py", "runs/records.py"])
+@pytest.mark.parametrize(
+    "leaf", ["models/", "data/", "train/schedule.py", "runs/records.py", "console.py"]
+)
 def test_leaves_know_nothing_above_them(leaf: str) -> None:
     above = ["cli", "config", "runs.run", "launch", "commands", "probes", "bench"]
     modules = [module for module in MODULES if allowed(module, [leaf])]
@@ -146,6 +148,7 @@ def test_leaves_know_nothing_above_them(leaf: str) -> None:
 def test_the_analysis_knows_records_and_settings_only() -> None:
     known = {
         "resexp.analysis",
+        "resexp.console",  # a leaf itself: how wide a screen is, how tables stand on it
         "resexp.files",
         "resexp.runs.preregistration",
         "resexp.runs.records",
