@@ -430,7 +430,7 @@ def explain(error: Exception) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and option in EXTRAS:
             extra = EXTRAS[option]
-            return f"launch={extra} needs more packages: pip install '.[{extra}]' in the clone of resexp"
+            return f"launch={extra} needs more packages: pip install '.[{extra}]' in the clone"
         if (group, option) == ("hydra/sweeper", "optuna"):
             return f"{group}={option} needs a package: pip install hydra-optuna-sweeper"
         return no_option(group, option, ordered(error.options or options(group)))

@@ -348,4 +348,4 @@ def test_the_hint_of_an_extra_names_ours_not_hydras() -> None:
     from hydra.errors import MissingConfigException
 
     error = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
-    assert explain(error) == "launch=slurm needs more packages: pip install '.[slurm]' in the clone of resexp"
+    assert explain(error) == "launch=slurm needs more packages: pip install '.[slurm]' in the clone"

@@ -126,7 +126,7 @@ def test_an_absent_package_is_refused_with_what_to_install(
     name = faked(monkeypatch, None, "no_such_package")
     with pytest.raises(UsageError) as refusal:
         open_loggers([name], tmp_path, RECORD)
-    assert str(refusal.value) == f"loggers=[{name}] needs pip install '.[{name}]' in the clone of resexp."
+    assert str(refusal.value) == f"loggers=[{name}] needs pip install '.[{name}]' in the clone."
     assert list(tmp_path.iterdir()) == []
 
 

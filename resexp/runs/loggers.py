@@ -51,7 +51,7 @@ def check_loggers(names: Sequence[str]) -> None:
             hint = nearest(name, LOGGERS) or f" Choose from {', '.join(LOGGERS)}."
             raise UsageError(f"unknown logger {name}.{hint}")
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"loggers=[{name}] needs pip install '.[{name}]' in the clone of resexp.")
+            raise UsageError(f"loggers=[{name}] needs pip install '.[{name}]' in the clone.")
 
 
 def say(warning: str) -> None:
