@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,11 @@ from hydra.core.singleton import Singleton
 import resexp.config  # noqa: F401  registers the schema before Hydra's state is first saved
 from resexp import data
 from resexp.settings import Data
+
+#: A job in the background has these ignored, and so would what the tests start and signal.
+for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, usual)
 
 #: Hydra before anything was composed. (Its own fixture takes the state that it finds, which may be
 #: what the fixture of a whole module left behind.)

@@ -17,7 +17,15 @@ from resexp.settings import LAUNCHERS, UsageError, choices
 ROOT = Path(__file__).parents[1]
 
 
-S_ARCHS = ["scaled_shortcut", "se", "shortcut_gate", "skipinit", "stochastic_depth"]
+S_ARCHS = [
+    "scaled_shortcut",
+    "se",
+    "shortcut_gate",
+    "skipinit",
+    "stochastic_depth",
+    "stochastic_streams",
+    "streams",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -173,5 +181,5 @@ def test_a_real_bash_completes_the_command_line(tmp_path: Path) -> None:
         "verdict",
         "plain",
         "none plain matched",
-        "seed=",
+        "seed= seeds.augmentation= seeds.batches= seeds.weights=",
     ]

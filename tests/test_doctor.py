@@ -81,7 +81,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "truncated record": (edit("run.json", lambda _: ['{"run": ']), "fail", "no JSON object", "mv"),
     "record of another type": (changed(depth="20"), "fail", "depth is missing or of an", "mv"),
     "text for a number": (
-        changed(last={"test_error": "2 %"}), "fail", "last.test_error is not a number", "mv",
+        changed(last={"test_error": "2 %"}), "fail", "last.test_error is of another type", "mv",
     ),
     "edited setting": (changed(settings={"lr": 0.5}), "fail", "not those it was trained", "mv"),
     "edited seed": (changed(seed=7), "fail", "seed=7", "mv"),

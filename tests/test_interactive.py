@@ -65,7 +65,7 @@ def test_a_sweep_trains_all_and_outlives_a_failure(
     assert [(run.arch, run.rows()[-1].step) for run in runs] == [("plain", 4), ("residual", 4)]
     assert "2 done" in capsys.readouterr().err
     one = resexp.run(depth=8, arch="preact", **place)
-    assert "step 4/4  train" in capsys.readouterr().err
+    assert "step 4/4  error: train" in capsys.readouterr().err
     assert repr(one).startswith(f"Run({one.path}, {one.status}, clean training error ")
     monkeypatch.setattr("resexp.runs.run.fit", None)
     again = resexp.sweep(depth=8, arch=["residual", "se"], **place)

@@ -118,7 +118,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normal numbers, [N, C, H, W] channels-last."""
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return numbers.to(dtype, memory_format=torch.channels_last)
+    if len(shape) == 4:
+        numbers = numbers.contiguous(memory_format=torch.channels_last)
+    return numbers.to(dtype)
 
 
 def normalisation(channels: int, device: str, momentum: float = 0.1) -> nn.BatchNorm2d:

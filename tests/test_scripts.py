@@ -157,7 +157,7 @@ def test_figure6_plans_the_papers_eight_runs(tmp_path: Path) -> None:
     assert code == 0, output
     named = [line.split(",")[0] for line in output.splitlines() if " new " in line]
     assert named == [f"{a}-{d}-s0" for d in (20, 32, 44, 56) for a in ("plain", "residual")]
-    assert "8 of 8 to train" in output
+    assert "8 of 8 runs to train" in output
     assert [path.name for path in tmp_path.iterdir()] == ["jpeg"]
 
 

@@ -48,7 +48,12 @@ def main() -> None:
     code: int | None = None
     try:
         with stop_signals(at_once=True) as stop:
-            code = answer()
+            try:
+                code = app(prog_name="resexp", standalone_mode=False)
+                sys.stdout.flush()
+                code = code if isinstance(code, int) else 0
+            except Exception as error:
+                code = refused(error)
             if stop.signum is not None:  # Typer says 130 whatever it was
                 code = exit_code(stop.signum)
     except KeyboardInterrupt as error:  # another, while the first was being answered
@@ -56,32 +61,27 @@ def main() -> None:
     sys.exit(code)
 
 
-def answer() -> int:
-    """Carry out the command; the exit code."""
-    try:
-        code = app(prog_name="resexp", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except UsageError as error:
+def refused(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code."""
+    if isinstance(error, UsageError):
         return fail(str(error), 2)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # of Typer's own parser
-            message = error.format_message()
-            if not message:  # no command: the help was printed
-                return 2
-            context = getattr(error, "ctx", None)
-            where = context.command_path if context else f"resexp {sys.argv[1]}"
-            if "requires an argument" in message:
-                message = f"{error.option_name} needs a value."  # type: ignore[attr-defined]
-            return fail(f"{message} See {where} --help.", 2)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        first = (str(error).splitlines() or [""])[0]
-        if isinstance(error, Unwritten):
-            return fail(str(error), 1)
-        if isinstance(error, OSError | MemoryError):
-            return fail(of_machine(error), 1)
-        return fail(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows the traceback)", 1)
+    if hasattr(error, "format_message"):  # of Typer's own parser
+        message = error.format_message()
+        if not message:  # no command: the help was printed
+            return 2
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else f"resexp {sys.argv[1]}"
+        if "requires an argument" in message:
+            message = f"{error.option_name} needs a value."  # type: ignore[attr-defined]
+        return fail(f"{message} See {where} --help.", 2)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    if isinstance(error, Unwritten):
+        return fail(str(error), 1)
+    if isinstance(error, OSError | MemoryError):
+        return fail(of_machine(error), 1)
+    first = (str(error).splitlines() or [""])[0]
+    return fail(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows the traceback)", 1)
 
 
 def of_machine(error: OSError | MemoryError) -> str:

@@ -140,7 +140,11 @@ class Display:
         self.over += 1
         self.skipped += 0.0 if trained else self.weights.get(run, 0.0)
         if self.several:
-            tell(f"{self.over:>3}/{len(self.weights)}  {job.run:<{self.width}}  {message}")
+            begin = f"{self.over:>3}/{len(self.weights)}  "
+            line = f"{begin}{job.run:<{self.width}}  {message}"
+            if console.is_terminal and len(line) > console.width:
+                line = f"{begin}{job.run}\n{' ' * len(begin)}{message}"
+            tell(line)
 
     def close(self) -> None:
         """Give the terminal back."""

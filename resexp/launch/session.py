@@ -191,7 +191,7 @@ def brief(outcome: Outcome) -> str:
         return "left to another process"
     record, last = outcome.record, outcome.record.get("last") or {}
     iou = f"IoU {percent(last['test_iou']):>6}  " if "test_iou" in last else ""
-    status = "done before" if outcome.claim is Claim.done else record["status"]
+    status = "skipped" if outcome.claim is Claim.done else record["status"]
     return (
         f"{status:<9} error: clean {percent(last.get('clean_train_error')):>6}  "
         f"test {percent(last.get('test_error')):>6}  {iou}{duration(record.get('seconds') or 0)}"

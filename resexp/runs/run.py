@@ -235,8 +235,7 @@ def train(job: Job, ranks: Ranks = ALONE, held: Claim | None = None) -> Turns:
             yield Step(record, state.step)
             turns = fit(state, settings, data, ranks, engine)
 
-            def keep(row: Row) -> None:
-                records.append_row(directory, row)
+            def note(row: Row) -> None:
                 rows.append(row)
                 update(record, row, device)
                 for logger in loggers:
@@ -244,12 +243,14 @@ def train(job: Job, ranks: Ranks = ALONE, held: Claim | None = None) -> Turns:
 
             for row in () if over else turns:
                 if row is not None:
-                    keep(row)
+                    records.append_row(directory, row)
+                    note(row)
                 try:
                     yield Step(record, state.step, row)
                 except Interrupted:
                     if state.due and (row := next(turns)) is not None:  # what is saved has its row
-                        keep(row)
+                        records.append_row(directory, row)
+                        note(row)
                     raise
                 if is_last(row, settings):
                     break
