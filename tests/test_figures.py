@@ -612,10 +612,10 @@ def test_text_stays_text_in_vector_files(results: Path, tmp_path: Path, kind: st
 
 
 def test_names_in_dollars_or_without_letters_are_written_as_they_are(tmp_path: Path) -> None:
-    for seed, place in enumerate(("$x$\x07\u4e2d", "here")):
+    for seed, place in enumerate(("$x$\u4e2d", "here")):
         write_run(tmp_path, "plain", 20, seed, extras={"data.root": place})
     (svg,) = plot(tmp_path, form="svg", which=["curves"])
-    assert ">plain, data.root=$x$\N{REPLACEMENT CHARACTER}\u4e2d</text>" in svg.read_text()
+    assert ">plain, data.root=$x$\u4e2d</text>" in svg.read_text()
 
 
 @pytest.mark.process
