@@ -141,7 +141,8 @@ def work_as(ranks: Ranks, job: Job, claim: Claim, store: str, pipe: Connection) 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store, PATIENCE, ranks.size, ranks.rank)
     data = load(job.settings.data, device)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # but between steps: a late one must not kill
+    # Heard between steps alone: a late one must not kill. (What is ignored is never heard.)
+    signal.signal(signal.SIGTERM, lambda signum, frame: None)
     if ranks.rank == 0:
         outcome: Outcome | None = finished(train_alone(job, ranks, claim), ranks, sender(pipe))
     else:
