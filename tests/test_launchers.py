@@ -115,7 +115,7 @@ def test_slurm_is_told_limits_and_to_queue_again(schemas: bool) -> None:
 def test_a_missing_extra_is_one_line(name: str, tmp_path: Path) -> None:
     if installed(PACKAGES.get(name, "hydra_submitit_launcher")):
         pytest.skip("the extra is installed")
-    with pytest.raises(UsageError, match=rf"pip install 'resexp\[{name}\]'$"):
+    with pytest.raises(UsageError, match=rf"pip install '\.\[{name}\]'"):
         launch(["-m", "depth=8", f"launch={name}", f"results={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
