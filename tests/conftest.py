@@ -37,6 +37,19 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--first", action="store_true", help="of a test's values take the first alone")
+
+
+@pytest.hookimpl(trylast=True)  # once -m has chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--first"):
+        firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        kept = set(firsts.values())
+        config.hook.pytest_deselected(items=[one for one in items if one not in kept])
+        items[:] = reversed(firsts.values())
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu need one."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from resexp.train.fit import begin, fit
 
 PRE, POST, REZERO = "transformer", "transformer_post", "transformer_rezero"
 ARCHS = (PRE, POST, REZERO)
-PERI, SCALED = "transformer_peri", "transformer_scaled"
+PERI, SCALED, SHAPED = "transformer_peri", "transformer_scaled", "transformer_shaped"
 
 
 def settings(arch: str, *words: str) -> Settings:
@@ -162,6 +163,23 @@ def test_peri_ln_normalises_what_branches_give_and_scaled_ln_divides_by_a_root()
                 assert isinstance(after, nn.LayerNorm) is (arch == PERI)
     assert isinstance(built(PERI).opening, nn.LayerNorm)
     assert all(isinstance(built(one).end, nn.LayerNorm) for one in (PERI, SCALED))
+
+
+def test_shaped_attention_is_its_formula_and_starts_as_an_isometry() -> None:
+    attention, x = first(built(SHAPED)).attention.branch, tokens()
+    x = nn.functional.layer_norm(x, x.shape[-1:])
+    start = copy.deepcopy(attention).double()
+    torch.testing.assert_close(start(x).norm(dim=-1), x.norm(dim=-1), rtol=1e-5, atol=0)
+    one = shaken(attention)
+    q, k, v = one.get_submodule("inputs")(x).chunk(3, dim=-1)
+    mixed = []
+    for head in range(4):
+        here = slice(16 * head, 16 * head + 16)
+        weights = torch.softmax(q[..., here] @ k[..., here].mT / 4, dim=-1)
+        mixed.append((torch.eye(16) + weights - 1 / 16) @ v[..., here])
+    torch.testing.assert_close(
+        one.get_submodule("products")(torch.cat((q, k, v), -1)), torch.cat(mixed, -1)
+    )
 
 
 def test_rezero_starts_as_the_identity_and_shares_one_number_in_a_block() -> None:

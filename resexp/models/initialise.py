@@ -55,11 +55,14 @@ def initialise(network: nn.Module, seed: int, init: Init) -> None:
             for own, start in getattr(module, "starts", {}).items():
                 getattr(module, own).fill_(start)
         elif isinstance(module, nn.Linear):
+            source, shape = generator(seed, f"{name}.weight"), module.weight.shape
             bound = getattr(module, "gain", 1.0) / math.sqrt(module.in_features)
-            draw = torch.rand(module.weight.shape, generator=generator(seed, f"{name}.weight"))
-            draw = 2 * draw - 1
+            draw = 2 * torch.rand(shape, generator=source) - 1
             if follows and init is Init.looks_linear:
                 draw = mirrored(draw[:, : module.in_features // 2])
+            if getattr(module, "orthogonal", False):  # each map of a square
+                maps = [orthogonal(shape[1], shape[1], source) for _ in range(shape[0] // shape[1])]
+                draw, bound = torch.cat(maps), module.gain
             module.weight.copy_(draw * bound)
         elif isinstance(module, NORMS):
             silent = init is Init.zero_gamma and hasattr(module, "ends_branch")
@@ -107,12 +110,17 @@ def centre(weight: Tensor, init: Init, follows: Nonlinearity, source: torch.Gene
         return handing_on(out, into, follows)
     halves = 1 if init is Init.delta_orthogonal else follows.factor
     into //= halves
+    gain = math.sqrt(max(1, out / into) * (follows.power if halves == 1 else 1))
+    tap = gain * orthogonal(out, into, source)
+    return mirrored(tap) if halves == 2 else tap
+
+
+def orthogonal(out: int, into: int, source: torch.Generator) -> Tensor:
+    """[out, into] with orthonormal columns or rows, uniform over all such, float64."""
     draw = torch.randn(max(out, into), min(out, into), generator=source).double()
     q, r = torch.linalg.qr(draw)
-    q = q * r.diagonal().sign()  # else not uniform over all such matrices
-    gain = math.sqrt(max(1, out / into) * (follows.power if halves == 1 else 1))
-    tap = gain * (q if out >= into else q.T)
-    return mirrored(tap) if halves == 2 else tap
+    signed: Tensor = q * r.diagonal().sign()  # else not uniform
+    return signed if out >= into else signed.T
 
 
 def mirrored(weight: Tensor) -> Tensor:

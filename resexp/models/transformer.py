@@ -13,7 +13,8 @@ are counted. A block is two sublayers, and each is a branch joined to its input 
 
 Vaswani et al. 2017 (post-LN), Xiong et al. 2020 (pre-LN), Kim et al. 2025 (peri-LN, arXiv
 2502.02732), Sun et al. 2025 (scaled, 2502.05795), Bachlechner et al. 2020 (ReZero). The plain twin
-is the same without the additions: FFN(LN(Attention(LN(x)))) for pre-LN.
+is the same without the additions: FFN(LN(Attention(LN(x)))) for pre-LN. *Shaped* attention is for
+that twin: it starts as the identity, so that tokens stay apart without a skip.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from resexp.models.blocks import Block, trained
@@ -63,6 +65,7 @@ class Options:
     patch: Annotated[int, Range(1, 1024), "pixels a side"]
     heads: Annotated[int, Range(1, 1024), "of attention, each of width values"]
     layer_norm: LayerNorm
+    shaped: Annotated[bool, "whether attention starts as the identity"] = False
 
 
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Transformer:
@@ -142,9 +145,16 @@ class TransformerBlock(nn.Module):
             rules[1] = rules[0]  # ReZero learns one number for both
         attention = {
             "inputs": linear(dimension, dimension, maps=3),  # queries, keys and values
-            "products": Attention(options.heads),
+            "products": Attention(options.heads, options.shaped),
             "output": linear(dimension, dimension),
         }
+        if options.shaped:
+            for layer in attention["inputs"], attention["output"]:
+                layer.orthogonal = True  # type: ignore[assignment]
+            silent = torch.ones(3 * dimension, 1)
+            silent[:dimension] = 0  # no queries: every token attends to all alike
+            attention["inputs"].gain = silent  # type: ignore[assignment]
+            attention["output"].gain = 1.0  # type: ignore[assignment]
         feedforward = {
             "first": linear(dimension, FEEDFORWARD * dimension),
             "relu": nn.ReLU(),
@@ -198,17 +208,21 @@ class Attention(nn.Module):
     """softmax(Q K^T / sqrt(e)) V in each head of e = d / heads values, without a mask.
 
     [N, T, 3 d], the queries Q, keys K and values V of T tokens -> [N, T, d]: Vaswani et al. 2017,
-    equation 1.
+    equation 1. ``shaped``: (I + softmax(Q K^T / sqrt(e)) - 1/T) V, which is V where Q is 0: Noci
+    et al. 2023, section 4.
     """
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, shaped: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.shaped = heads, shaped
 
     def forward(self, x: Tensor) -> Tensor:
         images, tokens, _ = x.shape
         split = x.view(images, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = nn.functional.scaled_dot_product_attention(*split)
+        if self.shaped:
+            values = split[2]
+            y = values + y - values.mean(dim=2, keepdim=True)
         return y.transpose(1, 2).flatten(2)
 
     def multiply_adds(self, output: Tensor) -> int:
