@@ -420,7 +420,7 @@ def test_the_difference_is_plain_minus_residual_by_seed(results: Path) -> None:
         write_run(results, "residual", 56, seed, clean_error=error, test_error=2.0, clean_loss=loss)
     chart = difference(find_runs(results))
     training, loss = chart.panels
-    assert training.y.label == "training error (points)" and training.zero
+    assert training.y.label == "training error (points)" and training.signed
     assert training.title == loss.title == "plain minus residual"
     by_seed = [line for line in training.lines if line.tags == ("seed",)]
     assert [line.y[-1] for line in by_seed] == pytest.approx([74.0, 74.9, 75.5])

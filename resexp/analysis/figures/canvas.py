@@ -23,8 +23,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from resexp.analysis.formatting import count
 from resexp.analysis.results import Run, spell
+from resexp.console import counted
 from resexp.runs.records import replacing
 
 MOST_PANELS = 4
@@ -33,6 +33,7 @@ COLUMN, PAGE = 85 * MM, 175 * MM
 TALLEST = 235 * MM  # so that it fits A4
 DPI = 200  # of a PNG
 
+TICKS = {"labelsize": 7, "color": "#444444", "major.width": 0.6, "major.size": 2.5, "major.pad": 3}
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same on every machine
@@ -43,22 +44,13 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.labelsize": 7.5,
     "axes.labelpad": 3,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in TICKS.items()},
     "legend.fontsize": 7,
     "legend.edgecolor": "none",
     "axes.linewidth": 0.6,
     "axes.edgecolor": "#444444",
     "axes.labelcolor": "#222222",
     "text.color": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.major.pad": 3,
-    "ytick.major.pad": 3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -80,7 +72,6 @@ DEPTH_COLOURS = {
 #: Networks where depth is the axis: colours of Okabe and Ito, and a marker for grey print.
 SERIES_STYLES = (("#d55e00", "o"), ("#0072b2", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 MORE_COLOURS = ("#7a5195", "#8a6d00")  # after those four, where a page shows more series
-FAILURE = "#222222"
 CHANCE = "#999999"
 DOTS: Any = (0, (1, 1.5))
 GREY = "#555555"
@@ -163,7 +154,7 @@ def data_sets(runs: Sequence[Run]) -> str:
 def seeds(runs: Sequence[Run]) -> str:
     """``3 seeds``, or ``1 to 3 seeds`` where networks differ in how many they have."""
     networks = Counter((run.series, run.depth) for run in runs).values()
-    said = count(max(networks), "seed")
+    said = counted(max(networks), "seed")
     return said if len({*networks}) == 1 else f"{min(networks)} to {said}"
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import matplotlib
@@ -26,6 +25,7 @@ from resexp.analysis.figures.canvas import (
     CHANCE,
     COLUMN,
     DOTS,
+    GREY,
     MM,
     PAGE,
     SCREEN,
@@ -45,16 +45,15 @@ NAME = 3.3 * MM  # a name at the end of a curve, and room
 AROUND = 14 * MM  # what a row of panels needs beside its axes
 LINE = 3.8 * MM  # of a heading or a legend
 
-HAIR: dict[str, Any] = {"arrowstyle": "-", "shrinkA": 0.5, "shrinkB": 0, "relpos": (0, 0.5)}
-
-Mark = Callable[[Artist, Sequence[str]], None]  # gives an artist an id with its tags
+#: What was drawn, each with the tags of its id.
+Tagged = Iterator[tuple[Artist, tuple[str, ...]]]
 
 
 class Nothing(UsageError):
     """These runs do not have what a chart shows."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Line:
     """A curve with the spread around it, as a band or as bars at its points."""
 
@@ -62,10 +61,10 @@ class Line:
     tags: tuple[str, ...]  # the report shows it while all of these are switched on
     x: list[float]
     y: list[float]
-    low: list[float] = field(default_factory=list)  # empty without a spread, nan where it has none
-    high: list[float] = field(default_factory=list)
     colour: str
     width: float = 1.3  # points
+    low: list[float] = field(default_factory=list)  # empty without a spread, nan where it has none
+    high: list[float] = field(default_factory=list)
     stroke: Any = "-"
     bars: bool = False
     stairs: bool = False  # a value holds from the x before it
@@ -74,7 +73,7 @@ class Line:
     above: float = 3  # what lies over what
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Points:
     """Single runs, or pairs of runs."""
 
@@ -86,21 +85,21 @@ class Points:
     marker: str  # "x" for failures
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Scale:
     """One axis."""
 
     label: str
     low: float
     high: float
-    per: int = 1  # what its numbers are divided by where they are written
     ticks: int | Sequence[float] | None = None  # how many, or which; None leaves it to matplotlib
     form: str = ""  # of its numbers, such as {x:,.0f}
+    per: int = 1  # what its numbers are divided by where they are written
     logarithmic: bool = False
     linear: float = 0.0  # where logarithmic, linear from 0 to here
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Panel:
     """One pair of axes."""
 
@@ -109,13 +108,12 @@ class Panel:
     y: Scale
     lines: list[Line]
     points: list[Points] = field(default_factory=list)
+    chance: float | None = None  # error of always answering the commonest class, percent
+    note: str = ""  # below its title
     digits: int = 1
     unit: str = " %"
-    signed: bool = False  # a difference
+    signed: bool = False  # a difference, drawn around a line at zero
     spread: str = ""  # what low and high are, before them
-    chance: float | None = None  # error of always answering the commonest class, percent
-    zero: bool = False
-    note: str = ""  # below its title
 
     def number(self, value: float) -> str:
         """A value in words, with a real minus, without its unit."""
@@ -124,12 +122,12 @@ class Panel:
         return f"{rounded:{sign}.{self.digits}f}".replace("-", "\u2212")
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Key:
     """One entry of the legend; with a tag the report can switch what it names."""
 
     name: str
-    colour: str
+    colour: str = GREY
     tag: str = ""
     width: float = 1.6
     stroke: Any = "-"
@@ -148,8 +146,8 @@ class Chart:
     panels: list[Panel]
     keys: list[Key]
     columns: int  # on a page as wide as PAGE
-    width: float  # inches
-    row: float  # height of a row of panels, inches
+    width: float = PAGE  # inches
+    row: float  # height of a row of panels, mm
     labels: str = "left"  # where axes are labelled: left, outer (numbers too) or each
     style: dict[Any, Any] = field(default_factory=lambda: STYLE)
 
@@ -167,8 +165,10 @@ def draw(chart: Chart, page: Page = SCREEN) -> Figure:
     words = LINE * (len(wrapped(heading, width)) + legend_lines(names, width)[2])
     titles = [title_lines(panel, width / columns) for panel in chart.panels]
     more = LINE * max(len(title) + len(notes) - 1 for title, notes, _ in titles)
-    row = min(chart.row + more, (page.tallest / page.scale - words) / rows)
-    row = max(row, chart.row / 2 + more)  # rather a page that is too tall than one with no axes
+    row = min(chart.row * MM + more, (page.tallest / page.scale - words) / rows)
+    row = max(
+        row, chart.row * MM / 2 + more
+    )  # rather a page that is too tall than one with no axes
     with matplotlib.rc_context(scaled(chart.style, page.scale)):
         figure = blank(page.scale * width, page.scale * (rows * row + words))
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -196,22 +196,17 @@ def draw_alone(chart: Chart, panel: Panel, name: str) -> Figure:
 
 def draw_panel(axis: Axes, panel: Panel, name: str, height: float) -> None:
     """All of a panel but its title. Ids are ``name``.tag.tag.number; ``height`` as of a page."""
-    numbers = count()
-
-    def mark(artist: Artist, tags: Sequence[str]) -> None:
-        artist.set_gid(".".join((name, *tags, str(next(numbers)))))
-
     set_scale(axis, "x", panel.x)
     set_scale(axis, "y", panel.y)
-    if panel.zero:
+    if panel.signed:
         axis.axhline(0, color="#444444", linewidth=pt(0.9), zorder=2)
     if panel.chance is not None:
         axis.axhline(panel.chance, color=CHANCE, linewidth=pt(0.7), linestyle=DOTS, zorder=1)
-    for line in panel.lines:
-        draw_line(axis, line, panel.x.per, mark)
-    for points in panel.points:
-        draw_points(axis, points, panel, mark)
-    draw_ends(axis, panel, NAME / (height - AROUND), mark)
+    drawn = [one for line in panel.lines for one in draw_line(axis, line, panel.x.per)]
+    drawn += [one for points in panel.points for one in draw_points(axis, points, panel)]
+    drawn += draw_ends(axis, panel, NAME / (height - AROUND))
+    for number, (artist, tags) in enumerate(drawn):
+        artist.set_gid(".".join((name, *tags, str(number))))
 
 
 def title_lines(panel: Panel, width: float) -> tuple[list[str], list[str], float]:
@@ -261,7 +256,7 @@ def label_outside(axis: Axes, labels: str, left: bool, lowest: bool) -> None:
             axis.set_xlabel("")
 
 
-def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
+def draw_line(axis: Axes, line: Line, per: int) -> Tagged:
     """The line itself, and its band or its bars."""
     x, y = (np.array(line.x) + line.shift) / per, np.array(line.y)
     colour, above = line.colour, line.above
@@ -276,25 +271,21 @@ def draw_line(axis: Axes, line: Line, per: int, mark: Mark) -> None:
         zorder=above,
         clip_on=not line.bars,  # a mean at 0 has its whole width
     )
-    mark(drawn, line.tags)
-    if not line.low:
-        return
-    parts: Sequence[Artist] = []
+    yield drawn, line.tags
     low, high = np.array(line.low), np.array(line.high)
-    if not line.bars:
-        parts = [axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)]
-    elif (known := np.isfinite(low)).any():
+    parts: Sequence[Artist] = []
+    if line.bars and (known := np.isfinite(low)).any():
         ends = ((y - low)[known], (high - y)[known])
         style: dict[str, Any] = {"elinewidth": pt(0.9), "capsize": pt(2.2), "capthick": pt(0.9)}
-        bars = axis.errorbar(
-            x[known], y[known], ends, fmt="none", ecolor=colour, zorder=above, **style
-        )
-        parts = bars.get_children()
+        style |= {"fmt": "none", "ecolor": colour, "zorder": above}
+        parts = axis.errorbar(x[known], y[known], ends, **style).get_children()
+    elif line.low and not line.bars:
+        parts = [axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)]
     for part in parts:
-        mark(part, (*line.tags, "spread"))
+        yield part, (*line.tags, "spread")
 
 
-def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
+def draw_points(axis: Axes, points: Points, panel: Panel) -> Tagged:
     """A mark a run, translucent so that equal ones add up; a cross for a failure."""
     failed = points.marker == "x"
     (drawn,) = axis.plot(
@@ -309,10 +300,10 @@ def draw_points(axis: Axes, points: Points, panel: Panel, mark: Mark) -> None:
         clip_on=False,
         zorder=4,
     )
-    mark(drawn, (*points.tags, "run"))
+    yield drawn, (*points.tags, "run")
 
 
-def draw_ends(axis: Axes, panel: Panel, apart: float, mark: Mark) -> None:
+def draw_ends(axis: Axes, panel: Panel, apart: float) -> Tagged:
     """Names right of the ends of curves, each with a hair line, a share of the height ``apart``.
 
     A curve that ends above the axis has an arrow and its last value there. More names than there is
@@ -322,6 +313,7 @@ def draw_ends(axis: Axes, panel: Panel, apart: float, mark: Mark) -> None:
     named = sorted((line for line in panel.lines if line.end), key=lambda line: line.y[-1])
     if len(named) * apart > 1:
         return
+    hair: dict[str, Any] = {"arrowstyle": "-", "shrinkA": 0.5, "shrinkB": 0, "relpos": (0, 0.5)}
     wanted = [(min(line.y[-1], high) - low) / (high - low) for line in named]
     for line, place in zip(named, spread(wanted, apart, 1), strict=True):
         value, end = line.y[-1], (line.x[-1] - panel.x.low) / (panel.x.high - panel.x.low)
@@ -335,11 +327,11 @@ def draw_ends(axis: Axes, panel: Panel, apart: float, mark: Mark) -> None:
             fontsize=pt(7),
             color=line.colour,
             annotation_clip=False,
-            arrowprops=HAIR | {"color": line.colour, "linewidth": pt(0.5)},
+            arrowprops=hair | {"color": line.colour, "linewidth": pt(0.5)},
         )
-        mark(note, line.tags)
+        yield note, line.tags
         if note.arrow_patch is not None:
-            mark(note.arrow_patch, line.tags)
+            yield note.arrow_patch, line.tags
 
 
 def spread(wanted: Sequence[float], apart: float, top: float) -> list[float]:
@@ -361,11 +353,11 @@ def spread(wanted: Sequence[float], apart: float, top: float) -> list[float]:
     return [max(0.0, min(mean, most)) + rank * apart for rank, mean in enumerate(shifted)]
 
 
-def chance_keys(panels: Sequence[Panel]) -> list[Key]:
+def at_chance(panels: Sequence[Panel]) -> list[Key]:
     """What the dotted line is, where one is within the axes."""
     drawn = {panel.chance for panel in panels if panel.chance and panel.chance < panel.y.high}
     told = " and ".join(f"{error:.0f} %" for error in sorted(drawn))
-    return [Key(name=f"chance, {told}", colour=CHANCE, width=0.7, stroke=DOTS)] if drawn else []
+    return [Key(f"chance, {told}", CHANCE, width=0.7, stroke=DOTS)] if drawn else []
 
 
 def handle(key: Key) -> Artist:

@@ -10,38 +10,16 @@ from itertools import chain
 
 import numpy as np
 
-from resexp.analysis.figures.canvas import (
-    COLUMN,
-    DASHES,
-    GREY,
-    MM,
-    MOST_PANELS,
-    PAGE,
-    TALLEST,
-    depth_colour,
-    heading,
-    labels,
-    part,
-    seeds,
-)
-from resexp.analysis.figures.chart import (
-    Chart,
-    Key,
-    Line,
-    Nothing,
-    Panel,
-    Points,
-    Scale,
-    chance_keys,
-)
+from resexp.analysis.figures import canvas
+from resexp.analysis.figures.canvas import COLUMN, DASHES, MM, MOST_PANELS, PAGE, depth_colour
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale, at_chance
 from resexp.analysis.results import Run, grouped, order
 from resexp.train.row import Row
 
 #: What is drawn of a network: column, the tag of its lines and their name.
 ERRORS = (("test_error", "test", "test"), ("train_error", "train", "training"))
-
-BROKEN = ("collapsed", "diverged", "failed")  # statuses of runs that went wrong
-UNFINISHED = ("interrupted", "running")
+#: Statuses that are told below a title.
+NOTED = ("collapsed", "diverged", "failed", "interrupted", "running")
 
 Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -71,12 +49,15 @@ class Network:
         return list(np.array(sorted(shared), dtype=float)[known]), table[:, known]
 
 
+#: Networks by series, plain first, each shallow to deep.
+Groups = Mapping[str, Sequence[Network]]
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """In what the kinds of curves differ."""
 
-    colours: Mapping[int, str]
-    widths: tuple[float, float]  # of test and of training error, points
+    widths: tuple[float, float] = (1.3, 0.9)  # of test and of training error, points
     bands: bool = True
     end: str = "{depth}"  # beside a curve
     top: float | None = None  # of the axis, percent; by the data if None
@@ -86,43 +67,47 @@ def curves(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     """Training (dashed) and test error (solid) against steps, a panel a series, a colour a depth.
 
     Lines are means over seeds, bands their whole range. A diverged run is a thin line of its own
-    that ends in a cross. Raises UsageError if no run has a row yet.
+    that ends in a cross. Raises Nothing if no run has a row yet.
     """
     groups = require_rows(runs)
     drawn = {series: groups[series] for series in list(groups)[:most]}
-    longest = last_step(drawn)
-    panels = error_panels(drawn, Look(colours_of(drawn), (1.3, 0.9)), step_scale(longest))
+    panels = error_panels(drawn, Look(), step_scale(drawn))
     columns = min(len(panels), 2)
     return Chart(
         title="Error while training",
         caption="Curves start at chance. Training error is the running mean over augmented "
         "batches.",
-        heading=heading(runs),
-        part=part(len(drawn), len(groups)),
+        heading=canvas.heading(runs),
+        part=canvas.part(len(drawn), len(groups)),
         panels=panels,
         keys=curve_keys(drawn, panels),
         columns=columns,
         width=COLUMN if columns == 1 else PAGE,
-        row=64 * MM,
+        row=64,
     )
 
 
 def families(runs: Sequence[Run]) -> Chart:
     """A page of small panels, one a series, however many: errors against steps, colours by depth.
 
-    From the best to the worst of the deepest networks. Raises UsageError if no run has a row yet.
+    From the best to the worst of the deepest networks. Raises Nothing if no run has a row yet.
     """
     groups = dict(sorted(require_rows(runs).items(), key=lambda pair: outcome(pair[1])))
-    look = Look(colours_of(groups), (0.75 * 1.3, 0.75 * 0.9), end="")
-    panels = error_panels(groups, look, step_scale(last_step(groups), ticks=4))
-    columns = page_columns(len(panels))
+    look = Look((0.75 * 1.3, 0.75 * 0.9), end="")
+    panels = error_panels(groups, look, step_scale(groups, ticks=4))
+    # A small panel is a little wider than high; of its columns as few as keep all on a page.
+    rows = {columns: min(52.0, 0.8 * 165 / columns) + 8 for columns in range(1, 7)}
+    most = canvas.TALLEST / MM - 24  # mm that are left of a page for panels
+    number = len(panels)
+    fit = (n for n in rows if number <= n * n and math.ceil(number / n) * rows[n] <= most)
+    columns = next(fit, 6)
+    keys = curve_keys(groups, panels)
     return Chart(
-        heading=heading(runs),
+        heading=canvas.heading(runs),
         panels=panels,
-        keys=curve_keys(groups, panels),
+        keys=keys,
         columns=columns,
-        width=PAGE,
-        row=small_row(columns),
+        row=rows[columns],
         labels="outer",
     )
 
@@ -137,116 +122,79 @@ def outcome(group: Sequence[Network]) -> float:
 
 
 def require_rows(runs: Sequence[Run]) -> dict[str, list[Network]]:
-    """Networks by series (plain first), shallow first; UsageError if no run has a row yet.
+    """Networks by series (plain first), shallow first; raises Nothing if no run has a row yet.
 
     Runs without a row stay in their network if it has others: failures are counted.
     """
     networks = grouped(sorted(runs, key=order), lambda run: (run.series, run.depth))
-    names = labels(runs)
-    groups = grouped(
-        [Network(*key, some, names[key[0]]) for key, some in networks.items()],
-        lambda one: one.series,
-    )
+    names = canvas.labels(runs)
+    found = [Network(*key, some, names[key[0]]) for key, some in networks.items()]
     begun = {run.series for run in runs if run.rows()}
     if not begun:
         raise Nothing("no run here has a row of metrics yet. Wait for the first evaluation.")
-    return {series: group for series, group in groups.items() if series in begun}
+    return grouped([one for one in found if one.series in begun], lambda one: one.series)
 
 
-def colours_of(groups: Mapping[str, Sequence[Network]]) -> dict[int, str]:
-    """The colours of the depths drawn, shallow first."""
-    depths = sorted({network.depth for network in chain(*groups.values())})
-    return {depth: depth_colour(depth) for depth in depths}
-
-
-def last_step(groups: Mapping[str, Sequence[Network]]) -> int:
-    """The step that the longest run has come to."""
-    runs = [run for network in chain(*groups.values()) for run in network.runs if run.rows()]
-    return max(run.rows()[-1].step for run in runs)
-
-
-def step_scale(longest: int, ticks: int = 5) -> Scale:
+def step_scale(groups: Groups, ticks: int = 5) -> Scale:
     """From 0 to the last step of the longest run; long runs are counted in thousands."""
-    per = 1000 if longest >= 10_000 else 1
-    label = "step (thousands)" if per > 1 else "step"
-    return Scale(label=label, low=0, high=longest, per=per, ticks=ticks)
+    networks = chain(*groups.values())
+    longest = max(run.rows()[-1].step for one in networks for run in one.runs if run.rows())
+    if longest >= 10_000:
+        return Scale("step (thousands)", 0, longest, ticks, per=1000)
+    return Scale("step", 0, longest, ticks)
 
 
-def error_panels(groups: Mapping[str, Sequence[Network]], look: Look, steps: Scale) -> list[Panel]:
+def error_panels(groups: Groups, look: Look, steps: Scale) -> list[Panel]:
     """A panel a series; all end at the same error."""
-    means = {series: [mean_lines(one, look) for one in group] for series, group in groups.items()}
-    lasts = [line.y[-1] for group in means.values() for lines in group for line in lines]
+    means = {
+        series: [line for network in group for line in mean_lines(network, look)]
+        for series, group in groups.items()
+    }
+    lasts = [line.y[-1] for lines in means.values() for line in lines]
     top = top_error(lasts) if look.top is None else look.top
     panels = []
     for series, group in groups.items():
-        lines = [line for drawn in means[series] for line in drawn]
-        runs = [run for network in group for run in network.runs if run.status == "diverged"]
-        broken = [drawn for run in runs if (drawn := diverged_line(run, look))]
-        panels.append(
-            Panel(
-                title=group[0].label,
-                x=steps,
-                y=Scale(label="error (%)", low=0, high=top),
-                lines=lines + broken,
-                points=[cross(line) for line in broken],
-                chance=chance([run for network in group for run in network.runs]),
-                note=failures(group),
-            )
-        )
+        runs = [run for network in group for run in network.runs]
+        broken = [drawn for run in runs if (drawn := diverged_line(run))]
+        crosses = [
+            Points([one.name], one.tags, one.x[-1:], one.y[-1:], one.colour, "x") for one in broken
+        ]
+        y, chance = Scale("error (%)", 0, top), runs[0].chance("test_error")
+        lines = means[series] + broken
+        panels.append(Panel(group[0].label, steps, y, lines, crosses, chance, failures(group)))
     return panels
 
 
 def mean_lines(network: Network, look: Look) -> list[Line]:
     """Means over seeds, at the steps that all share, from chance on; of test error the range."""
     lines: list[Line] = []
-    arch = network.series.split(",")[0]
+    arch, depth = network.series.split(",")[0], network.depth
     for (column, tag, kind), width in zip(ERRORS, look.widths, strict=True):
         steps, errors = network.values(column) if network.whole else ([], np.empty((0, 0)))
         if not steps:
             continue
-        errors = np.insert(errors, 0, chance(network.runs), axis=1)
-        banded = look.bands and len(errors) > 1 and tag == "test"
-        lines.append(
-            Line(
-                name=f"{network.depth} {kind}",
-                tags=(f"d{network.depth}", tag),
-                x=[0.0, *steps],
-                y=errors.mean(axis=0).tolist(),
-                low=errors.min(axis=0).tolist() if banded else [],
-                high=errors.max(axis=0).tolist() if banded else [],
-                colour=look.colours[network.depth],
-                width=width,
-                stroke=DASHES if tag == "train" else "-",
-                end=look.end.format(arch=arch, depth=network.depth) if tag == "test" else "",
-            )
-        )
+        errors = np.insert(errors, 0, network.runs[0].chance("test_error"), axis=1)
+        mean, tags = errors.mean(axis=0).tolist(), (f"d{depth}", tag)
+        line = Line(f"{depth} {kind}", tags, [0.0, *steps], mean, depth_colour(depth), width)
+        lines.append(line)
+        if tag == "train":
+            line.stroke = DASHES
+            continue
+        line.end = look.end.format(arch=arch, depth=depth)
+        if look.bands and len(errors) > 1:
+            line.low, line.high = errors.min(axis=0).tolist(), errors.max(axis=0).tolist()
     return lines
 
 
-def diverged_line(run: Run, look: Look) -> Line | None:
+def diverged_line(run: Run) -> Line | None:
     """A diverged run's test error up to where it is no number."""
     good = [row for row in run.rows() if math.isfinite(row.test_error)]
-    if not good:
+    if run.status != "diverged" or not good:
         return None
-    return Line(
-        name=f"{run.run} diverged",
-        tags=(f"d{run.depth}", "test"),
-        x=[0.0, *(float(row.step) for row in good)],
-        y=[chance([run]), *(row.test_error for row in good)],
-        colour=look.colours[run.depth],
-        width=0.6,
-    )
-
-
-def cross(line: Line) -> Points:
-    """Where a diverged run's line ends."""
-    last = {"x": line.x[-1:], "y": line.y[-1:]}
-    return Points(names=[line.name], tags=line.tags, **last, colour=line.colour, marker="x")
-
-
-def chance(runs: Sequence[Run]) -> float:
-    """The error of an untrained network, percent."""
-    return runs[0].chance("test_error")
+    x = [0.0, *(float(row.step) for row in good)]
+    y = [run.chance("test_error"), *(row.test_error for row in good)]
+    tags = (f"d{run.depth}", "test")
+    return Line(f"{run.run} diverged", tags, x, y, depth_colour(run.depth), width=0.6)
 
 
 def top_error(lasts: Sequence[float]) -> float:
@@ -258,26 +206,23 @@ def top_error(lasts: Sequence[float]) -> float:
     return next((float(top) for top in range(10, 90, 10) if worst <= top), 100.0)
 
 
-def curve_keys(groups: Mapping[str, Sequence[Network]], panels: Sequence[Panel]) -> list[Key]:
+def curve_keys(groups: Groups, panels: Sequence[Panel]) -> list[Key]:
     """A colour a depth, a stroke a kind of error, and what lines and bands are over seeds."""
     networks = list(chain(*groups.values()))
     several = any(len(network.whole) > 1 for network in networks)
-    of = f", mean of {seeds([run for network in networks for run in network.runs])}"
-    band = [Key(name="range of test error over seeds", colour=GREY, tag="spread", band=True)]
+    of = f", mean of {canvas.seeds([run for network in networks for run in network.runs])}"
     return [
-        *depth_keys(colours_of(groups)),
-        Key(name=f"test error{of if several else ''}", colour=GREY, tag="test", width=1.3),
-        Key(name="training error", colour=GREY, tag="train", width=0.9, stroke=DASHES),
-        *(band if several else []),
-        *chance_keys(panels),
+        *depth_keys(groups),
+        Key(f"test error{of if several else ''}", tag="test", width=1.3),
+        Key("training error", tag="train", width=0.9, stroke=DASHES),
+        *([Key("range of test error over seeds", tag="spread", band=True)] if several else []),
+        *at_chance(panels),
     ]
 
 
-def depth_keys(colours: Mapping[int, str]) -> list[Key]:
-    return [
-        Key(name=f"{depth} layers", colour=colour, tag=f"d{depth}")
-        for depth, colour in colours.items()
-    ]
+def depth_keys(groups: Groups) -> list[Key]:
+    depths = sorted({network.depth for network in chain(*groups.values())})
+    return [Key(f"{depth} layers", depth_colour(depth), f"d{depth}") for depth in depths]
 
 
 def failures(group: Sequence[Network]) -> str:
@@ -285,22 +230,7 @@ def failures(group: Sequence[Network]) -> str:
     notes = []
     for network in group:
         counts = Counter(run.status for run in network.runs)
-        said = [f"{counts[status]} {status}" for status in (*BROKEN, *UNFINISHED) if counts[status]]
+        said = [f"{counts[status]} {status}" for status in NOTED if counts[status]]
         if said:
             notes.append(f"{network.depth} layers: {', '.join(said)} of {len(network.runs)}")
     return "\n".join(notes)
-
-
-# --- a page of small panels
-
-
-def page_columns(count: int) -> int:
-    """As many columns as keep the panels on a page."""
-    most = TALLEST - 24 * MM  # what is left of it for panels
-    fit = (n for n in range(1, 6) if count <= n * n and math.ceil(count / n) * small_row(n) <= most)
-    return next(fit, 6)
-
-
-def small_row(columns: int) -> float:
-    """Inches: a small panel is a little wider than high."""
-    return (min(52.0, 0.8 * 165 / columns) + 8) * MM

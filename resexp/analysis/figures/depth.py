@@ -7,32 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from resexp.analysis.figures.canvas import (
-    FAILURE,
-    GREY,
-    MM,
-    MOST_PANELS,
-    PAGE,
-    heading,
-    labels,
-    part,
-    series_style,
-)
-from resexp.analysis.figures.chart import (
-    Chart,
-    Key,
-    Line,
-    Nothing,
-    Panel,
-    Points,
-    Scale,
-    chance_keys,
-)
-from resexp.analysis.figures.curves import chance
-from resexp.analysis.formatting import count
+from resexp.analysis.figures.canvas import MOST_PANELS, heading, labels, part, series_style
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale, at_chance
 from resexp.analysis.results import Run, grouped, order, others, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
+from resexp.console import counted
 
 #: The two errors that tell degradation from overfitting, and their names.
 MEASURES = {"clean_train_error": "training error", "test_error": "test error"}
@@ -41,10 +21,10 @@ MINUS = {"clean_train_error": "training error (points)", LOSS: "log10 training l
 CONFIDENCE = 0.95
 CROWDED = 20  # times the median error that the largest mean may be on a linear axis
 ENOUGH = 3  # seeds for an interval: that of two reaches 9 times as far as they lie apart
-NO_INTERVAL = paired_t([])
+FAILURE = "#222222"
 SEED = "#8c8c8c"  # the colour of single seeds behind their mean
 
-Finals = list[tuple[Run, float]]
+Pairs = Sequence[tuple[Run, Run]]  # a plain run and its twin of the same depth and seed
 
 
 def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
@@ -55,40 +35,37 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
     would press all others to the floor the axis is logarithmic from 1 % on. Raises Nothing for
     fewer than two depths.
     """
-    found = finals(runs, "clean_train_error")
-    series = list(dict.fromkeys(run.series for run, _ in found))
+    found = [run for run, _ in finals(runs, "clean_train_error")]
+    series = list(dict.fromkeys(run.series for run in found))
     if not series:
         raise Nothing("no run here is finished yet. See resexp list.")
-    if len(depths := {run.depth for run, _ in found}) < 2:
+    if len(depths := {run.depth for run in found}) < 2:
         raise Nothing(
             f"all runs have {min(depths)} layers. Train another depth, or see resexp table."
         )
-    names, drawn = labels(runs), series[:most]
-    shown = [run for run, _ in found if run.series in drawn]
-    panels = [error_panel(shown, drawn, names, column) for column in MEASURES]
-    scale = error_scale(panels)
-    for panel in panels:
-        panel.y = scale
-    styles = [(f"s{index}", *series_style(index)) for index in range(len(drawn))]
+    names = {one: name for one, name in labels(runs).items() if one in series[:most]}
+    shown = [run for run in found if run.series in names]
+    panels = [error_panel(shown, series[:most], names, column) for column in MEASURES]
+    panels[0].y = panels[1].y = error_scale(panels)
+    keys = []
+    for index, one in enumerate(series[:most]):
+        colour, marker = series_style(index)
+        keys.append(Key(names[one], colour, f"s{index}", 1.4, marker=marker))
     return Chart(
         title="Final error against depth",
         caption="After the last step, over all training and all test images.",
         heading=heading(runs),
-        part=part(len(drawn), len(series)),
+        part=part(len(names), len(series)),
         panels=panels,
         keys=[
-            *(
-                Key(name=names[one], colour=colour, tag=tag, width=1.4, marker=marker)
-                for one, (tag, colour, marker) in zip(drawn, styles, strict=True)
-            ),
+            *keys,
             mean_key([(run.series, run.depth) for run in shown]),
-            Key(name="a run", colour=GREY, tag="run", stroke="none", marker="o"),
+            Key("a run", tag="run", stroke="none", marker="o"),
             *failed_keys(panels),
-            *chance_keys(panels),
+            *at_chance(panels),
         ],
         columns=2,
-        width=PAGE,
-        row=66 * MM,
+        row=66,
     )
 
 
@@ -107,20 +84,17 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
             "Train some: resexp run -m depth=20,56 arch=plain,residual"
         )
     silent = {other: says_nothing(found) for other, found in pairs.items()}
-    telling = [other for other, why in silent.items() if not why]
-    if not telling:
+    drawn = {other: pairs[other] for other in [one for one in pairs if not silent[one]][:most]}
+    if not drawn:
         raise Nothing(next(iter(silent.values())))
-    drawn = {other: pairs[other] for other in telling[:most]}
     depths = sorted({plain.depth for found in drawn.values() for plain, _ in found})
-    names = labels(runs)
-    panels = []
+    names, panels = labels(runs), []
     for other, found in drawn.items():
         style = series_style(list(others(runs)).index(other) + 1)
         title = minus(names[twins[other]], names[other])
         panels += [difference_panel(found, depths, column, title, style) for column in MINUS]
-    for unit in (" points", ""):  # a range that all panels of errors share, and one of losses
-        alike = [panel for panel in panels if panel.unit == unit]
-        low, high = around_zero(values(alike), least=1.0 if unit else 0.1)
+    for alike, least in ((panels[::2], 1.0), (panels[1::2], 0.1)):  # errors, and losses
+        low, high = around_zero(values(alike), least)
         for panel in alike:
             panel.y.low, panel.y.high = low, high
     only = list(drawn) == ["residual"]
@@ -132,18 +106,17 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
         panels=panels,
         keys=[
             mean_key([(other, run.depth) for other, found in drawn.items() for run, _ in found]),
-            Key(name="a seed", colour=SEED, tag="seed", width=0.6, marker="o"),
-            Key(name="no difference; above it plain is worse", colour="#444444", width=0.9),
+            Key("a seed", SEED, "seed", 0.6, marker="o"),
+            Key("no difference; above it plain is worse", "#444444", width=0.9),
             *failed_keys(panels),
         ],
         columns=len(MINUS),
-        width=PAGE,
-        row=60 * MM,
+        row=60,
         labels="each",
     )
 
 
-def says_nothing(pairs: Sequence[tuple[Run, Run]]) -> str:
+def says_nothing(pairs: Pairs) -> str:
     """Why pairs have no difference to draw against depth, with its spread; "" where they have."""
     for what in ("depth", "seed"):
         if len(alike := {getattr(plain, what) for plain, _ in pairs}) < 2:
@@ -168,25 +141,21 @@ def final(run: Run, column: str) -> float | None:
     return math.log10(max(value, LEAST_LOSS)) if column == LOSS else value
 
 
-def finals(runs: Sequence[Run], column: str) -> Finals:
+def finals(runs: Sequence[Run], column: str) -> list[tuple[Run, float]]:
     """The runs that have that number, plain first, shallow to deep."""
-    return [
-        (run, value) for run in sorted(runs, key=order) if (value := final(run, column)) is not None
-    ]
+    known = ((run, final(run, column)) for run in sorted(runs, key=order))
+    return [(run, value) for run, value in known if value is not None]
 
 
-def paired(runs: Sequence[Run], plain: str, other: str) -> list[tuple[Run, Run]]:
+def paired(runs: Sequence[Run], plain: str, other: str) -> Pairs:
     """Finished runs of a plain series and another of the same depth and seed, by depth and seed."""
     found = {
-        (run.series, run.depth, run.seed): run
+        (run.depth, run.seed, run.series): run
         for run in runs
         if all(final(run, column) is not None for column in MINUS)
     }
-    return [
-        (run, found[other, depth, seed])
-        for (series, depth, seed), run in sorted(found.items())
-        if series == plain and (other, depth, seed) in found
-    ]
+    keys = sorted(key[:2] for key in found if key[2] == plain and (*key[:2], other) in found)
+    return [(found[*key, plain], found[*key, other]) for key in keys]
 
 
 # --- what is drawn
@@ -203,11 +172,12 @@ def error_panel(
     lines, points = [], []
     depths = sorted({run.depth for run in runs})
     width = dodge_width(depths) / len(series)
+    by_series = grouped(finals(runs, column), lambda pair: pair[0].series)
     for index, one in enumerate(series):
-        mine = [(run, error) for run, error in finals(runs, column) if run.series == one]
+        mine = by_series.get(one)
         if not mine:
             continue
-        colour, marker = series_style(index)
+        tags, (colour, marker) = (f"s{index}",), series_style(index)
         offset = width * (index - (len(series) - 1) / 2)
         seeds = sorted({run.seed for run, _ in mine})
         slot = width if len(seeds) > 1 else 0.0  # one point lies on the line
@@ -219,80 +189,52 @@ def error_panel(
         }
         by_depth = grouped(mine, lambda pair: pair[0].depth)
         errors = {layers: [error for _, error in some] for layers, some in by_depth.items()}
-        lines.append(mean_line(names[one], (f"s{index}",), errors, colour))
+        lines.append(mean_line(names[one], tags, errors, colour))
         lines[-1].shift = offset - 0.25 * outward * slot
-        points += marks(
-            [(run.depth + at[run.seed], error, told(run, error), bad(run)) for run, error in mine],
-            (f"s{index}",),
-            colour,
-            marker,
-        )
-    return Panel(
-        title=MEASURES[column],
-        x=depth_scale(depths),
-        y=Scale(label="final error (%)", low=0, high=100),
-        lines=lines,
-        points=points,
-        spread="95 % ",
-        chance=chance(runs),
-    )
+        found = []
+        for run, error in mine:
+            told = f"{run.run}: {error:.2f} %" + (f" {run.status}" if bad(run) else "")
+            found.append((run.depth + at[run.seed], error, told, bad(run)))
+        points += marks(found, tags, colour, marker)
+    y, chance = Scale("final error (%)", 0, 100), runs[0].chance("test_error")
+    x = depth_scale(depths)
+    return Panel(MEASURES[column], x, y, lines, points, chance, spread="95 % ")
 
 
 def difference_panel(
-    pairs: Sequence[tuple[Run, Run]],
-    depths: Sequence[int],
-    column: str,
-    title: str,
-    style: tuple[str, str],
+    pairs: Pairs, depths: Sequence[int], column: str, title: str, style: tuple[str, str]
 ) -> Panel:
     """Differences by depth: a thin line a seed, and their mean with its interval."""
     colour, marker = style
     lines, points = [], []
     at: dict[int, list[float]] = {}
-    for seed in sorted({plain.seed for plain, _ in pairs}):
+    for _, some in sorted(grouped(pairs, lambda pair: pair[0].seed).items()):
         found = []
-        for plain, other in (pair for pair in pairs if pair[0].seed == seed):
+        for plain, other in some:
             one, two = final(plain, column), final(other, column)
             assert one is not None and two is not None
             at.setdefault(plain.depth, []).append(one - two)
             name = f"{plain.run} minus {other.run}: {one - two:+.2f}"
             found.append((float(plain.depth), one - two, name, bad(plain) or bad(other)))
         x, y = [x for x, *_ in found], [y for _, y, *_ in found]
-        lines.append(Line(name="", tags=("seed",), x=x, y=y, colour=SEED, width=0.6, above=2))
+        lines.append(Line("", ("seed",), x, y, SEED, width=0.6, above=2))
         points += marks(found, ("seed",), SEED, marker)
     lines.append(mean_line(title, ("mean",), dict(sorted(at.items())), colour))
-    loss = column == LOSS
-    return Panel(
-        title=title,
-        x=depth_scale(depths),
-        y=Scale(label=MINUS[column], low=-1, high=1),
-        lines=lines,
-        points=points,
-        digits=2 if loss else 1,
-        unit="" if loss else " points",
-        signed=True,
-        spread="95 % ",
-        zero=True,
-    )
+    panel = Panel(title, depth_scale(depths), Scale(MINUS[column], -1, 1), lines, points)
+    panel.signed, panel.spread = True, "95 % "
+    panel.digits, panel.unit = (2, "") if column == LOSS else (1, " points")
+    return panel
 
 
 def mean_line(
     name: str, tags: tuple[str, ...], values: Mapping[int, list[float]], colour: str
 ) -> Line:
     """Means of values by depth, and their t intervals where there are seeds enough for one."""
-    intervals = [paired_t(each, CONFIDENCE) for each in values.values()]
-    barred = [each if each.n >= ENOUGH else NO_INTERVAL for each in intervals]
-    return Line(
-        name=name,
-        tags=tags,
-        x=[*values],
-        y=[each.mean for each in intervals],
-        low=[each.low for each in barred],
-        high=[each.high for each in barred],
-        colour=colour,
-        width=1.4,
-        bars=True,
-    )
+    means = [paired_t(each, CONFIDENCE) for each in values.values()]
+    line = Line(name, tags, [*values], [each.mean for each in means], colour, 1.4, bars=True)
+    line.low = [each.low if each.n >= ENOUGH else math.nan for each in means]
+    line.high = [each.high if each.n >= ENOUGH else math.nan for each in means]
+    return line
 
 
 def marks(
@@ -302,17 +244,12 @@ def marks(
     groups = []
     for failed, some in sorted(grouped(found, lambda one: one[3]).items()):
         x, y, names, _ = (list(values) for values in zip(*some, strict=True))
-        shape = "x" if failed else marker
-        groups.append(Points(names=names, tags=tags, x=x, y=y, colour=colour, marker=shape))
+        groups.append(Points(names, tags, x, y, colour, "x" if failed else marker))
     return groups
 
 
 def bad(run: Run) -> bool:
     return run.status != "ok"
-
-
-def told(run: Run, error: float) -> str:
-    return f"{run.run}: {error:.2f} %" + (f" {run.status}" if bad(run) else "")
 
 
 # --- axes and legends
@@ -321,22 +258,21 @@ def told(run: Run, error: float) -> str:
 def depth_scale(depths: Sequence[int]) -> Scale:
     """A tick at every depth that was trained, none between."""
     margin = 0.07 * (depths[-1] - depths[0]) or 1
-    low, high = depths[0] - margin, depths[-1] + margin
     told: list[int] = []  # numbers that would touch are left out
     for at in sorted(depths, reverse=True):
         if not told or told[-1] - at > margin:
             told.append(at)
-    return Scale(label="depth (weighted layers)", low=low, high=high, ticks=told[::-1])
+    low, high = depths[0] - margin, depths[-1] + margin
+    return Scale("depth (weighted layers)", low, high, told[::-1])
 
 
 def error_scale(panels: Sequence[Panel]) -> Scale:
     """From 0 past all errors; to 100 and logarithmic if most means lie at the foot of others."""
     means = sorted(error for panel in panels for line in panel.lines for error in line.y)
     if means[-1] < CROWDED * means[len(means) // 2] or means[-1] < 10:
-        top = min(100.0, 1.06 * max(1.0, *values(panels)))
-        return Scale(label="final error (%)", low=0, high=top)
-    ticks, label = [0, 1, 3, 10, 30, 100], "final error (%), log from 1 on"
-    return Scale(label=label, low=0, high=100, ticks=ticks, logarithmic=True, linear=1)
+        return Scale("final error (%)", 0, min(100.0, 1.06 * max(1.0, *values(panels))))
+    ticks = [0, 1, 3, 10, 30, 100]
+    return Scale("final error (%), log from 1 on", 0, 100, ticks, logarithmic=True, linear=1)
 
 
 def dodge_width(depths: Sequence[int]) -> float:
@@ -367,15 +303,13 @@ def around_zero(values: Sequence[float], least: float) -> tuple[float, float]:
 def mean_key(networks: Sequence[tuple[str, int]]) -> Key:
     """What the line and its bars are, given the network of every run."""
     least, most = min(Counter(networks).values()), max(Counter(networks).values())
-    barred = most >= ENOUGH
-    name = f"mean of {f'{least} to ' if least < most else ''}{count(most, 'seed')}"
-    name += f", {100 * CONFIDENCE:.0f} % t interval" if barred else " (no interval of so few)"
-    marker = "|" if barred else ""
-    return Key(name=name, colour=GREY, tag="spread" if barred else "", width=1.4, marker=marker)
+    name = f"mean of {f'{least} to ' if least < most else ''}{counted(most, 'seed')}"
+    if most < ENOUGH:
+        return Key(f"{name} (no interval of so few)", width=1.4)
+    return Key(f"{name}, {100 * CONFIDENCE:.0f} % t interval", tag="spread", width=1.4, marker="|")
 
 
 def failed_keys(panels: Sequence[Panel]) -> list[Key]:
     """What a cross is, where there is one."""
-    if not any(points.marker == "x" for panel in panels for points in panel.points):
-        return []
-    return [Key(name="collapsed or diverged", colour=FAILURE, stroke="none", marker="x")]
+    crosses = [points for panel in panels for points in panel.points if points.marker == "x"]
+    return [Key("collapsed or diverged", FAILURE, stroke="none", marker="x")] if crosses else []

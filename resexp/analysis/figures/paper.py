@@ -9,25 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from resexp.analysis.figures.canvas import (
-    COLUMN,
-    DASHES,
-    MM,
-    PAGE,
-    STYLE,
-    data_sets,
-    remarks,
-    seeds,
-)
+from resexp.analysis.figures.canvas import COLUMN, DASHES, PAGE, STYLE, data_sets, remarks, seeds
 from resexp.analysis.figures.chart import Chart, Key
-from resexp.analysis.figures.curves import (
-    Look,
-    colours_of,
-    error_panels,
-    last_step,
-    require_rows,
-    step_scale,
-)
+from resexp.analysis.figures.curves import Look, error_panels, require_rows, step_scale
 from resexp.analysis.results import Run
 
 PAPER_TOP = 20.0  # percent, where the paper's axis ends
@@ -57,11 +41,10 @@ def paper(runs: Sequence[Run]) -> Chart:
     """
     chosen = twin_panels(list(require_rows(runs)))
     drawn = require_rows([run for run in runs if run.series in chosen])
-    longest = last_step(drawn)
-    steps = step_scale(longest, ticks=7)
-    if longest >= 10_000:
+    steps = step_scale(drawn, ticks=7)
+    if steps.per > 1:
         steps = replace(steps, label="iter. (1e4)", per=10_000)
-    look = Look(colours_of(drawn), (1.7, 0.8), bands=False, end="{arch}-{depth}", top=PAPER_TOP)
+    look = Look((1.7, 0.8), bands=False, end="{arch}-{depth}", top=PAPER_TOP)
     panels = error_panels(drawn, look, steps)
     ends = [line.y[-1] for panel in panels for line in panel.lines if line.end]
     fits = sum(end <= PAPER_TOP for end in ends) > len(ends) / 2
@@ -74,13 +57,13 @@ def paper(runs: Sequence[Run]) -> Chart:
         heading=remarks(runs),
         panels=panels,
         keys=[
-            Key(name="training error", colour=INK, width=0.8, stroke=DASHES),
-            Key(name="test error", colour=INK, width=1.7),
-            Key(name=remark(runs, list(drawn), fits), colour=INK, stroke="none"),  # words alone
+            Key("training error", INK, width=0.8, stroke=DASHES),
+            Key("test error", INK, width=1.7),
+            Key(remark(runs, list(drawn), fits), INK, stroke="none"),  # words alone
         ],
         columns=len(panels),
         width=PAGE if len(panels) > 1 else 1.2 * COLUMN,
-        row=62 * MM,
+        row=62,
         labels="each",
         style=PAPER_STYLE,
     )

@@ -6,16 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resexp.analysis.figures.canvas import COLUMN, GREY, MM, MOST_PANELS, heading, part
+from resexp.analysis.figures.canvas import COLUMN, MOST_PANELS, depth_colour, heading, part
 from resexp.analysis.figures.chart import Chart, Key, Line, Panel, Scale
-from resexp.analysis.figures.curves import (
-    Network,
-    colours_of,
-    depth_keys,
-    last_step,
-    require_rows,
-    step_scale,
-)
+from resexp.analysis.figures.curves import Network, depth_keys, require_rows, step_scale
 from resexp.analysis.results import Run
 
 STROKES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
@@ -33,37 +26,31 @@ def seeds(runs: Sequence[Run]) -> Chart:
     """
     groups = require_rows(runs)
     drawn = {series: groups[series] for series in list(groups)[:MOST_PANELS]}
-    colours = colours_of(drawn)
-    steps = step_scale(last_step(drawn))
+    steps, depths = step_scale(drawn), depth_keys(drawn)
     networks = [network for group in drawn.values() for network in group]
-    found = schedules(networks)
     strokes = dict(zip(drawn, STROKES, strict=False))
-    speeds = [
-        speed_line(network, colours[network.depth], strokes[network.series])
-        for network in networks
-        if network.whole
-    ]
+    speeds = [speed_line(network, strokes[network.series]) for network in networks if network.whole]
     highest = max((value for line in speeds for value in line.y), default=0) or 1.0
-    lines = rate_lines(found, len(colours), len(drawn))
-    speed = Scale(label="", low=0, high=1.05 * highest, ticks=4, form="{x:,.0f}")
+    rates = rate_lines(schedules(networks), len(depths), len(drawn))
+    speed = Scale("", 0, 1.05 * highest, ticks=4, form="{x:,.0f}")
+    kinds = [
+        Key(group[0].label, width=1.3, stroke=strokes[series]) for series, group in drawn.items()
+    ]
     return Chart(
         heading=heading(runs),
         part=part(len(drawn), len(groups)),
         panels=[
-            Panel(title="learning rate", x=steps, y=rate_scale(lines), lines=lines),
-            Panel(title="images per second", x=steps, y=speed, lines=speeds),
+            Panel("learning rate", steps, rate_scale(rates), rates),
+            Panel("images per second", steps, speed, speeds),
         ],
-        keys=depth_keys(colours)
-        + [
-            Key(name=group[0].label, colour=GREY, width=1.3, stroke=strokes[series])
-            for series, group in drawn.items()
-        ]
-        + [
-            Key(name=f"rate of {line.name}", colour=line.colour, width=line.width) for line in lines
+        keys=[
+            *depths,
+            *kinds,
+            *(Key(f"rate of {line.name}", line.colour, width=line.width) for line in rates),
         ],
         columns=1,
         width=COLUMN,
-        row=40 * MM,
+        row=40,
         labels="outer",
     )
 
@@ -112,33 +99,23 @@ def rate_scale(lines: Sequence[Line]) -> Scale:
     """Powers of ten around all rates."""
     rates = [rate for line in lines for rate in line.y]
     low, high = math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates)))
-    return Scale(
-        label="",
-        low=min(0.6 * min(rates), 10.0**low),
-        high=max(1.6 * max(rates), 10.0**high),
-        ticks=[10.0**power for power in range(low, high + 1)],
-        logarithmic=True,
-    )
+    ticks = [10.0**power for power in range(low, high + 1)]
+    least, most = min(0.6 * min(rates), ticks[0]), max(1.6 * max(rates), ticks[-1])
+    return Scale("", least, most, ticks, logarithmic=True)
 
 
 def users_name(users: Sequence[Network], depths: int, series: int) -> str:
     """Whose learning rate it is, by what tells them apart: depths, series or both."""
     at = sorted({network.depth for network in users})
     of = list(dict.fromkeys(network.label for network in users))
-    layers = f"{', '.join(str(depth) for depth in at)} layers" if len(at) < depths else ""
+    layers = f"{', '.join(map(str, at))} layers" if len(at) < depths else ""
     names = "; ".join(of) if len(of) < series else ""
     return ", ".join(filter(None, [names, layers])) or "all networks"
 
 
-def speed_line(network: Network, colour: str, stroke: Any) -> Line:
+def speed_line(network: Network, stroke: Any) -> Line:
     """Images a second of one network, the mean over its seeds; training alone, as recorded."""
     steps, speeds = network.values("images_per_second")
-    return Line(
-        name=f"{network.label}-{network.depth}",
-        tags=(f"d{network.depth}",),
-        x=steps,
-        y=speeds.mean(axis=0).tolist(),
-        colour=colour,
-        stroke=stroke,
-        width=1.1,
-    )
+    name, tags = f"{network.label}-{network.depth}", (f"d{network.depth}",)
+    mean, colour = speeds.mean(axis=0).tolist(), depth_colour(network.depth)
+    return Line(name, tags, steps, mean, colour, width=1.1, stroke=stroke)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
-from resexp.analysis.figures.canvas import GREY, MM, PAGE, arch_name, depth_colour, heading, part
-from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Scale, chance_keys
-from resexp.analysis.figures.curves import chance
-from resexp.analysis.results import Run, order
+from resexp.analysis.figures.canvas import arch_name, depth_colour, heading, part
+from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Scale, at_chance
+from resexp.analysis.results import Run, grouped, order
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict.select import endpoint
 
@@ -16,15 +17,20 @@ MOST = 3  # archs side by side
 
 
 @dataclass(slots=True)
-class Cell:
-    """A network trained for so many steps at one rate: final numbers by seed."""
+class Final:
+    """Where a run of so many steps at one rate ended."""
 
-    errors: dict[int, float] = field(default_factory=dict)  # clean training error, percent
-    losses: dict[int, float] = field(default_factory=dict)  # log10, capped at chance
+    run: Run
+    error: float  # clean training error, percent
+    loss: float  # log10, capped at chance
 
+    @property
+    def steps(self) -> int:
+        return int(self.run.setting("steps"))
 
-#: By depth, steps and rate.
-Surface = dict[int, dict[int, dict[float, Cell]]]
+    @property
+    def rate(self) -> float:
+        return float(self.run.setting("lr"))
 
 
 def surface(runs: Sequence[Run]) -> Chart:
@@ -32,100 +38,84 @@ def surface(runs: Sequence[Run]) -> Chart:
 
     The thick line follows the best rate of each number of steps, chosen by log loss on the seeds
     that all rates have; its mean and t interval are over the other seeds, where there are such.
-    Raises UsageError for runs of one rate or of one number of steps.
+    Raises Nothing for runs of one rate or of one number of steps.
     """
-    surfaces: dict[str, Surface] = {}
+    last: dict[tuple[Any, ...], Final] = {}  # of runs that differ in other settings
     for run in sorted(runs, key=order):
-        end, rate, steps = endpoint(run), float(run.setting("lr")), int(run.setting("steps"))
-        if end is not None:
-            rates = (
-                surfaces.setdefault(run.arch, {}).setdefault(run.depth, {}).setdefault(steps, {})
-            )
-            cell = rates.setdefault(rate, Cell())
-            cell.errors[run.seed], cell.losses[run.seed] = end["train_error"], end["loss"]
-    lengths = sorted({steps for one in surfaces.values() for by in one.values() for steps in by})
-    rates_tried = {run.setting("lr") for run in runs}
-    if len(lengths) < 2 or len(rates_tried) < 2:
+        if (end := endpoint(run)) is not None:
+            final = Final(run, end["train_error"], end["loss"])
+            last[run.arch, run.depth, run.seed, final.steps, final.rate] = final
+    finals = list(last.values())
+    lengths = sorted({final.steps for final in finals})
+    rates = sorted({run.setting("lr") for run in runs})
+    if len(lengths) < 2 or len(rates) < 2:
         raise Nothing("surface needs several steps and rates: steps=220,660 lr=0.005,0.02.")
-    drawn = dict(list(surfaces.items())[:MOST])
-    scale = Scale(
-        label="steps trained",
-        low=0.9 * lengths[0],
-        high=1.1 * lengths[-1],
-        ticks=lengths,
-        form="{x:,.0f}",
-        logarithmic=True,
-    )
-    panels = [panel(arch, one, scale, chance(runs)) for arch, one in drawn.items()]
-    drawn_lines = [line for one in panels for line in one.lines]
-    most = max(value for line in drawn_lines for value in (*line.y, *line.high) if value == value)
-    top = min(100.0, 1.06 * max(1.0, most))
-    for one in panels:
-        one.y.high = top
-    depths = sorted({depth for one in drawn.values() for depth in one})
-    keys = [
-        Key(name=f"{depth} layers at the best rate", colour=depth_colour(depth), width=1.8)
-        for depth in depths
+    low, high = 0.9 * lengths[0], 1.1 * lengths[-1]
+    x = Scale("steps trained", low, high, lengths, "{x:,.0f}", logarithmic=True)
+    y = Scale("clean training error at the end (%)", 0, 100)
+    archs = grouped(finals, lambda final: final.run.arch)
+    panels = [
+        Panel(arch_name(arch), x, y, lines_of(found), chance=runs[0].chance("test_error"))
+        for arch, found in list(archs.items())[:MOST]
     ]
-    keys.append(Key(name="mean and its 95 % t interval", colour=GREY, width=1.8, marker="|"))
-    told = ", ".join(f"{rate:g}" for rate in sorted(rates_tried))
-    keys.append(Key(name=f"each rate of {told}", colour=depth_colour(depths[-1]), width=0.6))
-    keys += chance_keys(panels)
+    lines = [line for panel in panels for line in panel.lines]
+    most = max(value for line in lines for value in (*line.y, *line.high) if value == value)
+    y.high = min(100.0, 1.06 * max(1.0, most))
+    depths = sorted({final.run.depth for arch in list(archs)[:MOST] for final in archs[arch]})
+    told = ", ".join(f"{rate:g}" for rate in rates)
     return Chart(
-        title="Final error against steps and rate",
-        caption="Each point is a network trained to the end of its own schedule.",
         heading=heading(runs),
-        part=part(len(drawn), len(surfaces)),
+        part=part(len(panels), len(archs)),
         panels=panels,
-        keys=keys,
+        keys=[
+            *(Key(f"{at} layers at the best rate", depth_colour(at), width=1.8) for at in depths),
+            Key("mean and its 95 % t interval", width=1.8, marker="|"),
+            Key(f"each rate of {told}", depth_colour(depths[-1]), width=0.6),
+            *at_chance(panels),
+        ],
         columns=len(panels),
-        width=PAGE,
-        row=64 * MM,
+        row=64,
     )
 
 
-def panel(arch: str, found: Surface, x: Scale, at_chance: float | None) -> Panel:
-    """One arch: every rate of every depth, and the best ones."""
-    y = Scale(label="clean training error at the end (%)", low=0, high=100)
+def lines_of(finals: Sequence[Final]) -> list[Line]:
+    """Of one arch every rate of every depth, and the best ones."""
     lines = []
-    for depth, by_steps in sorted(found.items()):
-        for rate in sorted({rate for rates in by_steps.values() for rate in rates}):
-            cells = {steps: rates[rate] for steps, rates in by_steps.items() if rate in rates}
-            lines.append(line(f"{arch}-{depth}, rate {rate:g}", depth, cells, 0.6))
-        chosen = {steps: best(rates) for steps, rates in by_steps.items()}
-        lines.append(line(f"{arch}-{depth}, best rate", depth, chosen, 1.8))
-    return Panel(title=arch_name(arch), x=x, y=y, lines=lines, chance=at_chance)
+    for depth, found in sorted(grouped(finals, lambda final: final.run.depth).items()):
+        name = f"{found[0].run.arch}-{depth}"
+        for rate, its in sorted(grouped(found, lambda final: final.rate).items()):
+            lines.append(line(f"{name}, rate {rate:g}", its, 0.6))
+        by_steps = grouped(found, lambda final: final.steps).values()
+        chosen = [final for one in by_steps for final in best(one)]
+        lines.append(line(f"{name}, best rate", chosen, 1.8))
+    return lines
 
 
-def best(rates: dict[float, Cell]) -> Cell:
-    """The cell of the rate with the lowest mean loss on the seeds that all have.
+def best(finals: Sequence[Final]) -> list[Final]:
+    """Those of the rate with the lowest mean loss on the seeds that all rates have.
 
     Without those seeds, if it has others: they chose it.
     """
-    shared = set.intersection(*({*cell.losses} for cell in rates.values()))
-    if not shared:
-        return min(rates.values(), key=lambda cell: mean([*cell.losses.values()]))
-    chosen = min(rates.values(), key=lambda cell: mean([cell.losses[seed] for seed in shared]))
-    fresh = {seed: error for seed, error in chosen.errors.items() if seed not in shared}
-    return Cell(fresh or chosen.errors, chosen.losses)
+    rates = list(grouped(finals, lambda final: final.rate).values())
+    shared = set.intersection(*({final.run.seed for final in rate} for rate in rates))
+
+    def loss(rate: Sequence[Final]) -> float:
+        return fmean(one.loss for one in rate if one.run.seed in shared or not shared)
+
+    chosen = min(rates, key=loss)
+    fresh = [final for final in chosen if shared and final.run.seed not in shared]
+    return fresh or chosen
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def line(name: str, depth: int, cells: dict[int, Cell], width: float) -> Line:
+def line(name: str, finals: Sequence[Final], width: float) -> Line:
     """Mean errors over steps, with intervals where it is the thick one."""
-    intervals = [paired_t(list(cell.errors.values())) for _, cell in sorted(cells.items())]
-    bars = width > 1
-    return Line(
-        name=name,
-        tags=(f"d{depth}",),
-        x=[float(steps) for steps in sorted(cells)],
-        y=[one.mean for one in intervals],
-        low=[one.low for one in intervals] if bars else [],
-        high=[one.high for one in intervals] if bars else [],
-        colour=depth_colour(depth),
-        width=width,
-        bars=bars,
-    )
+    by_steps: Mapping[int, list[Final]] = grouped(finals, lambda final: final.steps)
+    x = sorted(by_steps)
+    intervals = [paired_t([final.error for final in by_steps[steps]]) for steps in x]
+    depth, mean = finals[0].run.depth, [one.mean for one in intervals]
+    drawn = Line(name, (f"d{depth}",), [*map(float, x)], mean, depth_colour(depth), width)
+    if width > 1:
+        drawn.bars = True
+        drawn.low = [one.low for one in intervals]
+        drawn.high = [one.high for one in intervals]
+    return drawn
