@@ -11,20 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resexp.analysis.formatting import aligned, count, few, signed, spread
+from resexp.analysis.formatting import aligned, few, signed, spread
 from resexp.analysis.results import Run, grouped, order, spell
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.analysis.verdict.rule import log_loss
+from resexp.console import counted
 from resexp.runs.records import finite
 from resexp.settings import UsageError, flatten, identity
 
 #: The numbers compared, as they are headed on the screen, and their digits.
-DIGITS = {
-    "clean training error": 2,
-    "test error": 2,
-    "log10 clean loss": 2,
-    "images/s": 0,
-}
+DIGITS = {"clean training error": 2, "test error": 2, "log10 clean loss": 2, "images/s": 0}
 CODE = ("resexp", "git_commit", "git_dirty")
 GROUPS = ("settings", "data", "code", "environment")
 MOST_ROWS = 12  # pairs listed one by one on the screen
@@ -89,20 +85,13 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
             f"{outline(labels[1], b)}. Name two runs, or sweeps that share depths and seeds."
         )
     pairs = [pair(first, second, keys) for first, second in matched]
-    paired = [{id(run) for run in side} for side in zip(*matched, strict=True)]
-    one, other = (
-        Side(label, len(runs), [run.run for run in runs if id(run) not in known])
-        for label, runs, known in zip(labels, (a, b), paired, strict=True)
-    )
+    sides = []
+    for label, runs, paired in zip(labels, (a, b), zip(*matched, strict=True), strict=True):
+        known = {id(run) for run in paired}
+        sides.append(Side(label, len(runs), [run.run for run in runs if id(run) not in known]))
     networks = grouped(pairs, lambda one: one.network)
-    return Comparison(
-        one,
-        other,
-        differing(a, b, matched),
-        pairs,
-        {name: intervals(some) for name, some in networks.items()},
-        intervals(pairs),
-    )
+    means = {name: intervals(some) for name, some in networks.items()}
+    return Comparison(*sides, differing(a, b, matched), pairs, means, intervals(pairs))
 
 
 # --- which runs belong together
@@ -127,15 +116,16 @@ def match(
     if len(a) == len(b) == 1:
         return [(a[0], b[0])], shared
     for keys in (shared, every):
-        first, second = index(a, keys), index(b, keys)
-        if all(len(found) == 1 for found in (*first.values(), *second.values())):
+        sides = first, second = index(a, keys), index(b, keys)
+        same = [
+            (label, found)
+            for label, side in zip(labels, sides, strict=True)
+            for found in side.values()
+            if len(found) > 1
+        ]
+        if not same:
             return [(first[key][0], second[key][0]) for key in first if key in second], keys
-    twins, label = next(
-        (found, label)
-        for side, label in zip((first, second), labels, strict=True)
-        for found in side.values()
-        if len(found) > 1
-    )
+    label, twins = same[0]
     raise UsageError(
         f"{twins[0].path} and {twins[1].path} in {label} are the same network and seed. "
         "Name one experiment."
@@ -181,10 +171,8 @@ def differing(
 def circumstances(run: Run) -> dict[tuple[str, str], Any]:
     """Everything that may differ, by group and key. How and where it was written is left out."""
     settings = {"arch": run.arch} | identity(run.record["settings"])
-    found = {("settings", key): value for key, value in settings.items() if key[:5] != "data."}
-    data = {key: value for key, value in settings.items() if key[:5] == "data."}
-    data |= flatten(run.record["data"], "data.")
-    found |= {("data", key): value for key, value in data.items()}
+    settings |= flatten(run.record["data"], "data.")
+    found = {("data" if key[:5] == "data." else "settings", key): settings[key] for key in settings}
     for key, value in (run.record.get("environment") or {}).items():
         found["code" if key in CODE else "environment", key] = value
     return found
@@ -211,13 +199,11 @@ def pair(a: Run, b: Run, keys: Sequence[str]) -> Pair:
 
 def network(run: Run, keys: Sequence[str]) -> str:
     """``plain-20``, ``depth 20`` where the archs are what is compared, and shared extras."""
-    names = {
-        (True, True): f"{run.arch}-{run.depth}",
-        (True, False): run.arch,
-        (False, True): f"depth {run.depth}",
-    }
+    name = f"depth {run.depth}" if "depth" in keys else "networks"
+    if "arch" in keys:
+        name = f"{run.arch}-{run.depth}" if "depth" in keys else run.arch
     extras = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key in keys]
-    return ",".join([names.get(("arch" in keys, "depth" in keys), "networks"), *extras])
+    return ",".join([name, *extras])
 
 
 def numbers(run: Run) -> dict[str, float | None]:
@@ -249,25 +235,15 @@ def text(comparison: Comparison) -> str:
     """The comparison for people: sides, differences, numbers."""
     said, alone = [], []
     for name, side in (("A", comparison.a), ("B", comparison.b)):
-        runs = count(side.runs, "run")
+        runs = counted(side.runs, "run")
         said.append(f"{name}: {runs}." if side.label == name else f"{name}: {side.label} ({runs}).")
         alone += [f"Only in {name}: {few(side.alone)}."] if side.alone else []
-    return "\n".join(
-        [
-            " ".join([*said, f"{count(len(comparison.pairs), 'pair')}."]),
-            *alone,
-            *_differences(comparison.differences),
-            *_numbers(comparison),
-        ]
-    )
-
-
-def _differences(differences: Sequence[Difference]) -> list[str]:
-    """One row per key, and in one line the groups in which nothing differs."""
-    rows = [[one.key, _values(one, one.a), _values(one, one.b)] for one in differences]
-    lines = aligned(["differs", "A", "B"], rows) if rows else []
-    same = [group for group in GROUPS if group not in {one.group for one in differences}]
-    return [*lines, f"Same {', '.join(same)}."] if same else lines
+    lines = [" ".join([*said, f"{counted(len(comparison.pairs), 'pair')}."]), *alone]
+    rows = [[one.key, _values(one, one.a), _values(one, one.b)] for one in comparison.differences]
+    lines += aligned(["differs", "A", "B"], rows) if rows else []
+    same = [name for name in GROUPS if name not in {one.group for one in comparison.differences}]
+    lines += [f"Same {', '.join(same)}."] if same else []
+    return "\n".join([*lines, *_numbers(comparison)])
 
 
 def _values(one: Difference, found: Sequence[Any]) -> str:
@@ -283,23 +259,18 @@ def _numbers(comparison: Comparison) -> list[str]:
     measured = [column for column in DIGITS if column != "images/s"]  # speed is never the same
     if all(one.changes[column] == 0 for one in pairs for column in measured):
         return ["The final numbers are the same in every pair, to the last digit."]
-    rows = []
-    if len(pairs) <= MOST_ROWS:
-        for one in pairs:
-            name = one.network if one.seed is None else f"{one.network}, seed {one.seed}"
-            rows.append([name, *(_cell(one, column) for column in DIGITS)])
-    if len(networks) > 1 or len(pairs) > MOST_ROWS:
+    rows, many = [], len(pairs) > MOST_ROWS
+    for one in [] if many else pairs:
+        name = one.network if one.seed is None else f"{one.network}, seed {one.seed}"
+        rows.append([name, *(_cell(one, column) for column in DIGITS)])
+    if len(networks) > 1 or many:
         rows += [[name, *_means(by_column)] for name, by_column in networks.items()]
     if len(pairs) > 1:
         rows.append([f"all {len(pairs)} pairs", *_means(comparison.overall)])
-    lines = [
-        "B minus A: errors in percent points; intervals are paired t, 95 %.",
-        *aligned(["", *DIGITS], rows),
-    ]
+    said = ["B minus A: errors in percent points; intervals are paired t, 95 %."]
     unfinished = sum(one.changes["test error"] is None for one in pairs)
-    if unfinished:
-        lines.append(f"Without final numbers on one side or both: {count(unfinished, 'pair')}.")
-    return lines
+    note = f"Without final numbers on one side or both: {counted(unfinished, 'pair')}."
+    return said + aligned(["", *DIGITS], rows) + ([note] if unfinished else [])
 
 
 def _cell(one: Pair, column: str) -> str:

@@ -32,10 +32,6 @@ def aligned(
     return [f"  {line}" for line in grid(head, body, room=inside)]
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def few(items: Sequence[str], most: int = 6) -> str:
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

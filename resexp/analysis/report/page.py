@@ -25,13 +25,13 @@ from markupsafe import Markup, escape
 
 from resexp.analysis import table, verdict
 from resexp.analysis.figures.canvas import spaced
-from resexp.analysis.formatting import count, signed, spread
+from resexp.analysis.formatting import signed, spread
 from resexp.analysis.report.charts import charts, embed
 from resexp.analysis.report.origin import commands, facts
 from resexp.analysis.results import Run, grouped, require_runs, spell
 from resexp.analysis.statistics import Interval
 from resexp.analysis.verdict.rule import Change
-from resexp.console import WIDE
+from resexp.console import WIDE, counted
 from resexp.files import read_bytes, read_json
 from resexp.runs.records import RECORD, write_atomically
 from resexp.settings import UsageError, flatten
@@ -168,7 +168,7 @@ def verdict_table(found: verdict.Verdict) -> dict[str, Any]:
     ]
     return {
         "caption": f"Change from {found.shallow} to {found.deep} layers, mean over "
-        f"{count(len(found.seeds), 'paired seed')} (95\u00a0% interval); errors in percent "
+        f"{counted(len(found.seeds), 'paired seed')} (95\u00a0% interval); errors in percent "
         "points. Effect d is the mean over the standard deviation of the differences.",
         "headings": [
             *("Network", "Clean training error", "Effect d", "p"),

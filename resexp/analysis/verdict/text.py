@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from resexp.analysis.formatting import aligned, count, few, signed, spread
+from resexp.analysis.formatting import aligned, few, signed, spread
 from resexp.analysis.verdict.rule import (
     CURED,
     DEGRADATION,
@@ -22,6 +22,7 @@ from resexp.analysis.verdict.rule import (
     Contrast,
     Verdict,
 )
+from resexp.console import counted
 
 MEANINGS = {
     DEGRADATION: "; trains worse: degradation",
@@ -61,8 +62,8 @@ def sentence(verdict: Verdict) -> str:
     """Both outcomes: whether the baseline degrades, and which arms cure it."""
     said = (
         f"Training deeper {verdict.baseline} networks: {verdict.outcome} ({verdict.deep} against "
-        f"{verdict.shallow} layers, {verdict.steps:,} steps, {count(len(verdict.seeds), 'seed')}, "
-        f"{verdict.data}, recipe {verdict.recipe})."
+        f"{verdict.shallow} layers, {verdict.steps:,} steps, "
+        f"{counted(len(verdict.seeds), 'seed')}, {verdict.data}, recipe {verdict.recipe})."
     )
     for cure, word in CURES.items():
         arms = [arm.series for arm in verdict.arms if arm.cure == cure and arm.label != UNTRAINED]
@@ -148,8 +149,8 @@ def _budget(verdict: Verdict, room: int | None) -> list[str]:
 
 def _failures(verdict: Verdict) -> str:
     """How many runs went wrong, of all that were read, and which: they count at chance."""
-    counted = [f"{number} {status}" for status, number in verdict.failures.items() if number]
-    line = f"Failures: {', '.join(counted) or 'none'} of {count(verdict.runs, 'run')}."
+    failed = [f"{number} {status}" for status, number in verdict.failures.items() if number]
+    line = f"Failures: {', '.join(failed) or 'none'} of {counted(verdict.runs, 'run')}."
     if verdict.at_chance:
         line += f" Counted at chance: {', '.join(verdict.at_chance)}."
     return f"{line} Unfinished: {verdict.unfinished}." if verdict.unfinished else line
