@@ -12,8 +12,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -81,12 +80,13 @@ WORDS: dict[tuple[str, Any], str] = {
     ("normalise", "pixel_mean"): "a mean picture subtracted",
     ("normalise", "channel_std"): "channels normalised",
 }
-NAMES = {
-    "arch.shortcut": "shortcut option",
-    "data.split": "training split",
-    "nesterov": "Nesterov",
-    "precision": "precision",
-    "steps": "steps",
+#: Details that are told if a source is silent, but for the value that goes without saying.
+UNSAID = {
+    "arch.shortcut": ("shortcut option", "A"),
+    "data.split": ("training split", None),
+    "steps": ("steps", 64_000),
+    "nesterov": ("Nesterov", False),
+    "precision": ("precision", "fp32"),
 }
 
 #: What He et al. 2015, section 4.2 says of its CIFAR-10 runs. Open: which split the final runs
@@ -144,25 +144,21 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 #: Sources that trained by the recipe of He et al. 2015.
 BY_HE2015 = ("He2015", "He2016", "independent replication README", *REPLICATIONS)
-#: Details that go without saying if a source is silent and these runs have them.
-USUAL = {"arch.shortcut": "A", "nesterov": False, "precision": "fp32", "steps": 64_000}
 
-
-@dataclass(kw_only=True, slots=True)
-class Published:
-    """One source's errors of one network. Errors in percent."""
-
-    published_test_error: float | None = None
-    published_test_error_sd: float | None = None  # over its runs
-    published_bound: str = ""  # or ">" where the value is only a bound
-    published_runs: int | None = None  # None where not said
-    published_statistic: str | None = None  # what the value is over, such as mean of 5 runs
-    published_train_error: float | None = None
-    published_source: str | None = None
-    published_verified: str | None = None
-    published_remark: str | None = None  # in what these runs differ, or why there is no value
-    difference: float | None = None  # ours minus theirs, percent points, where they compare
-    z: float | None = None  # the difference over its standard error, where both spreads are known
+#: What a row has of a published error, in percent, where there is none.
+NO_ERROR: dict[str, Any] = {
+    "published_test_error": None,
+    "published_test_error_sd": None,  # over its runs
+    "published_bound": "",  # or ">" where the value is only a bound
+    "published_runs": None,  # None where not said
+    "published_statistic": None,  # what the value is over, such as mean of 5 runs
+    "published_train_error": None,
+    "published_source": None,
+    "published_verified": None,
+    "published_remark": None,  # in what these runs differ, or why there is no value
+    "difference": None,  # ours minus theirs, percent points, where they compare
+    "z": None,  # the difference over its standard error, where both spreads are known
+}
 
 
 @cache
@@ -206,8 +202,7 @@ def network_settings(run: Run) -> dict[str, Any] | None:
 def _is_network(named: dict[str, Any], network: dict[str, Any]) -> bool:
     """Whether a row's settings are a network's. One that names no shortcut is of each option."""
     shortcut = named.get("shortcut", network.get("shortcut", "A"))
-    whole = RESIDUAL | network
-    return RESIDUAL | named | {"shortcut": shortcut} == whole
+    return RESIDUAL | named | {"shortcut": shortcut} == RESIDUAL | network
 
 
 def _has_size(millions: str, run: Run) -> bool:
@@ -215,9 +210,9 @@ def _has_size(millions: str, run: Run) -> bool:
 
     Unknown counts may, of basic units: bottlenecks share the names of deep networks.
     """
-    parameters = run.record.get("parameters")
     if not millions:
         return bool(run.setting("arch.unit") == "basic")
+    parameters = run.record.get("parameters")
     return not parameters or abs(float(millions) * 1e6 / parameters - 1) < TOLERANCE
 
 
@@ -230,49 +225,35 @@ def typed(text: str) -> dict[str, Any]:
 # --- what stands beside a network
 
 
-def best(run: Run) -> dict[str, str] | None:
-    """The row with the best known test error of this network by the recipe of He et al. 2015.
-
-    None unless the run has that recipe, with no setting changed but the number of steps.
-    """
-    if run.setting("recipe") != "he2015" or set(run.extras) - {"steps"}:
-        return None
-    usable = list(TEST_METRICS)[:4]  # of runs that did not fail, on the test set
-    return min(
-        (
-            row
-            for row in matching(run)
-            if row["metric"] in usable and row["source"].startswith(BY_HE2015)
-        ),
-        key=lambda row: (VERIFIED.index(row["verified"]), usable.index(row["metric"])),
-        default=None,
-    )
-
-
 def published_beside(run: Run) -> dict[str, Any]:
-    """The best known test error, its source, and what these runs do otherwise; None for none."""
-    keys = ("published_test_error", "published_source", "published_remark")
-    row = best(run)
-    if row is None:
-        return dict.fromkeys(keys)
+    """The best known test error by the recipe of He et al. 2015, its source, and what these runs do
+    otherwise; None for none, and for a run of another recipe or with more changed than its steps.
+    """
+    found = dict.fromkeys(("published_test_error", "published_source", "published_remark"))
+    usable = list(TEST_METRICS)[:4]  # of runs that did not fail, on the test set
+    rows = [
+        row
+        for row in matching(run)
+        if row["metric"] in usable and row["source"].startswith(BY_HE2015)
+    ]
+    if not rows or run.setting("recipe") != "he2015" or set(run.extras) - {"steps"}:
+        return found
+    best = min(rows, key=lambda row: (VERIFIED.index(row["verified"]), usable.index(row["metric"])))
     remarks = []
     if run.data == "cifar10-jpeg":
         remarks.append("published on CIFAR-10; these runs used a JPEG re-encoding of it")
     if (steps := run.setting("steps")) != HE2015["steps"]:
         remarks.append(f"published after {HE2015['steps']:,} steps; these runs took {steps:,}")
-    source = f"{row['source']}, {TEST_METRICS[row['metric']][0]}"
-    return dict(zip(keys, (float(row["value"]), source, "; ".join(remarks) or None), strict=True))
+    source = f"{best['source']}, {TEST_METRICS[best['metric']][0]}"
+    return dict(zip(found, (float(best["value"]), source, "; ".join(remarks) or None), strict=True))
 
 
-def beside(
-    run: Run, test_error: float | None, test_error_sd: float | None, seeds: int
-) -> list[Published]:
-    """Every published error of this run's network, the paper's first; one without values if none.
+def beside(run: Run, ours: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every published error of this run's network, the paper's first; ``NO_ERROR`` if none is.
 
-    ``test_error`` and its sd are the mean over ``seeds`` finished runs like this one.
+    ``ours`` are the numbers of the finished runs like this one, as ``table.line`` has them.
     """
-    found = matching(run)
-    metrics = list(TEST_METRICS)
+    found, metrics = matching(run), list(TEST_METRICS)
     tested = sorted(
         (row for row in found if row["metric"] in metrics),
         key=lambda row: (
@@ -286,7 +267,7 @@ def beside(
         why = "no error of this network was read at a source"
         if run.data not in CIFAR10:
             why = f"no published error is shown: those are of CIFAR-10, these runs of {run.data}"
-        return [Published(published_remark=why)]
+        return [NO_ERROR | {"published_remark": why}]
     train = {
         (row["network"], row["source"]): float(row["value"])
         for row in found[::-1]
@@ -298,23 +279,23 @@ def beside(
     published = []
     for row in once.values():
         value, sd = float(row["value"]), float(row["std"]) if row["std"] else None
-        statistic, counted, bound = TEST_METRICS[row["metric"]]
-        one = Published(
-            published_test_error=value,
-            published_test_error_sd=sd,
-            published_bound=bound,
-            published_runs=counted or None,
-            published_statistic=statistic,
-            published_train_error=train.get((row["network"], row["source"])),
-            published_source=row["source"],
-            published_verified=row["verified"],
-            published_remark=remark(run, row) or None,
-        )
+        statistic, runs, bound = TEST_METRICS[row["metric"]]
+        one = NO_ERROR | {
+            "published_test_error": value,
+            "published_test_error_sd": sd,
+            "published_bound": bound,
+            "published_runs": runs or None,
+            "published_statistic": statistic,
+            "published_train_error": train.get((row["network"], row["source"])),
+            "published_source": row["source"],
+            "published_verified": row["verified"],
+            "published_remark": remark(run, row) or None,
+        }
         # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
         alike = not bound and not statistic.startswith("best") and comparable(run)
-        if test_error is not None and alike:
-            one.difference = test_error - value
-            one.z = z_value(one.difference, test_error_sd, seeds, sd, counted)
+        if ours["test_error"] is not None and alike:
+            one["difference"] = ours["test_error"] - value
+            one["z"] = z_value(one["difference"], ours["test_error_sd"], ours["seeds"], sd, runs)
         published.append(one)
     return published
 
@@ -357,29 +338,20 @@ def remark(run: Run, row: dict[str, str]) -> str:
     said += ["read at second hand"] if row["verified"] == "secondary" else []
     if CIFAR10[run.data]:
         said.append(f"published on CIFAR-10; these runs: {CIFAR10[run.data]}")
-    did = source_facts(row)
+    did, here = source_facts(row), facts(run)
     if did is None:
         return "; ".join([*said, "its recipe is not known here"])
-    here = facts(run)
-    differing = [
-        key for key, value in did.items() if value is not None and not _same(key, value, here)
-    ]
+    stated = {key: value for key, value in did.items() if value is not None}
+    differing = [key for key, value in stated.items() if rounded(value) != rounded(here[key])]
     if differing:
         said.append(f"its runs: {_spelled(differing, did)}; these: {_spelled(differing, here)}")
     shown = (*PHRASES, "arch.order", "arch.merge")
     also = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key not in shown]
-    if also:
-        said.append(f"these runs also: {', '.join(also)}")
-    if row["remark"]:
-        said.append(row["remark"])
-    # A detail that it leaves open matters where this run took it from no default.
-    unsaid = [
-        key
-        for key, value in did.items()
-        if value is None and key in NAMES and (key == "data.split" or here[key] != USUAL[key])
-    ]
+    said += [f"these runs also: {', '.join(also)}"] if also else []
+    said += [row["remark"]] if row["remark"] else []
+    unsaid = [key for key in UNSAID if did.get(key, "") is None and here[key] != UNSAID[key][1]]
     if unsaid:
-        named = ", ".join(NAMES[key] for key in unsaid)
+        named = ", ".join(UNSAID[key][0] for key in unsaid)
         said.append(f"{named} not stated there; these: {_spelled(unsaid, here)}")
     return "; ".join(said)
 
@@ -405,23 +377,19 @@ def facts(run: Run) -> dict[str, Any]:
     return here | {"epochs": round(seen / images) if images else None}
 
 
-def _same(key: str, value: Any, here: dict[str, Any]) -> bool:
-    if key == "milestones":
-        return [round(share, 2) for share in here[key]] == [round(share, 2) for share in value]
-    return bool(here[key] == value)
+def rounded(value: Any) -> Any:
+    """Milestones to the hundredth, which is all that their sources tell."""
+    return [round(share, 2) for share in value] if isinstance(value, list) else value
 
 
 def _spelled(keys: Sequence[str], settings: dict[str, Any]) -> str:
     """Settings in words: ``64,000 steps, shortcut option B``."""
-    said = []
-    for key in keys:
-        value = settings[key]
-        if isinstance(value, list):
-            value = ", ".join(f"{share:g}" for share in value)
-        elif (key, value) in WORDS:
-            said.append(WORDS[key, value])
-            continue
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        said.append(PHRASES[key].format(value))
-    return ", ".join(said)
+    return ", ".join(_said(key, settings[key]) for key in keys)
+
+
+def _said(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        value = ", ".join(f"{share:g}" for share in value)
+    elif (key, value) in WORDS:
+        return WORDS[key, value]
+    return PHRASES[key].format(f"{value:,}" if type(value) is int else value)

@@ -13,7 +13,6 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from resexp.analysis.published import beside, published_beside, short_source
@@ -22,36 +21,38 @@ from resexp.analysis.verdict import LEAST_LOSS
 from resexp.console import grid
 from resexp.settings import UsageError
 
+#: A network's numbers, as ``line`` has them, and published ones.
+Row = dict[str, Any]
+
 FORMS = ("text", "markdown", "csv", "latex", "json")
 
 
-def rows(runs: Sequence[Run], published: bool = False) -> list[dict[str, Any]]:
+def rows(runs: Sequence[Run], published: bool = False) -> list[Row]:
     """A dict per network, sorted by experiment, plain first, shallow to deep. Keys as in ``line``.
 
     A diverged run counts at chance; a failed or unfinished one is counted and has no error. With
     ``published`` a dict for every published error of a network, whose numbers are repeated, with
-    the keys of ``Published`` in place of the three that begin so; one without values if there is
-    no published error.
+    the keys of ``published.NO_ERROR`` in place of the three that begin so; one without values if
+    there is no published error.
     """
     ordered = sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run)))
-    groups = grouped(ordered, lambda run: (run.name, run.experiment, run.series, run.depth))
-    if not published:
-        return [line(group) | published_beside(group[0]) for group in groups.values()]
-    return [
-        ours | asdict(theirs)
-        for group in groups.values()
-        for ours in [line(group)]
-        for theirs in beside(group[0], ours["test_error"], ours["test_error_sd"], ours["seeds"])
-    ]
+    found = []
+    networks = grouped(ordered, lambda run: (run.name, run.experiment, run.series, run.depth))
+    for group in networks.values():
+        ours = line(group)
+        theirs = beside(group[0], ours) if published else [published_beside(group[0])]
+        found += [ours | one for one in theirs]
+    return found
 
 
-def line(group: Sequence[Run]) -> dict[str, Any]:
+def line(group: Sequence[Run]) -> Row:
     """The numbers of runs that differ in their seed only.
 
     Errors in percent, means over finished runs; sd with n - 1, None for one seed.
     """
     first, statuses = group[0], Counter(run.status for run in group)
     losses = [max(loss, LEAST_LOSS) for loss in finals(group, "clean_train_loss")]
+    train = finals(group, "train_error")  # augmented images, as the paper's dashed curves
     return {
         "name": first.name,
         "series": first.series,
@@ -59,21 +60,18 @@ def line(group: Sequence[Run]) -> dict[str, Any]:
         "parameters": first.record.get("parameters"),
         "seeds": sum(run.finished for run in group),  # which the means are over
         **mean_and_sd(group, "clean_train_error"),
-        # Of the last batches, augmented, as the paper's dashed curves.
-        "train_error": mean_and_sd(group, "train_error")["train_error"],
+        "train_error": statistics.fmean(train) if train else None,
         **mean_and_sd(group, "test_error"),
         **mean_and_sd(group, "test_iou"),  # of networks that segment; their errors are of pixels
         "clean_train_loss": statistics.geometric_mean(losses) if losses else None,
-        "collapsed": statuses["collapsed"],
-        "diverged": statuses["diverged"],
-        "failed": statuses["failed"],
+        **{status: statuses[status] for status in ("collapsed", "diverged", "failed")},
         "unfinished": statuses["running"] + statuses["interrupted"],
         "runs": len(group),
     }
 
 
 def finals(group: Sequence[Run], column: str) -> list[float]:
-    values = [run.endpoint(column) for run in group]
+    values = (run.endpoint(column) for run in group)
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
@@ -88,7 +86,7 @@ def mean_and_sd(group: Sequence[Run], column: str) -> dict[str, float | None]:
 # --- how they are written
 
 
-def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
+def render(rows: Sequence[Row], form: str = "text") -> str:
     """The table as text, markdown, csv, latex or json. Raises UsageError for another form.
 
     csv and json hold the numbers of ``rows`` in full; the others are rounded, with footnotes.
@@ -107,40 +105,62 @@ def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
     return writers[form](*cells(rows))
 
 
-def spread(mean: float | None, sd: float | None) -> str:
+def spread(row: Row, key: str) -> str:
     """A mean and, where there is one, its standard deviation in brackets."""
-    if mean is None:
-        return ""
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ({sd:.2f})"
+    sd = _form(row, f"{key}_sd", ".2f") if f"{key}_sd" in row else ""
+    return _form(row, key, ".2f") + (f" ({sd})" if sd else "")
 
 
-def _failures(row: dict[str, Any]) -> str:
+def _failures(row: Row) -> str:
     failures = row["collapsed"] + row["diverged"] + row["failed"]
     unfinished = f", {row['unfinished']} unfinished" if row["unfinished"] else ""
     return f"{failures} of {row['runs']}{unfinished}"
 
 
+def _form(row: Row, key: str, form: str) -> str:
+    return "" if row[key] is None else format(row[key], form)
+
+
+def _by(row: Row) -> str:
+    """By whom an error was published, with the number of a footnote."""
+    if row["published_test_error"] is None:
+        return str(row["mark"])
+    source = short_source(row["published_source"])
+    return f"{source}, {row['published_statistic']} {row['mark']}"
+
+
 #: Headings, which a text table breaks at the bar, and what stands below them.
-OURS: dict[str, Callable[[dict[str, Any]], str]] = {
+OURS: dict[str, Callable[[Row], str]] = {
     "|experiment": lambda row: str(row["name"]),
     "|network": lambda row: str(row["series"]),
     "|depth": lambda row: str(row["depth"]),
-    "|parameters": lambda row: "" if row["parameters"] is None else f"{row['parameters']:,}",
+    "|parameters": lambda row: _form(row, "parameters", ","),
     "|seeds": lambda row: str(row["seeds"]),
-    "clean training|error % (sd)": lambda row: spread(
-        row["clean_train_error"], row["clean_train_error_sd"]
-    ),
-    "training|error %": lambda row: spread(row["train_error"], None),
-    "test|error % (sd)": lambda row: spread(row["test_error"], row["test_error_sd"]),
-    "test|IoU % (sd)": lambda row: spread(row["test_iou"], row["test_iou_sd"]),
-    "clean loss|(nats)": lambda row: (
-        "" if row["clean_train_loss"] is None else f"{row['clean_train_loss']:.2g}"
-    ),
+    "clean training|error % (sd)": lambda row: spread(row, "clean_train_error"),
+    "training|error %": lambda row: _form(row, "train_error", ".2f"),
+    "test|error % (sd)": lambda row: spread(row, "test_error"),
+    "test|IoU % (sd)": lambda row: spread(row, "test_iou"),
+    "clean loss|(nats)": lambda row: _form(row, "clean_train_loss", ".2g"),
     "|failures": _failures,
 }
-#: Columns of ours that make room for published errors.
+#: The best published error beside them.
+BEST: dict[str, Callable[[Row], str]] = {
+    "published|test error %": lambda row: " ".join(
+        filter(None, [spread(row, "published_test_error"), row["mark"]])
+    )
+}
+#: Or all of them, one a row.
+THEIRS: dict[str, Callable[[Row], str]] = {
+    "published|test % (sd)": lambda row: (
+        row["published_bound"] + spread(row, "published_test_error")
+    ),
+    "published|training %": lambda row: _form(row, "published_train_error", ".2f"),
+    "test|difference": lambda row: _form(row, "difference", "+.2f"),
+    "|z": lambda row: _form(row, "z", "+.1f"),
+    "published|by": _by,
+}
+#: Columns of ours that make room for them.
 LEFT_OUT = ("|parameters", "test|IoU % (sd)", "clean loss|(nats)")
-THEIRS = ("published|test % (sd)", "published|training %", "test|difference", "|z", "published|by")
 WORD_HEADINGS = ("|experiment", "|network", "published|by")  # to the left; numbers to the right
 #: Columns that a narrow screen goes without, the first of them first.
 SPARE = ("clean loss|(nats)", "|parameters", "training|error %", "|z", "test|difference", "|seeds")
@@ -158,76 +178,46 @@ IOU_NOTE = (
 BOUND_NOTE = "> : given only as a failure, an error above this."
 
 
-def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings and body without needless columns, and footnotes."""
-    notes: list[str] = []
-    said = []
-    if any(row["diverged"] for row in rows):
-        said.append("A diverged run counts at chance.")
-    if "z" in rows[0]:
-        ours = [heading for heading in OURS if heading not in LEFT_OUT]
-        headings, body = [*ours, *THEIRS], _bodies_beside(rows, ours, notes)
-        said += [Z_NOTE] if any(row["z"] is not None for row in rows) else []
-        said += [BOUND_NOTE] if any(row["published_bound"] for row in rows) else []
-    else:
-        headings = [*OURS, "published|test error %"]
-        body = [[*(cell(row) for cell in OURS.values()), _best(row, notes)] for row in rows]
-        said += [IOU_NOTE] if any(row["test_iou"] is not None for row in rows) else []
-    one_experiment = len({row["name"] for row in rows}) < 2
+    beside = "z" in rows[0]
+    columns = OURS | BEST
+    if beside:
+        columns = {key: OURS[key] for key in OURS if key not in LEFT_OUT} | THEIRS
+    notes = [_note(row) if beside or row["published_source"] else "" for row in rows]
+    numbers = {note: n for n, note in enumerate(dict.fromkeys(filter(None, notes)), 1)}
+    body = []
+    for row, note in zip(rows, notes, strict=True):
+        mark = f"[{numbers[note]}]" if note else ""
+        body.append([write(row | {"mark": mark}) for write in columns.values()])
+    if beside:
+        own = len(columns) - len(THEIRS)
+        for at in range(len(body) - 1, 0, -1):
+            # Two folders may hold equal names: a new network begins where its first source does.
+            if body[at][:own] == body[at - 1][:own] and rows[at]["published_source"] is not None:
+                body[at][:own] = [""] * own
     keep = [
-        column
-        for column, heading in enumerate(headings)
-        if not (heading == "|experiment" and one_experiment)
-        and not (heading.startswith(OPTIONAL) and not any(cells[column] for cells in body))
+        at
+        for at, heading in enumerate(columns)
+        if (heading != "|experiment" or len({row["name"] for row in rows}) > 1)
+        and not (heading.startswith(OPTIONAL) and not any(cells[at] for cells in body))
     ]
-    body = [[cells[column] for column in keep] for cells in body]
-    footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
-    return [headings[column] for column in keep], body, footnotes + said
+    footnotes = [f"[{number}] {note}" for note, number in numbers.items()]
+    if any(row["diverged"] for row in rows):
+        footnotes.append("A diverged run counts at chance.")
+    if beside:
+        footnotes += [Z_NOTE] if any(row["z"] is not None for row in rows) else []
+        footnotes += [BOUND_NOTE] if any(row["published_bound"] for row in rows) else []
+    elif any(row["test_iou"] is not None for row in rows):
+        footnotes.append(IOU_NOTE)
+    headings = list(columns)
+    return [headings[at] for at in keep], [[cells[at] for at in keep] for cells in body], footnotes
 
 
-def _bodies_beside(
-    rows: Sequence[dict[str, Any]], headings: Sequence[str], notes: list[str]
-) -> list[list[str]]:
-    """Ours and theirs; a network's own cells are empty after its first line."""
-    bodies = []
-    before: list[str] = []
-    for row in rows:
-        ours = [OURS[heading](row) for heading in headings]
-        # Two folders may hold equal names: a new network begins where its first source does.
-        again = ours == before and row["published_source"] is not None
-        bodies.append([*([""] * len(ours) if again else ours), *_theirs(row, notes)])
-        before = ours
-    return bodies
-
-
-def _theirs(row: dict[str, Any], notes: list[str]) -> list[str]:
-    """Published errors, the difference, and by whom, with the number of a footnote."""
-    value, source = row["published_test_error"], row["published_source"]
-    mark = _mark(row, notes)
-    if value is None:
-        return ["", "", "", "", mark]
-    return [
-        row["published_bound"] + spread(value, row["published_test_error_sd"]),
-        spread(row["published_train_error"], None),
-        "" if row["difference"] is None else f"{row['difference']:+.2f}",
-        "" if row["z"] is None else f"{row['z']:+.1f}",
-        f"{short_source(source)}, {row['published_statistic']} {mark}",
-    ]
-
-
-def _best(row: dict[str, Any], notes: list[str]) -> str:
-    """The published value of a network by the same recipe, if there is one."""
-    value = row["published_test_error"]
-    return "" if value is None else f"{value:.2f} {_mark(row, notes)}"
-
-
-def _mark(row: dict[str, Any], notes: list[str]) -> str:
-    """``[2]``: the number of a row's footnote, which is added to ``notes`` once."""
+def _note(row: Row) -> str:
+    """Where a published error is from and what these runs do otherwise, as a sentence."""
     note = "; ".join(filter(None, [row["published_source"], row["published_remark"]])) + "."
-    note = note[0].upper() + note[1:] if row["published_source"] is None else note
-    if note not in notes:
-        notes.append(note)
-    return f"[{notes.index(note) + 1}]"
+    return note[0].upper() + note[1:] if row["published_source"] is None else note
 
 
 def joined(heading: str) -> str:
