@@ -39,9 +39,8 @@ def embed(chart: Chart, key: str) -> dict[str, Any]:
     for index, panel in enumerate(chart.panels):
         name = f"{key}-p{index}"
         figure = draw_alone(chart, panel, name)
-        svg, told = inline(figure, panel, name), values(panel, figure)
-        shown = {"id": name, "title": panel.title, "note": panel.note, "svg": svg, "values": told}
-        panels.append(shown)
+        drawn = {"svg": inline(figure, panel, name), "values": values(panel, figure)}
+        panels.append(drawn | {"id": name, "title": panel.title, "note": panel.note})
     return {"id": key, "chart": chart, "panels": panels}
 
 
@@ -82,13 +81,11 @@ def described(panel: Panel) -> str:
     """What a person who does not see a panel needs: where its lines end, or all their means."""
     said = []
     for line in panel.lines:
+        means = [panel.number(value) + panel.unit for value in line.y]
+        if line.bars:
+            means = [f"{x:,.0f} layers {mean}" for x, mean in zip(line.x, means, strict=True)]
         if line.name:
-            shown = range(len(line.x)) if line.bars else [-1]
-            told = ((line.x[at], panel.number(line.y[at]) + panel.unit) for at in shown)
-            said.append(
-                f"{line.name}: "
-                + ", ".join(f"{x:,.0f} layers {y}" if line.bars else y for x, y in told)
-            )
+            said.append(f"{line.name}: {', '.join(means if line.bars else means[-1:])}")
     axes = f"{panel.y.label} against {panel.x.label}".replace("\n", " ")
     return f"{panel.title}: {axes}. {'; '.join(said) or 'No line'}."
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resexp.analysis.results import Run
+from resexp.console import counted
 
 
 def facts(runs: Sequence[Run], filters: Sequence[str]) -> dict[str, str]:
@@ -36,10 +37,8 @@ def images(run: Run) -> str:
     data = run.record["data"]
     if not all(data.get(key) for key in ("train", "test", "shape")):
         return run.data
-    size = "x".join(str(side) for side in data["shape"][:2])
-    return (
-        f"{run.data}: {data['train']:,} training and {data['test']:,} test images of {size} pixels"
-    )
+    size, known = "x".join(map(str, data["shape"][:2])), f"{run.data}: {data['train']:,} training"
+    return f"{known} and {data['test']:,} test images of {size} pixels"
 
 
 def code(place: dict[str, Any]) -> str:
@@ -50,25 +49,30 @@ def code(place: dict[str, Any]) -> str:
 
 
 def machine(place: dict[str, Any]) -> str:
-    name = place.get("device_name") or place.get("device")
-    count = place.get("threads")
-    threads = f"{count} CPU thread{'s' if count > 1 else ''}" if count else None
-    return ", ".join(str(part) for part in (name, threads, place.get("precision")) if part)
+    threads = place.get("threads")
+    parts = (
+        place.get("device_name") or place.get("device"),
+        counted(threads, "CPU thread") if threads else None,
+        place.get("precision"),
+    )
+    return ", ".join(str(part) for part in parts if part)
 
 
 def software(place: dict[str, Any]) -> str:
-    named = {"torch": "PyTorch", "cuda": "CUDA", "cudnn": "cuDNN", "python": "Python"}
-    parts = [f"{name} {place[key]}" for key, name in named.items() if place.get(key)]
-    return ", ".join([*parts, *([str(place["platform"])] if place.get("platform") else [])])
+    named = {"torch": "PyTorch ", "cuda": "CUDA ", "cudnn": "cuDNN ", "python": "Python "}
+    named["platform"] = ""
+    return ", ".join(f"{name}{place[key]}" for key, name in named.items() if place.get(key))
 
 
 def period(runs: Sequence[Run]) -> str:
     """From the first start to the last row, in UTC."""
-    starts = sorted(str(run.record["started"]) for run in runs if run.record.get("started"))
-    ends = sorted(str(run.record["updated"]) for run in runs if run.record.get("updated"))
+    starts, ends = (
+        [str(run.record[key])[:16].replace("T", " ") for run in runs if run.record.get(key)]
+        for key in ("started", "updated")
+    )
     if not starts or not ends:
         return ""
-    first, last = (text[:16].replace("T", " ") for text in (starts[0], ends[-1]))
+    first, last = min(starts), max(ends)
     return f"{first} to {last[11:] if last[:10] == first[:10] else last} UTC"
 
 
@@ -105,12 +109,10 @@ def sweeps(runs: Sequence[Run]) -> list[str]:
     for group in groups.values():
         choices = [list(dict.fromkeys(column)) for column in zip(*group, strict=True)]
         if len(group) > 1 and math.prod(map(len, choices)) == len(group):
+            # Words that differ have a value each: after the first, the value alone.
             together = [
-                f"{key}=" + ",".join(word.partition("=")[2] for word in column)
-                if len(column) > 1
-                else column[0]
-                for column in choices
-                for key in [column[0].partition("=")[0]]
+                ",".join([first, *(word.partition("=")[2] for word in more)])
+                for first, *more in choices
             ]
             lines.append(shlex.join([*together[:2], "-m", *together[2:]]))
         else:

@@ -78,6 +78,7 @@ def page(runs: Sequence[Run], filters: Sequence[str] = (), baseline: str | None 
     experiments = [
         experiment(group, filters, baseline, f"e{index}") for index, group in enumerate(groups)
     ]
+    panels = [panel for one in experiments for drawn in one["charts"] for panel in drawn["panels"]]
     loader = PackageLoader("resexp.analysis.report", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -90,12 +91,7 @@ def page(runs: Sequence[Run], filters: Sequence[str] = (), baseline: str | None 
     return environment.get_template("template.html").render(
         title=f"{len(experiments)} experiments" if several else f"Experiment {runs[0].name}",
         experiments=experiments,
-        values={
-            panel["id"]: panel["values"]
-            for one in experiments
-            for drawn in one["charts"]
-            for panel in drawn["panels"]
-        },
+        values={panel["id"]: panel["values"] for panel in panels},
         several=several,
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -158,23 +154,16 @@ def judgement(runs: Sequence[Run], baseline: str | None) -> dict[str, Any]:
 
 def verdict_table(found: verdict.Verdict) -> dict[str, Any]:
     """Changes from shallow to deep, a row a network, and the baseline minus each other."""
-    rows = [
-        [spaced(arm.series), *changes(arm.change), reading(arm.reading, arm.label)]
-        for arm in found.arms
-    ]
-    rows += [
-        [spaced(f"{found.baseline} minus {series}"), *changes(change), ""]
-        for series, change in found.interactions.items()
-    ]
+    rows = [(arm.series, arm.change, reading(arm.reading, arm.label)) for arm in found.arms]
+    for series, change in found.interactions.items():
+        rows.append((f"{found.baseline} minus {series}", change, ""))
+    about = ("Clean training error", "Effect d", "p", "log10 clean loss", "Test error")
     return {
         "caption": f"Change from {found.shallow} to {found.deep} layers, mean over "
         f"{counted(len(found.seeds), 'paired seed')} (95\u00a0% interval); errors in percent "
         "points. Effect d is the mean over the standard deviation of the differences.",
-        "headings": [
-            *("Network", "Clean training error", "Effect d", "p"),
-            *("log10 clean loss", "Test error", "Reading"),
-        ],
-        "rows": rows,
+        "headings": ["Network", *about, "Reading"],
+        "rows": [[spaced(name), *changes(change), said] for name, change, said in rows],
         "words": [0, 6],
     }
 
@@ -244,26 +233,36 @@ def findings(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_list(runs: Sequence[Run]) -> dict[str, Any]:
-    """Numbers, CSV, command, settings and environment of every run."""
-    lines = {run.path: "".join(run.lines()).encode() for run in runs}
-    texts = {path: text for path, text in lines.items() if text}
-    packed = sum(map(len, texts.values())) > MOST_CSV
+    """Numbers, CSV, command, settings and environment of every run.
+
+    Each metrics.csv is an address; packed with gzip if the page would be too long.
+    """
+    texts = ["".join(run.lines()).encode() for run in runs]
+    packed = sum(map(len, texts)) > MOST_CSV
+    link = as_packed_link if packed else as_link
     return {
-        "together": len(texts) > 1 and not packed,
-        "folds": [fold(run) | download(texts.get(run.path), packed) for run in runs],
+        "together": sum(map(bool, texts)) > 1 and not packed,
+        "folds": [
+            fold(run) | {"csv": link(text) if text else "", "packed": packed and bool(text)}
+            for run, text in zip(runs, texts, strict=True)
+        ],
     }
+
+
+def as_packed_link(text: bytes) -> str:
+    packed = base64.b64encode(gzip.compress(text, mtime=0)).decode()
+    return f"data:application/gzip;base64,{packed}"
 
 
 def fold(run: Run) -> dict[str, Any]:
     record = run.record
-    errors = {"clean_train_error": "clean training error", "test_error": "test error"}
-    numbers = {name: run.endpoint(column) for column, name in errors.items()}
+    errors = {"clean training error": "clean_train_error", "test error": "test_error"}
+    numbers = {name: run.endpoint(column) for name, column in errors.items()}
     said = [f"{name} {value:.2f} %" for name, value in numbers.items() if value is not None]
     about = [
         *("digest", "parameters", "parameters_without_norm", "flops", "seconds"),
         *("images_per_second", "peak_memory_mb", "started", "updated"),
     ]
-    data = {f"data.{key}": value for key, value in flatten(record["data"]).items()}
     return {
         "name": run.run,
         "status": ", ".join([run.status, *said]),
@@ -272,7 +271,9 @@ def fold(run: Run) -> dict[str, Any]:
         "lists": {
             "Settings": written(flatten(record["settings"])),
             "Environment": written(record.get("environment") or {}),
-            "Record": written({key: record.get(key) for key in about} | data),
+            "Record": written(
+                {key: record.get(key) for key in about} | flatten(record["data"], "data.")
+            ),
         },
     }
 
@@ -284,14 +285,6 @@ def written(values: dict[str, Any]) -> dict[str, str]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def download(text: bytes | None, packed: bool) -> dict[str, Any]:
-    """A run's metrics.csv as an address; packed with gzip if the page would be too long."""
-    if text is None or not packed:
-        return {"csv": "" if text is None else as_link(text), "packed": False}
-    data = base64.b64encode(gzip.compress(text, mtime=0)).decode()
-    return {"csv": f"data:application/gzip;base64,{data}", "packed": True}
 
 
 def own_version() -> str:
