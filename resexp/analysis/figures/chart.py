@@ -166,9 +166,8 @@ def draw(chart: Chart, page: Page = SCREEN) -> Figure:
     titles = [title_lines(panel, width / columns) for panel in chart.panels]
     more = LINE * max(len(title) + len(notes) - 1 for title, notes, _ in titles)
     row = min(chart.row * MM + more, (page.tallest / page.scale - words) / rows)
-    row = max(
-        row, chart.row * MM / 2 + more
-    )  # rather a page that is too tall than one with no axes
+    # Rather a page that is too tall than one with no axes.
+    row = max(row, chart.row * MM / 2 + more)
     with matplotlib.rc_context(scaled(chart.style, page.scale)):
         figure = blank(page.scale * width, page.scale * (rows * row + words))
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -178,7 +177,12 @@ def draw(chart: Chart, page: Page = SCREEN) -> Figure:
             draw_panel(axis, panel, f"p{index}", row - more)
             lowest = index + columns >= len(chart.panels)
             label_outside(axis, chart.labels, index % columns == 0, lowest)
-            draw_title(axis, *titles[index])
+            title, notes, size = titles[index]
+            if notes:
+                style: dict[str, Any] = {"fontsize": pt(7), "color": "#666666", "va": "bottom"}
+                above: Any = ((0, 1), (0, pt(3)), "axes fraction", "offset points")
+                axis.annotate("\n".join(notes), *above, **style)
+            axis.set_title("\n".join(title), fontsize=pt(size), pad=pt(4 + 9.8 * len(notes)))
         if heading:
             head(figure, heading)
         legend(figure, [handle(key) for key in chart.keys], names)
@@ -216,15 +220,6 @@ def title_lines(panel: Panel, width: float) -> tuple[list[str], list[str], float
     title = textwrap.wrap(panel.title, int(room / (0.23 * size)))
     notes = (textwrap.fill(note, int(room / 1.35)) for note in panel.note.splitlines())
     return title, "\n".join(notes).splitlines(), size
-
-
-def draw_title(axis: Axes, title: Sequence[str], notes: Sequence[str], size: float) -> None:
-    """The title and below it the note."""
-    if notes:
-        above: Any = ((0, 1), (0, pt(3)), "axes fraction", "offset points")
-        style: dict[str, Any] = {"fontsize": pt(7), "color": "#666666", "va": "bottom"}
-        axis.annotate("\n".join(notes), *above, **style)
-    axis.set_title("\n".join(title), fontsize=pt(size), pad=pt(4 + 9.8 * len(notes)))
 
 
 def set_scale(axis: Axes, which: str, scale: Scale) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from resexp.analysis.figures.canvas import MOST_PANELS, heading, labels, part, series_style
+from resexp.analysis.figures.canvas import MOST_PANELS, heading, labels, part, seeds, series_style
 from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale, at_chance
 from resexp.analysis.results import Run, grouped, order, others, plain_twin
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
-from resexp.console import counted
 
 #: The two errors that tell degradation from overfitting, and their names.
 MEASURES = {"clean_train_error": "training error", "test_error": "test error"}
@@ -59,7 +57,7 @@ def depth(runs: Sequence[Run], most: int = MOST_PANELS) -> Chart:
         panels=panels,
         keys=[
             *keys,
-            mean_key([(run.series, run.depth) for run in shown]),
+            mean_key(shown, panels),
             Key("a run", tag="run", stroke="none", marker="o"),
             *failed_keys(panels),
             *at_chance(panels),
@@ -91,12 +89,17 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
     names, panels = labels(runs), []
     for other, found in drawn.items():
         style = series_style(list(others(runs)).index(other) + 1)
-        title = minus(names[twins[other]], names[other])
+        plain, settings = names[twins[other]], names[twins[other]].partition(", ")[2]
+        if names[other].endswith(f", {settings}"):  # what both are called is said once
+            plain = plain.removesuffix(f", {settings}")
+        title = f"{plain} minus {names[other]}"
         panels += [difference_panel(found, depths, column, title, style) for column in MINUS]
     for alike, least in ((panels[::2], 1.0), (panels[1::2], 0.1)):  # errors, and losses
-        low, high = around_zero(values(alike), least)
+        # Around zero; where nothing differs there is nothing to see: not a magnified nothing.
+        low, high = min(0.0, *values(alike)), max(0.0, *values(alike))
+        room = max(0.06 * (high - low), (least - (high - low)) / 2)
         for panel in alike:
-            panel.y.low, panel.y.high = low, high
+            panel.y.low, panel.y.high = low - room, high + room
     only = list(drawn) == ["residual"]
     return Chart(
         title="Plain minus residual" if only else "Plain minus the others",
@@ -105,7 +108,7 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
         part=part(len(drawn), len(pairs)),
         panels=panels,
         keys=[
-            mean_key([(other, run.depth) for other, found in drawn.items() for run, _ in found]),
+            mean_key([twin for found in drawn.values() for _, twin in found], panels),
             Key("a seed", SEED, "seed", 0.6, marker="o"),
             Key("no difference; above it plain is worse", "#444444", width=0.9),
             *failed_keys(panels),
@@ -122,12 +125,6 @@ def says_nothing(pairs: Pairs) -> str:
         if len(alike := {getattr(plain, what) for plain, _ in pairs}) < 2:
             return f"all pairs are of {what} {min(alike)}. Train another, or see resexp table."
     return ""
-
-
-def minus(plain: str, other: str) -> str:
-    """``plain minus residual, lr=0.1``: what both are called is said once."""
-    arch, _, settings = plain.partition(", ")
-    return f"{arch if other.endswith(f', {settings}') else plain} minus {other}"
 
 
 # --- final numbers
@@ -171,21 +168,23 @@ def error_panel(
     """
     lines, points = [], []
     depths = sorted({run.depth for run in runs})
-    width = dodge_width(depths) / len(series)
+    # Points of one depth spread as far as tells seeds apart, and no further.
+    least = min((after - before for before, after in pairwise(depths)), default=0)
+    width = min(0.45 * least, 0.12 * (depths[-1] - depths[0])) if least else 1.0
     by_series = grouped(finals(runs, column), lambda pair: pair[0].series)
     for index, one in enumerate(series):
         mine = by_series.get(one)
         if not mine:
             continue
         tags, (colour, marker) = (f"s{index}",), series_style(index)
-        offset = width * (index - (len(series) - 1) / 2)
-        seeds = sorted({run.seed for run, _ in mine})
-        slot = width if len(seeds) > 1 else 0.0  # one point lies on the line
+        offset = width / len(series) * (index - (len(series) - 1) / 2)
+        known = sorted({run.seed for run, _ in mine})
+        slot = width / len(series) if len(known) > 1 else 0.0  # one point lies on the line
         outward = -1 if offset < 0 else 1  # points away from the tick, bars beside it
         at = {
             seed: offset
-            + slot * (0.2 * outward + 0.45 * (rank - (len(seeds) - 1) / 2) / len(seeds))
-            for rank, seed in enumerate(seeds)
+            + slot * (0.2 * outward + 0.45 * (rank - (len(known) - 1) / 2) / len(known))
+            for rank, seed in enumerate(known)
         }
         by_depth = grouped(mine, lambda pair: pair[0].depth)
         errors = {layers: [error for _, error in some] for layers, some in by_depth.items()}
@@ -275,38 +274,20 @@ def error_scale(panels: Sequence[Panel]) -> Scale:
     return Scale("final error (%), log from 1 on", 0, 100, ticks, logarithmic=True, linear=1)
 
 
-def dodge_width(depths: Sequence[int]) -> float:
-    """How far the points of one depth may spread, in layers: enough to tell seeds apart."""
-    if len(depths) < 2:
-        return 1.0
-    least = min(after - before for before, after in pairwise(depths))
-    return min(0.45 * least, 0.12 * (depths[-1] - depths[0]))
-
-
 def values(panels: Sequence[Panel]) -> list[float]:
     """All that must be within the axis."""
-    held = [(*line.y, *line.low, *line.high) for panel in panels for line in panel.lines]
-    held += [tuple(points.y) for panel in panels for points in panel.points]
+    held = [[*line.y, *line.low, *line.high] for panel in panels for line in panel.lines]
+    held += [points.y for panel in panels for points in panel.points]
     return [value for each in held for value in each if math.isfinite(value)]
 
 
-def around_zero(values: Sequence[float], least: float) -> tuple[float, float]:
-    """A range with zero in it and room on both sides, ``least`` at the least.
-
-    Where nothing differs there is nothing to see: not a magnified nothing.
-    """
-    low, high = min([*values, 0.0]), max([*values, 0.0])
-    room = max(0.06 * (high - low), (least - (high - low)) / 2)
-    return low - room, high + room
-
-
-def mean_key(networks: Sequence[tuple[str, int]]) -> Key:
-    """What the line and its bars are, given the network of every run."""
-    least, most = min(Counter(networks).values()), max(Counter(networks).values())
-    name = f"mean of {f'{least} to ' if least < most else ''}{counted(most, 'seed')}"
-    if most < ENOUGH:
-        return Key(f"{name} (no interval of so few)", width=1.4)
-    return Key(f"{name}, {100 * CONFIDENCE:.0f} % t interval", tag="spread", width=1.4, marker="|")
+def mean_key(runs: Sequence[Run], panels: Sequence[Panel]) -> Key:
+    """What the line and its bars are."""
+    bars = [low for panel in panels for line in panel.lines for low in line.low]
+    if all(map(math.isnan, bars)):
+        return Key(f"mean of {seeds(runs)} (no interval of so few)", width=1.4)
+    name = f"mean of {seeds(runs)}, {100 * CONFIDENCE:.0f} % t interval"
+    return Key(name, tag="spread", width=1.4, marker="|")
 
 
 def failed_keys(panels: Sequence[Panel]) -> list[Key]:

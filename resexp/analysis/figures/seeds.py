@@ -33,6 +33,10 @@ def seeds(runs: Sequence[Run]) -> Chart:
     highest = max((value for line in speeds for value in line.y), default=0) or 1.0
     rates = rate_lines(schedules(networks), len(depths), len(drawn))
     speed = Scale("", 0, 1.05 * highest, ticks=4, form="{x:,.0f}")
+    shown = [rate for line in rates for rate in line.y]
+    low, high = math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown)))
+    ticks = [10.0**power for power in range(low, high + 1)]
+    least, most = min(0.6 * min(shown), ticks[0]), max(1.6 * max(shown), ticks[-1])
     kinds = [
         Key(group[0].label, width=1.3, stroke=strokes[series]) for series, group in drawn.items()
     ]
@@ -40,7 +44,7 @@ def seeds(runs: Sequence[Run]) -> Chart:
         heading=heading(runs),
         part=part(len(drawn), len(groups)),
         panels=[
-            Panel("learning rate", steps, rate_scale(rates), rates),
+            Panel("learning rate", steps, Scale("", least, most, ticks, logarithmic=True), rates),
             Panel("images per second", steps, speed, speeds),
         ],
         keys=[
@@ -93,15 +97,6 @@ def rate_lines(found: Mapping[Schedule, list[Network]], depths: int, series: int
         )
         for rank, (schedule, users) in enumerate(found.items())
     ]
-
-
-def rate_scale(lines: Sequence[Line]) -> Scale:
-    """Powers of ten around all rates."""
-    rates = [rate for line in lines for rate in line.y]
-    low, high = math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates)))
-    ticks = [10.0**power for power in range(low, high + 1)]
-    least, most = min(0.6 * min(rates), ticks[0]), max(1.6 * max(rates), ticks[-1])
-    return Scale("", least, most, ticks, logarithmic=True)
 
 
 def users_name(users: Sequence[Network], depths: int, series: int) -> str:
