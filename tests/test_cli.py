@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,9 +30,7 @@ from PIL import Image
 
 import resexp
 from resexp import config
-from resexp.analysis.results import load_results
 from resexp.cli import app, main
-from resexp.interactive import spell
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
 from resexp.train.row import COLUMNS
@@ -41,6 +39,11 @@ pytestmark = pytest.mark.process
 
 TINY = ["steps=4", "depth=8", "batch_size=8", "eval_every=2", "threads=1"]
 EXTRAS = "batch_size=8,eval_every=2,steps=4"  # what these add to a run's name
+KEYS = (  # of run.json
+    "run name status arch depth seed extras settings digest overrides command preregistration data "
+    "parameters parameters_without_norm flops last seconds images_per_second peak_memory_mb "
+    "engine_reason environment started updated error"
+)
 PLAIN_8 = 75_002  # parameters: 3x3 kernels 73,872, classifier 650, normalisation 480
 ESCAPE = "\x1b"
 
@@ -129,19 +132,20 @@ def test_a_run_leaves_its_record_rows_and_settings(here: Path) -> None:
     answer = run("seed=3")
     directory = Path("results/digits") / f"plain-8-s3,{EXTRAS}"
     assert answer.code == 0
-    assert {path.name for path in directory.iterdir()} - {".lock"} == {
-        "config.yaml",
-        "metrics.csv",
-        "run.json",
-    }
+    left = {path.name for path in directory.iterdir()} - {".lock"}
+    assert left == {"config.yaml", "metrics.csv", "run.json"}
     written = record(directory)
+    assert " ".join(written) == KEYS
     assert answer.out.split()[:2] == [written["status"], str(directory)]
-    assert f"{PLAIN_8:,} parameters" in answer.err
-    assert "step 2/4" in answer.err
-    assert "step 4/4" in answer.err
+    for words in (f"{PLAIN_8:,} parameters", "step 2/4", "step 4/4"):
+        assert words in answer.err
     assert written["status"] in ("ok", "collapsed")
     assert written["parameters"] == PLAIN_8
     assert written["parameters_without_norm"] == PLAIN_8 - 480
+    assert written["flops"] == 1_494_272
+    assert written["peak_memory_mb"] > 10
+    assert written["seconds"] == pytest.approx(written["last"]["seconds"], 1e-6)
+    assert written["seconds"] > 0
     assert written["extras"] == {"batch_size": 8, "eval_every": 2, "steps": 4}
     assert written["overrides"] == [*TINY, "seed=3"]
     assert written["data"]["shape"] == [8, 8, 1]
@@ -154,21 +158,6 @@ def test_a_run_leaves_its_record_rows_and_settings(here: Path) -> None:
     assert written["last"]["step"] == 4
     assert f"{written['last']['clean_train_error']:.7g}" == rows[-1][6]
     assert OmegaConf.load(directory / "config.yaml") == written["settings"]
-
-
-def test_the_record_has_every_key_of_the_contract(reading: Path) -> None:
-    written = record(reading / "results/digits" / f"residual-8-s1,{EXTRAS}")
-    keys = (
-        "run name status arch depth seed extras settings digest overrides command preregistration "
-        "data parameters parameters_without_norm flops last seconds images_per_second "
-        "peak_memory_mb engine_reason environment started updated error"
-    )
-    assert " ".join(written) == keys
-    assert written["settings"]["arch"]["merge"] == "residual"
-    assert written["seconds"] == pytest.approx(written["last"]["seconds"], 1e-6)
-    assert written["seconds"] > 0
-    assert written["peak_memory_mb"] > 10
-    assert written["flops"] == 1_494_272
 
 
 def test_a_finished_run_is_not_trained_again(copied: Path) -> None:
@@ -192,44 +181,31 @@ def test_the_next_command_trains_the_twin_and_then_both_are_named(copied: Path) 
     assert "next: resexp plot" in second.out
 
 
-def test_the_recorded_command_names_the_same_run(here: Path) -> None:
-    words = ["depth=8", "milestones=[0.25,0.5]", "lr=1e-2", "arch=residual", "arch.shortcut=B"]
-    job = config.compose(words)
+def test_the_recorded_command_is_as_it_was_typed_and_names_the_same_run() -> None:
+    words = ["depth=8", "milestones=[0.25,0.5]", "lr=1e-2", "flip=True", "arch=residual"]
+    job = config.compose([*words, "arch.shortcut=B"])
     again = config.compose(shlex.split(job.command)[2:])
     assert job.command == (
-        "resexp run depth=8 'milestones=[0.25,0.5]' lr=1e-2 arch=residual arch.shortcut=B"
+        "resexp run depth=8 'milestones=[0.25,0.5]' lr=1e-2 flip=True arch=residual arch.shortcut=B"
     )
     assert again.directory == job.directory
     assert again.settings == job.settings
-    assert job.run == "residual-8-s0,arch.shortcut=B,lr=0.01,milestones=%5B0.25;0.5%5D"
-
-
-def test_same_settings_same_directory_in_any_order_and_spelling() -> None:
+    assert job.run == "residual-8-s0,arch.shortcut=B,flip=true,lr=0.01,milestones=%5B0.25;0.5%5D"
     one = config.compose(["lr=0.1", "depth=20", "arch=residual"])
     other = config.compose(["arch=residual", "depth=20", "lr=1e-1", "threads=3", "results=x"])
     assert one.run == other.run == "residual-20-s0,lr=0.1"
 
 
 def test_a_run_lies_in_a_folder_named_after_its_data_or_its_experiment() -> None:
-    assert config.compose([]).settings.name == "digits"
     photos = ["data=imagefolder", "data.root=my photos.zip"]
-    assert config.compose(photos).settings.name == "my-photos"
-    assert config.compose([*photos, "name=mine"]).settings.name == "mine"
-    assert config.compose(["experiment=he2015"]).settings.name == "he2015"
-
-
-def test_a_command_is_recorded_as_it_was_typed(here: Path) -> None:
-    words = [*EXTRAS.split(","), "flip=true", "nesterov=True"]
-    assert call("run", "depth=8", *words).code == 0
-    [path] = Path("results/digits").iterdir()
-    assert {"flip=true", "nesterov=True"} <= set(record(path)["overrides"])
-
-
-def test_results_and_name_choose_the_place(here: Path) -> None:
-    answer = run("results=elsewhere/deep", "name=first-try")
-    assert answer.code == 0
-    assert (here / "elsewhere/deep/first-try" / f"plain-8-s0,{EXTRAS}" / "run.json").exists()
-    assert not (here / "results").exists()
+    for words, folder in (
+        ([], "results/digits"),
+        (photos, "results/my-photos"),
+        ([*photos, "name=mine"], "results/mine"),
+        (["experiment=he2015"], "results/he2015"),
+        (["results=other/deep", "name=first-try"], "other/deep/first-try"),
+    ):
+        assert config.compose(words).directory.parent == Path(folder)
 
 
 def test_a_run_of_another_experiment_in_ones_own_folder(here: Path) -> None:
@@ -240,8 +216,7 @@ def test_a_run_of_another_experiment_in_ones_own_folder(here: Path) -> None:
     answer = call("run", "depth=8", "--config-dir", "mine", "experiment=tiny", "threads=1")
     assert answer.code == 0, answer.err
     written = record(here / "results/tiny/plain-8-s0")
-    assert written["extras"] == {}
-    assert written["settings"]["steps"] == 4
+    assert (written["extras"], written["settings"]["steps"]) == ({}, 4)
     twin = re.search(r"next: resexp (run .*), then resexp plot", answer.out)
     assert twin is not None
     assert call(*shlex.split(twin[1])).code == 0
@@ -253,27 +228,19 @@ def test_a_run_of_another_experiment_in_ones_own_folder(here: Path) -> None:
 # --- a directory that holds something
 
 
-def test_other_settings_are_refused_with_their_key(copied: Path) -> None:
+def test_other_settings_are_refused_by_their_key_and_overwritten_on_request(copied: Path) -> None:
     directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
+    rows = without_time(directory / "metrics.csv")
     written = record(directory)
     written["settings"]["lr"] = 0.5
     (directory / "run.json").write_text(json.dumps(written))
     before = contents(copied)
     for words in ([], ["-m"]):
         answer = run(*words)
-        assert answer.code == 2
+        assert (answer.code, answer.out) == (2, "")
         assert re.fullmatch(r"resexp: .* was trained with lr=0\.5, not lr=.*\n", answer.err)
         assert "overwrite=true" in answer.err
-        assert answer.out == ""
     assert contents(copied) == before
-
-
-def test_overwriting_trains_anew_and_leaves_what_is_not_ours(copied: Path) -> None:
-    directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
-    rows = without_time(directory / "metrics.csv")
-    written = record(directory)
-    written["settings"]["lr"] = 0.5
-    (directory / "run.json").write_text(json.dumps(written))
     (directory / "metrics.csv").write_text("spoilt\n")
     (directory / "checkpoint.pt").write_text("of other settings")
     (directory / "notes.txt").write_text("mine")
@@ -291,9 +258,8 @@ def test_a_directory_at_work_is_left_alone(here: Path) -> None:
     with FileLock(directory / ".lock"):
         alone = run()
         sweep = run("-m", "seed=0,1")
-    assert alone.code == 0
+    assert (alone.code, sweep.code) == (0, 0)
     assert alone.out.split()[:2] == ["busy", str(directory)]
-    assert sweep.code == 0
     assert sweep.out.startswith("1 done, 1 left to another process")
     assert [path.name for path in directory.iterdir()] == [".lock"]
 
@@ -319,12 +285,6 @@ def test_a_sweep_trains_each_combination_once_and_skips_the_finished(here: Path)
     assert before.items() <= contents(here).items()
 
 
-def test_flags_may_stand_anywhere(here: Path) -> None:
-    answer = call("run", *TINY, "--dry-run", "-m", "seed=0,1", "arch=plain")
-    assert answer.code == 0
-    assert re.findall(r"^plain-8-s\d", answer.out, re.MULTILINE) == ["plain-8-s0", "plain-8-s1"]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -345,7 +305,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
     written = record(directory)
     (directory / "run.json").write_text(json.dumps(written | {"status": "interrupted"}))
     before = contents(copied)
-    answer = run("-m", "arch=residual", "seed=0,1,2", "--dry-run")
+    answer = run("--dry-run", "-m", "arch=residual", "seed=0,1,2")
     assert answer.code == 0
     states = re.findall(r"^residual-8-s(\d)\S* +(\w+) +([\d,]+)", answer.out, re.MULTILINE)
     assert states == [("0", "done", "75,002"), ("1", "resume", "75,002"), ("2", "new", "75,002")]
@@ -354,72 +314,6 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
     alone = run("--dry-run", "seed=9")
     assert "1 of 1 run to train" in alone.out
     assert contents(copied) == before
-
-
-def failing_at(seed: int) -> Callable[..., Any]:
-    """``fit``, but at this seed it fails after the first row."""
-
-    def failing(state: Any, settings: Settings, *others: Any) -> Iterator[Any]:
-        for row in fit(state, settings, *others):
-            yield row
-            if settings.seed == seed and row is not None:
-                raise RuntimeError("out of memory on cuda:0\nasked 2.1 GiB")
-
-    return failing
-
-
-def test_a_job_that_fails_stops_no_other_and_is_tried_again(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("resexp.runs.run.fit", failing_at(1))
-        answer = run("-m", "seed=0,1,2")
-    assert answer.code == 1
-    assert answer.out.startswith("2 done, 1 failed\n")
-    assert "out of memory on cuda:0" in answer.out
-    assert "Traceback" not in answer.out + answer.err
-    failed = Path("results/digits") / f"plain-8-s1,{EXTRAS}"
-    assert record(failed)["status"] == "failed"
-    assert record(failed)["error"] == "out of memory on cuda:0"
-    assert "Traceback" in (failed / "error.txt").read_text()
-    assert "asked 2.1 GiB" in (failed / "error.txt").read_text()
-    assert str(failed / "error.txt") in answer.out
-    retry = re.search(r"retry: resexp (run .*)", answer.out)
-    assert retry is not None
-    assert "seed=1" in retry[1]
-    again = call(*shlex.split(retry[1]))
-    assert again.code == 0
-    assert record(failed)["status"] in ("ok", "collapsed")
-    assert record(failed)["error"] is None
-    assert not (failed / "error.txt").exists()
-    assert [row[0] for row in without_time(failed / "metrics.csv")] == ["step", "2", "4"]
-    assert run("-m", "seed=0,1,2").out.startswith("3 skipped (finished before)")
-
-
-@pytest.mark.parametrize("part", ["models.build", "load"])
-def test_a_failure_before_the_first_step_leaves_its_traceback_too(
-    here: Path, monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("cannot be built")
-
-    monkeypatch.setattr(f"resexp.runs.run.{part}", broken)
-    answer = run("-m", "seed=0,1")
-    assert answer.code == 1
-    assert answer.out.startswith("2 failed\n")
-    named = re.findall(r"\((\S+error\.txt)\)", answer.out)
-    assert len(named) == 2
-    for path in named:
-        assert "cannot be built" in Path(path).read_text()
-
-
-def test_one_failing_run_exits_with_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resexp.runs.run.fit", failing_at(0))
-    answer = run()
-    assert answer.code == 1
-    assert "out of memory on cuda:0" in answer.out + answer.err
-    assert "retry: resexp run" in answer.out
-    assert "Traceback" not in answer.out + answer.err
 
 
 def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,17 +338,14 @@ def test_a_signal_saves_ends_the_sweep_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("resexp.runs.run.fit", disturbed)
         answer = run("-m", "seed=0,1")
-    assert answer.code == code
+    assert (answer.code, answer.out) == (code, "")
     assert "run the same command again" in answer.err
-    assert answer.out == ""
     directory = Path("results/digits") / f"plain-8-s0,{EXTRAS}"
     assert record(directory)["status"] == "interrupted"
     assert (directory / "checkpoint.pt").exists()
     assert not (Path("results/digits") / f"plain-8-s1,{EXTRAS}").exists()
     again = run("-m", "seed=0,1")
-    assert again.code == 0
-    assert again.out.startswith("2 done")
-    assert "resuming from step 1" in again.err
+    assert again.out.startswith("2 done") and "resuming from step 1" in again.err
     rows = directory / "metrics.csv"
     assert without_time(rows) == without_time(trained / rows)
 
@@ -542,10 +433,13 @@ def test_figures_and_the_report_are_opened_where_that_is_asked(
 
 
 def test_the_verdict_has_json_and_exit_codes(here: Path) -> None:
-    for depth, error in ((20, 1.0), (56, 40.0)):
-        for seed in range(5):
-            write_run(here / "results", "plain", depth, seed, clean_error=error * (1 + seed / 9))
-            write_run(here / "results", "residual", depth, seed, clean_error=1 + seed / 9)
+    def write(arch: str, deep: float) -> None:
+        for depth, seed in product((20, 56), range(5)):
+            error = (deep if depth == 56 else 1.0) + seed * depth / 99
+            write_run(here / "results", arch, depth, seed, clean_error=error)
+
+    write("plain", 40.0)
+    write("residual", 1.0)
     answer = call("verdict", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["outcome"] == "degrades"
@@ -554,13 +448,9 @@ def test_the_verdict_has_json_and_exit_codes(here: Path) -> None:
     text = call("verdict")
     assert text.code == 0
     assert "plain networks: degrades" in text.out and "Cured: residual." in text.out
-    for depth, error in ((20, 1.0), (56, 40.0)):
-        for seed in range(5):
-            write_run(here / "results", "residual", depth, seed, clean_error=error + seed)
+    write("residual", 40.0)
     assert call("verdict").code == 5
-    shutil.rmtree("results")
-    for arch, depth, seed in product(("plain", "residual"), (20, 56), range(5)):
-        write_run(here / "results", arch, depth, seed, clean_loss=0.01 * (1 + (seed + depth) / 99))
+    write("plain", 0.0)
     assert call("verdict").code == 3
     assert call("verdict", "seed=0").code == 4
 
@@ -580,29 +470,16 @@ def test_json_has_null_where_a_number_is_not_finite(here: Path) -> None:
     ("filters", "names"),
     [
         ([], ["plain-8-s0", "plain-8-s1", "residual-8-s0", "residual-8-s1"]),
-        (["arch=plain"], ["plain-8-s0", "plain-8-s1"]),
-        (["seed=1", "arch=residual"], ["residual-8-s1"]),
-        (["seed=0,1", "depth=8,20", "steps=4"], ["plain-8-s0", "plain-8-s1", "residual-8-s0"]),
-        (["runs", "results/digits", "seed=1"], ["plain-8-s1", "residual-8-s1"]),
+        (["runs", "results/digits", "seed=1", "steps=4"], ["plain-8-s1", "residual-8-s1"]),
         (["depth=20"], []),
-        (["status=failed"], []),
     ],
 )
 def test_list_filters(reading: Path, filters: list[str], names: list[str]) -> None:
     found = [row["run"].split(",")[0] for row in call("list", *filters, "--json").json]
-    assert found[: len(names)] == names
-    assert len(found) == (4 if "seed=0,1" in filters else len(names))
+    assert found == names
     text = call("list", *filters).out
     assert re.findall(r"\w+-8-s\d", text) == found
     assert (text == "none\n") == (not found)
-
-
-def test_a_damaged_record_is_reported_and_left_out(copied: Path) -> None:
-    (copied / "results/digits" / f"plain-8-s0,{EXTRAS}" / "run.json").write_text("{")
-    answer = call("list", "--json")
-    assert len(answer.json) == 3
-    assert "warning:" in answer.err
-    assert "plain-8-s0" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -625,8 +502,7 @@ def test_every_setting_is_listed_with_its_default() -> None:
     rows = {row["setting"]: row for row in call("list", "settings", "--json").json}
     assert rows["depth"]["default"] == Settings().depth
     shortcut = rows["arch.shortcut"]
-    assert shortcut.pop("meaning")
-    assert shortcut == {"setting": "arch.shortcut", "default": "A", "values": "A B C"}
+    assert shortcut["meaning"] and (shortcut["default"], shortcut["values"]) == ("A", "A B C")
     [lr] = call("list", "settings", "lr", "--json").json
     assert (lr["default"], lr["meaning"]) == (0.02, "learning rate at the start")
     [gate] = call("list", "settings", "gate_bias", "--json").json
@@ -640,8 +516,7 @@ def test_show_names_the_settings_and_the_command_that_repeats_the_run(copied: Pa
     name = f"residual-8-s1,{EXTRAS}"
     by_name, by_place = call("show", name), call("show", f"results/digits/{name}")
     assert by_name == by_place
-    assert "steps=4" in by_name.out
-    assert "75,002 parameters" in by_name.out
+    assert "steps=4" in by_name.out and "75,002 parameters" in by_name.out
     command = re.search(r"^again +resexp (.*)$", by_name.out, re.MULTILINE)
     assert command is not None
     rows = without_time(copied / "results/digits" / name / "metrics.csv")
@@ -655,8 +530,7 @@ def test_show_needs_the_folder_where_a_name_is_not_enough(here: Path) -> None:
     write_run(here / "results", "plain", 20, 0, name="two")
     answer = call("show", "plain-20-s0")
     assert answer.code == 2
-    assert "results/one/plain-20-s0" in answer.err
-    assert "results/two/plain-20-s0" in answer.err
+    assert "results/one/plain-20-s0, results/two/plain-20-s0" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -695,11 +569,6 @@ COMMANDS = [
 ]
 
 
-def test_the_commands_are_those_of_the_readme() -> None:
-    known = "run plot table verdict list show twin doctor demo"
-    assert set(known.split(" ")) <= set(COMMANDS)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     answer = call(command, "--help")
@@ -711,25 +580,18 @@ def test_no_command_is_a_question_for_help() -> None:
     answer, asked = call(), call("--help")
     assert "Usage: resexp" in answer.out
     assert answer.out.strip() == asked.out.strip()
-    assert answer.err == ""
-    assert asked.code == 0
+    assert (answer.err, asked.code) == ("", 0)
+    of_the_readme = {"run", "plot", "table", "verdict", "list", "show", "twin", "doctor", "demo"}
+    assert of_the_readme <= set(COMMANDS)
     for command in COMMANDS:
         assert command in asked.out
-
-
-def test_versions_are_printed() -> None:
-    answer = call("--version")
-    assert answer.code == 0
-    assert [line.split()[0] for line in answer.out.splitlines()] == [
-        "resexp",
-        "torch",
-        "hydra-core",
-    ]
+    version = call("--version")
+    named = [line.split()[0] for line in version.out.splitlines()]
+    assert (version.code, named) == (0, ["resexp", "torch", "hydra-core"])
 
 
 def test_there_are_no_escape_codes_where_there_is_no_terminal(copied: Path) -> None:
-    readers = [["list"], ["list", "settings"], ["table"], ["show", f"plain-8-s0,{EXTRAS}"]]
-    commands = [*readers, ["--help"], ["run", "--help"], ["run", *TINY, "seed=7"], ["doctor"]]
+    commands = [["list"], ["table"], ["show", f"plain-8-s0,{EXTRAS}"], ["--help"], ["doctor"]]
     commands += [["run", *TINY, "-m", "seed=0,8"], ["run", *TINY, "--dry-run"], ["list", "nowhere"]]
     for words in commands:
         answer = call(*words)
@@ -770,37 +632,17 @@ def test_a_terminal_has_colours_unless_it_wants_none(tmp_path: Path) -> None:
 
 
 def test_python_trains_as_the_command_line_does(here: Path, trained: Path) -> None:
-    done = resexp.run(
-        depth=8,
-        arch="residual",
-        seed=1,
-        steps=4,
-        batch_size=8,
-        eval_every=2,
-        threads=1,
-        results=str(here / "py"),
-    )
+    tiny: dict[str, Any] = {"depth": 8, "arch": "residual", "seed": 1, "results": here / "py"}
+    tiny |= {"steps": 4, "batch_size": 8, "eval_every": 2, "threads": 1}
+    done = resexp.run(**tiny)
     name = f"residual-8-s1,{EXTRAS}"
     assert done.path == here / "py/digits" / name
     assert done.status in ("ok", "collapsed")
     there = without_time(trained / "results/digits" / name / "metrics.csv")
     assert without_time(done.path / "metrics.csv") == there
     before = contents(here)
-    again = resexp.run(
-        depth=8, arch="residual", seed=1, steps=4, batch_size=8, eval_every=2, results=here / "py"
-    )
-    assert again.path == done.path
+    assert resexp.run(**tiny).path == done.path
     assert contents(here) == before
-
-
-def test_python_settings_are_spelled_as_overrides(here: Path) -> None:
-    words = {"arch__shortcut": "B", "milestones": [0.25, 0.5], "data__size": None, "flip": True}
-    spelled = [f"{key.replace('__', '.')}={spell(value)}" for key, value in words.items()]
-    job = config.compose(["arch=residual", *spelled])
-    assert job.settings.arch.shortcut.value == "B"
-    assert job.settings.milestones == [0.25, 0.5]
-    assert job.settings.data.size is None
-    assert job.settings.flip is True
 
 
 def test_python_refuses_in_one_sentence(here: Path) -> None:
@@ -811,14 +653,6 @@ def test_python_refuses_in_one_sentence(here: Path) -> None:
     with pytest.raises(AttributeError, match="trainn"):
         _ = resexp.trainn
     assert list(here.iterdir()) == []
-
-
-def test_python_reads_results_as_one_table(trained: Path) -> None:
-    assert resexp.load_results is load_results
-    table = resexp.load_results(trained / "results")
-    assert len(table) == 8  # four runs of two rows
-    assert set(table["arch"]) == {"plain", "residual"}
-    assert set(COLUMNS) <= set(table.columns)
 
 
 # --- names
@@ -872,13 +706,6 @@ def test_a_name_is_safe_short_and_depends_on_no_order(values: dict[str, Any], ra
     shuffled = list(values.items())
     random.shuffle(shuffled)
     assert run_name("plain", 56, 3, dict(shuffled)) == name
-
-
-def test_names_are_read_by_people() -> None:
-    assert run_name("plain", 56, 0, {}) == "plain-56-s0"
-    assert run_name("residual", 110, 4, {"lr": 0.01, "arch.shortcut": "B", "flip": True}) == (
-        "residual-110-s4,arch.shortcut=B,flip=true,lr=0.01"
-    )
 
 
 # --- the way of a job

@@ -62,10 +62,25 @@ def test_however_a_job_fails_the_next_is_done(
     assert answer.code == 1
     assert answer.out.startswith("1 done, 1 failed\n")
     assert f"  plain-8-s0,{EXTRAS}   {line}   ({folder(0) / 'error.txt'})" in answer.out
-    assert record(folder(0))["status"] == "failed"
-    assert record(folder(0))["error"] == line
-    assert type(error).__name__ in (folder(0) / "error.txt").read_text()
+    assert "Traceback" not in answer.out + answer.err
+    assert (record(folder(0))["status"], record(folder(0))["error"]) == ("failed", line)
+    written = (folder(0) / "error.txt").read_text()
+    assert type(error).__name__ in written and str(error) in written and "Traceback" in written
     assert record(folder(1))["status"] in ("ok", "collapsed")
+
+
+@pytest.mark.parametrize("part", ["models.build", "load"])
+def test_a_failure_before_the_first_step_leaves_its_traceback_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("cannot be built")
+
+    monkeypatch.setattr(f"resexp.runs.run.{part}", broken)
+    answer = run()  # one run alone
+    assert answer.code == 1 and "retry: resexp run" in answer.out
+    assert str(folder(0) / "error.txt") in answer.out
+    assert "cannot be built" in (folder(0) / "error.txt").read_text()
 
 
 def test_a_failed_run_does_not_keep_its_network(
@@ -98,6 +113,9 @@ def test_one_command_retries_all_that_failed(here: Path, monkeypatch: pytest.Mon
     again = call(*shlex.split(retries[0])[1:])
     assert again.code == 0
     assert again.out.startswith("2 done, 2 skipped (finished before)")
+    assert record(folder(0))["error"] is None and not (folder(0) / "error.txt").exists()
+    rows = (folder(0) / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "2", "4"]
 
 
 def test_with_overwrite_only_what_failed_is_retried(
@@ -106,8 +124,7 @@ def test_with_overwrite_only_what_failed_is_retried(
     monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("broken")))
     answer = run("-m", "seed=0,1", "arch=plain,residual", "overwrite=true")
     retries = re.findall(r"retry: resexp run .*", answer.out)
-    assert len(retries) == 2
-    assert all("seed=0" in one for one in retries)
+    assert len(retries) == 2 and all("seed=0" in one for one in retries)
 
 
 @pytest.mark.parametrize("launch", LAUNCHERS)
@@ -118,8 +135,7 @@ def test_fail_fast_starts_no_more(here: Path, monkeypatch: pytest.MonkeyPatch, l
     assert answer.code == 1
     assert answer.out.startswith("1 failed, 2 not done (fail_fast=true)\n")
     assert "retry: resexp run" in answer.out
-    assert not folder(1).exists()
-    assert not folder(2).exists()
+    assert not folder(1).exists() and not folder(2).exists()
 
 
 def dying(start: Callable[..., Worker]) -> Callable[..., Worker]:
@@ -145,6 +161,5 @@ def test_a_disk_that_takes_not_even_the_traceback_hides_no_error(
     monkeypatch.setattr("resexp.runs.run.fit", raising(0, RuntimeError("the error itself")))
     monkeypatch.setattr("resexp.runs.run.record_failure", full)
     answer = run("-m", "seed=0,1")
-    assert answer.code == 1
-    assert "the error itself" in answer.out
+    assert answer.code == 1 and "the error itself" in answer.out
     assert answer.out.startswith("1 done, 1 failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,18 @@ def write_sweep(root: Path, seeds: range = SEEDS, **more: Any) -> None:
 # --- preregistration
 
 
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the preregistration of 20 runs, which takes seconds."""
+    folder = tmp_path_factory.mktemp("registered")
+    invoke("preregister", f"results={folder}", *WORDS, "--hypothesis", "Plain-56 is worse.")
+    return folder
+
+
 @pytest.fixture
-def fixed(tmp_path: Path) -> Path:
+def fixed(registered: Path, tmp_path: Path) -> Path:
     """A results folder with a preregistration and, after it, its runs."""
-    invoke("preregister", f"results={tmp_path}", *WORDS, "--hypothesis", "Plain-56 is worse.")
+    shutil.copytree(registered, tmp_path, dirs_exist_ok=True)
     write_sweep(tmp_path)
     return tmp_path
 
@@ -60,9 +69,7 @@ def test_runs_of_a_preregistration_were_fixed_before(fixed: Path) -> None:
 def test_an_exported_pair_keeps_what_was_fixed(fixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     invoke("export", str(fixed), "--out", str(out))
-    (out / "digits" / preregistration.NAME).write_bytes(
-        (fixed / "digits" / preregistration.NAME).read_bytes()
-    )
+    shutil.copy(fixed / "digits" / preregistration.NAME, out / "digits")
     assert decide(find_runs(out)).fixed == decide(find_runs(fixed)).fixed
 
 
@@ -87,35 +94,34 @@ def test_whatever_is_not_as_fixed_was_chosen_after(fixed: Path, change: str) -> 
     assert decided.fixed.startswith(history.AFTER)
 
 
-def test_what_has_begun_cannot_be_preregistered(tmp_path: Path) -> None:
-    write_sweep(tmp_path)
-    with pytest.raises(UsageError, match="has begun"):
-        invoke("preregister", f"results={tmp_path}", *WORDS)
-    assert not (tmp_path / "digits" / preregistration.NAME).exists()
-
-
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(["depth=20"], "two depths"), ([*WORDS, "name=a,b"], "one experiment"), (["dept=8"], "depth")],
+    [
+        (["depth=20,56"], "has begun"),
+        (["depth=20", "name=other"], "two depths"),
+        (["depth=20,56", "name=a,b"], "one experiment"),
+        (["dept=8"], "depth"),
+    ],
 )
-def test_a_preregistration_that_decides_nothing_is_refused(
+def test_what_was_begun_or_decides_nothing_cannot_be_preregistered(
     words: list[str], reason: str, tmp_path: Path
 ) -> None:
+    write_run(tmp_path, "plain", 20, 0)
     with pytest.raises(UsageError, match=reason):
         invoke("preregister", f"results={tmp_path}", "arch=plain", *words)
+    assert not list(tmp_path.rglob(preregistration.NAME))
 
 
-def test_it_is_about_the_depths_that_the_verdict_compares(tmp_path: Path) -> None:
+def test_it_is_about_the_depths_that_the_verdict_compares_and_not_written_over(
+    tmp_path: Path,
+) -> None:
     """With 8 and 20 layers the shallow one is 8, though 20 is the usual reference."""
-    invoke("preregister", f"results={tmp_path}", "depth=8,20", "arch=plain", "seed=0")
+    words = ["preregister", f"results={tmp_path}", "depth=8,20", "arch=plain", "seed=0"]
+    invoke(*words)
     held = preregistration.read(tmp_path / "digits")
     assert held is not None and (held.shallow, held.deep) == (8, 20)
-
-
-def test_a_preregistration_is_not_written_over(tmp_path: Path) -> None:
-    invoke("preregister", f"results={tmp_path}", *WORDS)
     with pytest.raises(UsageError, match="already"):
-        invoke("preregister", f"results={tmp_path}", *WORDS, "lr=0.1")
+        invoke(*words, "lr=0.1")
 
 
 def test_a_run_carries_the_hash_of_what_was_fixed(tmp_path: Path) -> None:
@@ -125,11 +131,7 @@ def test_a_run_carries_the_hash_of_what_was_fixed(tmp_path: Path) -> None:
     found = find_runs(tmp_path)
     held = preregistration.fingerprint(tmp_path / "digits")
     assert [run.record["preregistration"] for run in found] == [held, held]
-    assert decide_of_one_arm(tmp_path).startswith(history.FIXED)
-
-
-def decide_of_one_arm(root: Path) -> str:
-    return history.when_fixed(find_runs(root), 8, 14)
+    assert history.when_fixed(found, 8, 14).startswith(history.FIXED)
 
 
 # --- seeds added after a verdict
@@ -254,10 +256,8 @@ def momenta(tmp_path: Path) -> Path:
 
 def test_each_value_of_an_axis_has_its_verdict(momenta: Path) -> None:
     found = axis.by_value(find_runs(momenta), "momentum")
-    assert {one.value: one.reading for one in found} == {
-        "0.0": "degrades",
-        "0.9": "does not degrade",
-    }
+    readings = {one.value: one.reading for one in found}
+    assert readings == {"0.0": "degrades", "0.9": "does not degrade"}
     alone = decide(find_runs(momenta, ["momentum=0"]))
     assert found[0].verdict.arms[0].change == alone.arms[0].change
     said = invoke("verdict", str(momenta), "--axis", "momentum").splitlines()

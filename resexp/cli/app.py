@@ -38,7 +38,6 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...",
         help="Settings, in any order: resexp list settings shows all.",
         autocompletion=completer,
-        show_default=False,
     ),
 ]
 Selection = Annotated[
@@ -46,12 +45,10 @@ Selection = Annotated[
     typer.Argument(
         metavar="[RESULTS] [KEY=VALUE]...",
         help="A results folder (default: results) and filters, such as arch=plain depth=20,56.",
-        show_default=False,
     ),
 ]
 ChosenOn = Annotated[
-    str | None,
-    typer.Option(metavar="SEEDS", help="Seeds it is chosen on, such as 90,91.", show_default=False),
+    str | None, typer.Option(metavar="SEEDS", help="Seeds it is chosen on, such as 90,91.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout.")]
 

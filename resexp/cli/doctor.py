@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,21 +23,18 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine: devices, precision, data, results folder. Exit code 1 if one fails."""
+    found: list[Any]
     if results is not None:
-        doctor_results(results, as_json)
-    from resexp.commands.doctor import examine, text
-    from resexp.config import compose
+        from resexp.commands import doctor_results
 
-    findings = examine(compose(overrides or []).settings)
-    say([asdict(finding) for finding in findings], lambda: text(findings), as_json)
-    raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+        root, _ = select([str(results)])
+        found = doctor_results.inspect(root)
+        words = doctor_results.text(root, found)
+    else:
+        from resexp.commands import doctor as machine
+        from resexp.config import compose
 
-
-def doctor_results(folder: Path, as_json: bool) -> None:
-    """Say what is wrong in a results folder, and leave."""
-    from resexp.commands import doctor_results as inspection
-
-    root, _ = select([str(folder)])
-    found = inspection.inspect(root)
-    say([asdict(one) for one in found], lambda: inspection.text(root, found), as_json)
+        found = machine.examine(compose(overrides or []).settings)
+        words = machine.text(found)
+    say([asdict(one) for one in found], lambda: words, as_json)
     raise typer.Exit(1 if any(one.level == "fail" for one in found) else 0)

@@ -70,15 +70,13 @@ resexp probe all results/digits""",
 )
 def probe(
     name: Annotated[
-        str | None,
-        typer.Argument(metavar="[NAME|all]", help="A probe, or all of them.", show_default=False),
+        str | None, typer.Argument(metavar="[NAME|all]", help="A probe, or all of them.")
     ] = None,
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[RUNS] [KEY=VALUE]...",
             help="A folder of trained runs and filters; or settings, for networks at their start.",
-            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
@@ -120,12 +118,10 @@ What is not typed is as in He et al. 2015: batches of 128 images of 32x32, cropp
 )
 def bench(
     overrides: Overrides = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0.001, help="For the timing of each loop.")
-    ] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.001, help="For the timing of each loop.")] = 5.0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE.json", help="Write the JSON to a file too."),
+        typer.Option(metavar="FILE.json", help="Write the JSON to a file too."),
     ] = None,
     as_json: Json = False,
 ) -> None:

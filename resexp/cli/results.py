@@ -14,54 +14,17 @@ from resexp.cli.app import ChosenOn, Json, Selection, app, numbers, say, select
 from resexp.console import folded, width
 from resexp.settings import UsageError
 
-
-class Form(StrEnum):
-    """How a table is printed."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    latex = "latex"
-
-
-class Figure(StrEnum):
-    """File format of a figure."""
-
-    png = "png"
-    svg = "svg"
-    pdf = "pdf"
-
-
-class Style(StrEnum):
-    """Layout of a figure."""
-
-    screen = "screen"
-    paper = "paper"
-    slide = "slide"
-
-
-#: A figure that ``resexp plot`` can draw.
-Kind = StrEnum("Kind", {name: name for name in FIGURES})  # type: ignore[misc]
-
-
-class Listing(StrEnum):
-    """What ``resexp list`` lists."""
-
-    runs = "runs"
-    archs = "archs"
-    data = "data"
-    recipes = "recipes"
-    optimizers = "optimizers"
-    experiments = "experiments"
-    settings = "settings"
-
+Form = StrEnum("Form", "text markdown csv latex")  # of a table
+Format = StrEnum("Format", "png svg pdf")  # of a figure's file
+Style = StrEnum("Style", "screen paper slide")
+Figure = StrEnum("Figure", {name: name for name in FIGURES})  # type: ignore[misc]
+LISTINGS = ("runs", "archs", "data", "recipes", "optimizers", "experiments", "settings")
 
 Baseline = Annotated[
     str | None,
     typer.Option(
         metavar="SERIES",
         help="Series tested for degradation; default: plain. A control: --baseline residual.",
-        show_default=False,
     ),
 ]
 
@@ -72,15 +35,14 @@ Baseline = Annotated[
 )
 def plot(
     selection: Selection = None,
-    form: Annotated[Figure, typer.Option("--format", help="File format.")] = Figure.png,
+    form: Annotated[Format, typer.Option("--format", help="File format.")] = Format.png,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the figures; default: beside the runs.")
+        Path | None, typer.Option(help="Folder for the figures; default: beside the runs.")
     ] = None,
     style: Annotated[
         Style,
         typer.Option(
-            "--style",
-            help="paper: curves as in figure 6 of He et al. 2015; slide: text of 14 pt or more.",
+            help="paper: curves as in figure 6 of He et al. 2015; slide: text of 14 pt or more."
         ),
     ] = Style.screen,
     width: Annotated[
@@ -90,17 +52,12 @@ def plot(
             min=6,
             max=100,
             help="Printed width, text of 7 pt or more: 8.5 is one column of a paper.",
-            show_default=False,
         ),
     ] = None,
     dpi: Annotated[int, typer.Option(min=50, max=1200, help="Pixels an inch of a PNG.")] = 200,
-    title: Annotated[
-        str | None,
-        typer.Option(help='Above the figure; "" for nothing.', show_default=False),
-    ] = None,
+    title: Annotated[str | None, typer.Option(help='Above the figure; "" for nothing.')] = None,
     which: Annotated[
-        list[Kind] | None,
-        typer.Option("--which", help="A figure to draw; again for more.", show_default=False),
+        list[Figure] | None, typer.Option(help="A figure to draw; again for more.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open them in a viewer.")] = False,
     as_json: Json = False,
@@ -138,8 +95,7 @@ def table(
     from resexp.analysis import results
     from resexp.analysis import table as tables
 
-    root, filters = select(selection)
-    runs = results.require_runs(root, filters)
+    runs = results.require_runs(*select(selection))
     rows = tables.rows(runs, published=published)
     written = tables.render(rows, "json" if as_json else form.value)
     if form is Form.text and not as_json:
@@ -169,16 +125,13 @@ def verdict(
         typer.Option(
             metavar="SETTING",
             help="Each network at its own best value of it, such as lr; see resexp best.",
-            show_default=False,
         ),
     ] = None,
     chosen_on: ChosenOn = None,
     axis: Annotated[
         str | None,
         typer.Option(
-            metavar="SETTINGS",
-            help="A verdict for each value of it: optimizer, or optimizer,init.",
-            show_default=False,
+            metavar="SETTINGS", help="A verdict for each value of it: optimizer, or optimizer,init."
         ),
     ] = None,
     as_json: Json = False,
@@ -224,9 +177,7 @@ def best(
     then: Annotated[
         str | None,
         typer.Option(
-            metavar="SEEDS",
-            help="Print the commands that train these seeds at the best values.",
-            show_default=False,
+            metavar="SEEDS", help="Print the commands that train these seeds at the best values."
         ),
     ] = None,
     as_json: Json = False,
@@ -235,11 +186,10 @@ def best(
     from resexp.analysis import results
     from resexp.analysis.verdict import best as choosing
 
-    root, filters = select(selection)
     seeds = numbers(chosen_on)
     if not seeds:
         raise UsageError("name the seeds to choose on: --chosen-on 90,91")
-    choices = choosing.choose(results.require_runs(root, filters), setting, seeds)
+    choices = choosing.choose(results.require_runs(*select(selection)), setting, seeds)
     lines = choosing.commands(choices, then) if then else choosing.table(choices, setting)
     say([choice.as_dict() for choice in choices], lambda: "\n".join(lines), as_json)
 
@@ -252,8 +202,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     filters: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Filters for both.", show_default=False),
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Filters for both.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -270,7 +219,7 @@ def compare(
 def report(
     selection: Selection = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File or folder; default: beside the runs.")
+        Path | None, typer.Option(help="File or folder; default: beside the runs.")
     ] = None,
     baseline: Baseline = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
@@ -292,7 +241,7 @@ def report(
 )
 def export(
     selection: Selection = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("export"),
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("export"),
     unpack: Annotated[
         bool, typer.Option("--unpack", help="The other way: a pair's runs as folders beside it.")
     ] = False,
@@ -314,27 +263,22 @@ def export(
 )
 def list_(
     what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar=f"[{'|'.join(Listing)}] [RESULTS] [KEY=VALUE]...",
-            show_default=False,
-        ),
+        list[str] | None, typer.Argument(metavar=f"[{'|'.join(LISTINGS)}] [RESULTS] [KEY=VALUE]...")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List runs (with filters), or what can be chosen."""
     from resexp.commands import listing
 
-    words = what or []
-    kind = Listing(words[0]) if words and words[0] in list(Listing) else None
-    if kind in (None, Listing.runs):
-        found = listing.runs(*select(words if kind is None else words[1:]))
-    elif kind is Listing.settings:
-        found = listing.settings(words[1:])
-    elif words[1:]:
-        raise UsageError(f"resexp list {kind} takes no {words[1]}. Filters go with runs.")
+    kind, *words = what if what and what[0] in LISTINGS else ["runs", *(what or [])]
+    if kind == "runs":
+        found = listing.runs(*select(words))
+    elif kind == "settings":
+        found = listing.settings(words)
+    elif words:
+        raise UsageError(f"resexp list {kind} takes no {words[0]}. Filters go with runs.")
     else:
-        found = listing.options(kind.value)
+        found = listing.options(kind)
     say(found, lambda: listing.text(found), as_json)
 
 

@@ -24,14 +24,10 @@ Cfg = Annotated[
         metavar="job|hydra|all",
         help="Print what would be composed, and train nothing.",
         autocompletion=lambda: ["job", "hydra", "all"],
-        show_default=False,
     ),
 ]
 ConfigDir = Annotated[
-    str | None,
-    typer.Option(
-        "--config-dir", metavar="DIR", help="Experiments of your own.", show_default=False
-    ),
+    str | None, typer.Option("--config-dir", metavar="DIR", help="Experiments of your own.")
 ]
 
 
@@ -99,8 +95,7 @@ def preregister(
     context: typer.Context,
     overrides: Overrides = None,
     hypotheses: Annotated[
-        list[str] | None,
-        typer.Option("--hypothesis", help="What you expect; again for more.", show_default=False),
+        list[str] | None, typer.Option("--hypothesis", help="What you expect; again for more.")
     ] = None,
 ) -> None:
     """Fix rule, depths, seeds, recipe and hypotheses in a file, before the runs that test them."""

@@ -56,16 +56,12 @@ def ends(
         tell(done, len(cases), case.run.run)
         rows.append(row_of(case.run, str(arm(case)), key))
     runs = [case.run for case in cases if case.run is not None]
-    unlike = [
-        one
-        for one in mismatches(runs, [])
-        if one.key not in {key, *apart} and not one.key.startswith("environment.")
-    ]
-    if unlike:
-        raise UsageError(
-            f"{name} compares like with like, and {unlike[0].run} and {unlike[0].other_run} differ "
-            f"in {unlike[0].key}. Choose with a filter."
-        )
+    for differing, ((one, _), (other, _)) in mismatches(runs).items():
+        if differing not in {key, *apart} and not differing.startswith("environment."):
+            raise UsageError(
+                f"{name} compares like with like, and {one} and {other} differ in {differing}. "
+                "Choose with a filter."
+            )
     table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["arm", "depth"])
     if not common(judged(table), arms):
         chosen = f" (their {key} chosen on seeds {CHOICE[0]} and {CHOICE[1]})" if key else ""

@@ -57,7 +57,7 @@ def decide(
         shallow=shallow,
         deep=deep,
         depths=sorted({run.depth for run in arms[baseline] if shallow <= run.depth <= deep}),
-        steps=select.steps(run),
+        steps=run.setting("steps"),
         baseline=baseline,
         arms=judged,
         interactions=interactions,

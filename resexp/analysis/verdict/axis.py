@@ -14,20 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from resexp.analysis.formatting import aligned
-from resexp.analysis.results import Run, spell
+from resexp.analysis.results import Run, grouped, spell
 from resexp.analysis.statistics import holm, t_p
-from resexp.analysis.verdict import decide
+from resexp.analysis.verdict import decide, rule
 from resexp.analysis.verdict.best import without
-from resexp.analysis.verdict.rule import (
-    DEGRADES,
-    DOES_NOT_DEGRADE,
-    ENOUGH_SEEDS,
-    INCONCLUSIVE,
-    LEAST_RISE,
-    LEVEL,
-    PRELIMINARY,
-    Verdict,
-)
 from resexp.analysis.verdict.text import cells
 from resexp.settings import UsageError
 
@@ -40,7 +30,7 @@ class Value:
     reading: str  # of the baseline, both p adjusted over the values
     p_degrades: float  # by Holm
     p_does_not: float
-    verdict: Verdict
+    verdict: rule.Verdict
 
 
 def by_value(runs: Sequence[Run], axis: str, **options: Any) -> list[Value]:
@@ -48,70 +38,58 @@ def by_value(runs: Sequence[Run], axis: str, **options: Any) -> list[Value]:
 
     Raises UsageError if there is one value, or none can be judged.
     """
-    for key in axis.split(","):
+    keys = axis.split(",")
+    for key in keys:
         if key != "arch" and any(key not in run.settings for run in runs):
             raise UsageError(f"--axis: there is no setting {key}. See: resexp list settings")
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(held(run, axis), []).append(unnamed(run, axis))
+    groups = grouped(runs, lambda run: held(run, keys))
     if len(groups) < 2:
         only = next(iter(groups), "")
         raise UsageError(f"all runs here have one value of {axis}: {only}. Train other values.")
-    verdicts = {value: decide(group, **options) for value, group in groups.items()}
-    rises = [one.arms[0].change.train_error for one in verdicts.values()]
+    verdicts = [decide([without(run, keys) for run in one], **options) for one in groups.values()]
+    rises = [one.arms[0].change.train_error for one in verdicts]
     degrades = holm([t_p(rise) for rise in rises])
-    does_not = holm([1 - t_p(rise, LEAST_RISE) for rise in rises])
+    does_not = holm([1 - t_p(rise, rule.LEAST_RISE) for rise in rises])
     return [
         Value(value, read(one, above, below), above, below, one)
-        for (value, one), above, below in zip(verdicts.items(), degrades, does_not, strict=True)
+        for value, one, above, below in zip(groups, verdicts, degrades, does_not, strict=True)
     ]
 
 
-def held(run: Run, axis: str) -> str:
+def held(run: Run, keys: Sequence[str]) -> str:
     """The value of one setting; of several what was typed: ``optimizer=muon, init=dirac``."""
-    if axis == "arch":
+    if [*keys] == ["arch"]:
         return run.arch
-    keys = axis.split(",")
-    values = {key: spell(run.setting(key)) for key in keys}
     if len(keys) == 1:
-        return values[axis]
-    typed = [f"{key.split('.')[-1]}={values[key]}" for key in keys if key in run.extras]
-    return ", ".join(typed) or "none"
+        return spell(run.setting(keys[0]))
+    typed = [key for key in keys if key in run.extras]
+    said = [f"{key.rpartition('.')[2]}={spell(run.setting(key))}" for key in typed]
+    return ", ".join(said) or "none"
 
 
-def unnamed(run: Run, axis: str) -> Run:
-    """The run, named without the settings of the axis."""
-    for key in axis.split(","):
-        run = without(run, key)
-    return run
-
-
-def read(verdict: Verdict, degrades: float, does_not: float) -> str:
+def read(verdict: rule.Verdict, degrades: float, does_not: float) -> str:
     """The reading of a baseline with both p adjusted."""
-    rise, reading = verdict.arms[0].change.train_error, verdict.arms[0].reading
-    if rise.n < ENOUGH_SEEDS:
-        return PRELIMINARY
-    if reading == DEGRADES and degrades <= LEVEL:
-        return DEGRADES
-    return DOES_NOT_DEGRADE if reading == DOES_NOT_DEGRADE and does_not <= LEVEL else INCONCLUSIVE
+    arm = verdict.arms[0]
+    if arm.change.train_error.n < rule.ENOUGH_SEEDS:
+        return rule.PRELIMINARY
+    p = {rule.DEGRADES: degrades, rule.DOES_NOT_DEGRADE: does_not}.get(arm.reading, math.inf)
+    return arm.reading if p <= rule.LEVEL else rule.INCONCLUSIVE
 
 
 def text(found: Sequence[Value], axis: str) -> str:
     """The values as aligned lines, the smallest rise first."""
     first = found[0].verdict
     heads = [axis, "rise in points (95 %)", "one-sided 95 %", "n", f"{first.baseline} networks"]
-    rows = []
-    notes: dict[str, None] = {}
+    rows, notes = [], []
     for one in sorted(found, key=lambda one: one.verdict.arms[0].change.train_error.mean):
-        for arm in one.verdict.arms:
-            own = arm is one.verdict.arms[0]
-            name = one.value if own else f"  {arm.series}"
-            said = one.reading if own else arm.reading
-            rows.append([name, *cells(arm.change, math.nan)[:3], said])
-        notes |= dict.fromkeys(f"{one.value}: {note}" for note in one.verdict.notes)
+        own, *others = one.verdict.arms
+        rows.append([one.value, *cells(own.change, math.nan)[:3], one.reading])
+        for arm in others:
+            rows.append([f"  {arm.series}", *cells(arm.change, math.nan)[:3], arm.reading])
+        notes += dict.fromkeys(f"{one.value}: {note}" for note in one.verdict.notes)
     head = (
         f"Training deeper {first.baseline} networks, by {axis} ({first.deep} against "
         f"{first.shallow} layers, {first.steps:,} steps, {first.data}, recipe {first.recipe}):"
     )
-    rule = f"By the rule of resexp verdict for each {axis}, both answers by Holm over {len(found)}."
-    return "\n".join([head, *aligned(heads, rows), rule, *notes])
+    law = f"By the rule of resexp verdict for each {axis}, both answers by Holm over {len(found)}."
+    return "\n".join([head, *aligned(heads, rows), law, *notes])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resexp.analysis.formatting import aligned, signed
-from resexp.analysis.results import Run, spell
+from resexp.analysis.results import Run, grouped, spell
 from resexp.analysis.verdict.select import endpoint
 from resexp.settings import UsageError, identity
 
@@ -48,79 +48,74 @@ def choose(runs: Sequence[Run], setting: str, seeds: Sequence[int]) -> list[Choi
     held = [run.setting(setting) for run in runs]
     if not any(all(isinstance(one, kind) for one in held) for kind in (str, int | float)):
         raise UsageError(f"the values of {setting} have no order. Try lr.")
-    found: dict[str, dict[Any, dict[int, float]]] = {}
-    of: dict[tuple[str, Any], Run] = {}
-    varied = varying(runs, setting)
-    for run in runs:
-        network, value, end = name(run, varied), run.setting(setting), endpoint(run)
-        losses = found.setdefault(network, {}).setdefault(value, {})
-        if run.seed in seeds and end is not None:
-            losses[run.seed] = end["loss"]
-            of.setdefault((network, value), run)
     choices = []
-    for network, values in found.items():
-        means = {
-            value: sum(losses.values()) / len(losses)
-            for value, losses in values.items()
-            if len(losses) == len(set(seeds))
-        }
-        if len(values) == 1 and not means:
-            continue  # there is nothing to choose
-        if not means:
+    for network, its in by_network(runs, setting).items():
+        values = grouped(its, lambda run: run.setting(setting))
+        means = {}
+        for value, some in values.items():
+            ends = {run.seed: end for run in some if (end := endpoint(run)) is not None}
+            losses = [ends[seed]["loss"] for seed in sorted(set(seeds)) if seed in ends]
+            if len(losses) == len(set(seeds)):
+                means[value] = sum(losses) / len(losses)
+        if means:
+            best = min(means, key=means.__getitem__)
+            run = next(run for run in values[best] if run.seed in seeds)
+            choices.append(Choice(network, best, means[best], [*means], run))
+        elif len(values) > 1:
             wanted = ",".join(map(str, seeds))
             raise UsageError(f"{network} was not trained with seed={wanted} at any {setting}.")
-        best = min(means, key=lambda value: means[value])
-        choices.append(Choice(network, best, means[best], [*means], of[network, best]))
     return choices
 
 
-def varying(runs: Sequence[Run], setting: str) -> set[str]:
-    """The typed settings, but ``setting``, in which some of the runs differ."""
-    keys = {key for run in runs for key in run.extras} - {setting}
-    return {key for key in keys if len({spell(run.extras.get(key)) for run in runs}) > 1}
+def by_network(runs: Sequence[Run], setting: str) -> dict[str, list[Run]]:
+    """Runs by network and recipe, whatever their seed and ``setting``.
+
+    A recipe is named by the typed settings in which some of the runs differ.
+    """
+    keys = sorted({key for run in runs for key in run.extras} - {setting})
+    varied = [key for key in keys if len({spell(run.extras.get(key)) for run in runs}) > 1]
+
+    def name(run: Run) -> str:
+        words = [f"{key}={spell(run.extras[key])}" for key in varied if key in run.extras]
+        return ",".join([f"{run.arch}-{run.depth}", *words])
+
+    return grouped(runs, name)
 
 
-def name(run: Run, varied: set[str]) -> str:
-    """A network and its recipe, whatever its seed and the setting that is chosen."""
-    words = [f"{key}={spell(run.extras[key])}" for key in sorted(run.extras) if key in varied]
-    return ",".join([f"{run.arch}-{run.depth}", *words])
-
-
-def at_best(
-    runs: Sequence[Run], choices: Sequence[Choice], setting: str, seeds: Sequence[int]
-) -> list[Run]:
+def each_at_best(
+    runs: Sequence[Run], setting: str, seeds: Sequence[int]
+) -> tuple[list[Run], list[str]]:
     """The runs of all other seeds at the value chosen for their network, named without it.
 
-    All those of a network that has one value.
+    All those of a network that has one value. Also returns what was chosen, in a sentence.
     """
+    choices = choose(runs, setting, seeds)
     chosen = {choice.network: choice.value for choice in choices}
-    varied = varying(runs, setting)
-    fresh = [
-        without(run, setting)
-        for run in runs
-        if run.seed not in seeds
-        and run.setting(setting) == chosen.get(name(run, varied), run.setting(setting))
-    ]
+    kept = {
+        run.path
+        for network, its in by_network(runs, setting).items()
+        for run in its
+        if run.setting(setting) == chosen.get(network, run.setting(setting))
+    }
+    fresh = [run for run in runs if run.seed not in seeds and run.path in kept]
     if not fresh:
         raise UsageError(
             f"no runs of other seeds than those that {setting} was chosen on. "
             f"See what to train: resexp best {runs[0].experiment} --setting {setting} "
             f"--chosen-on {','.join(map(str, seeds))}"
         )
-    return fresh
+    told = ", ".join(
+        f"{choice.network} {spell(choice.value)}{' (the edge)' if choice.at_edge else ''}"
+        for choice in choices
+    )
+    on = f"chosen on seeds {', '.join(map(str, seeds))} by clean training loss"
+    judged = [without(run, [setting]) for run in fresh]
+    return judged, [f"Each network at its best {setting}, {on}: {told}."]
 
 
-def each_at_best(
-    runs: Sequence[Run], setting: str, seeds: Sequence[int]
-) -> tuple[Sequence[Run], list[str]]:
-    """The runs of all other seeds, each network at its best value, and what was chosen."""
-    choices = choose(runs, setting, seeds)
-    return at_best(runs, choices, setting, seeds), [sentence(choices, setting, seeds)]
-
-
-def without(run: Run, setting: str) -> Run:
-    """The run, named without a setting: so those that differ in it alone are of one kind."""
-    extras = {key: value for key, value in run.extras.items() if key != setting}
+def without(run: Run, settings: Sequence[str]) -> Run:
+    """The run, named without these: so those that differ in them alone are of one kind."""
+    extras = {key: value for key, value in run.extras.items() if key not in settings}
     return replace(run, record=run.record | {"extras": extras})
 
 
@@ -142,13 +137,3 @@ def table(choices: Sequence[Choice], setting: str) -> list[str]:
         edge = "at the edge: try values beyond" if choice.at_edge else ""
         rows.append([choice.network, spell(choice.value), signed(choice.loss, 2), tried, edge])
     return aligned(["network", setting, "log10 clean loss", "tried", ""], rows)
-
-
-def sentence(choices: Sequence[Choice], setting: str, seeds: Sequence[int]) -> str:
-    """Which value each network was judged at."""
-    told = ", ".join(
-        f"{choice.network} {spell(choice.value)}{' (the edge)' if choice.at_edge else ''}"
-        for choice in choices
-    )
-    chosen = f"chosen on seeds {', '.join(map(str, seeds))} by clean training loss"
-    return f"Each network at its best {setting}, {chosen}: {told}."

@@ -172,23 +172,22 @@ def difference(left: Mapping[int, Endpoint], right: Mapping[int, Endpoint]) -> d
     }
 
 
-def interval(values: Mapping[int, Endpoint], measure: str = "train_error") -> Interval:
-    return paired_t([found[measure] for found in values.values()])
-
-
 def summary(values: Mapping[int, Endpoint]) -> Change:
     """Intervals and p over seeds. Raises UsageError for more than ``MOST_FLIPS`` of them."""
     if len(values) > MOST_FLIPS:
         raise UsageError(f"{len(values)} seeds are more than {MOST_FLIPS}. Choose with a filter.")
-    rise = interval(values)
+    errors, losses, tests = (
+        [found[measure] for found in values.values()]
+        for measure in ("train_error", "loss", "test_error")
+    )
     return Change(
         seeds=list(values),
-        train_error=rise,
+        train_error=(rise := paired_t(errors)),
         p=t_p(rise),
-        p_flips=sign_flip_p([found["train_error"] for found in values.values()]),
-        loss=interval(values, "loss"),
-        test_error=interval(values, "test_error"),
-        gap=paired_t([found["test_error"] - found["train_error"] for found in values.values()]),
+        p_flips=sign_flip_p(errors),
+        loss=paired_t(losses),
+        test_error=paired_t(tests),
+        gap=paired_t([test - error for test, error in zip(tests, errors, strict=True)]),
     )
 
 
@@ -205,41 +204,33 @@ def judge(
     """
     rises = {series: changes(one, shallow, deep) for series, one in numbers.items()}
     first, *others = rises
-    summaries = {series: summary(rise) for series, rise in rises.items()}
+    changed = {series: summary(rise) for series, rise in rises.items()}
     minus = {series: summary(difference(rises[first], rises[series])) for series in others}
-    p_values = [change.p for change in summaries.values()]
-    p_values[1:] = holm(p_values[1:])
-    arms = [
-        read(series, change, count_rising(numbers[series], change.seeds, shallow, deep), p)
-        for (series, change), p in zip(summaries.items(), p_values, strict=True)
-    ]
-    for arm in arms:
-        if arm.series in untrained and arm.reading != DEGRADES:
-            arm.reading, arm.label = INCONCLUSIVE, UNTRAINED
+    p_values = [changed[first].p, *holm([changed[series].p for series in others])]
+    arms = []
+    for (series, change), p in zip(changed.items(), p_values, strict=True):
+        rising = count_rising(numbers[series], change.seeds, shallow, deep)
+        arms.append(Arm(series, change, rising, p, *read(change, p, series in untrained)))
     if arms[0].reading == DEGRADES:
         cures = holm([cure_p(arm.change, minus[arm.series]) for arm in arms[1:]])
+        deepest = {series: at_depth(one, deep) for series, one in numbers.items()}
         for arm, p in zip(arms[1:], cures, strict=True):
-            deepest = (at_depth(numbers[series], deep) for series in (first, arm.series))
-            better = interval(difference(*deepest)).mean > 0
+            gains = difference(deepest[first], deepest[arm.series]).values()
+            better = paired_t([gain["train_error"] for gain in gains]).mean > 0
             arm.cure, arm.cure_p = cure(arm, minus[arm.series], p, better), p
     return arms, minus
 
 
-def read(series: str, change: Change, rising: int, p: float) -> Arm:
-    """One arm, from its change and the p of its rise."""
+def read(change: Change, p: float, untrained: bool) -> tuple[str, str]:
+    """An arm's reading, by the p of its rise, and its label: optimisation or overfitting."""
     rise = change.train_error
     if rise.mean >= LEAST_RISE and rise.lower > 0 and p <= LEVEL:
-        reading = DEGRADES
-    else:
-        reading = DOES_NOT_DEGRADE if rise.upper < LEAST_RISE else INCONCLUSIVE
-    return Arm(series, change, rising, p, reading, label(change, reading))
-
-
-def label(change: Change, reading: str) -> str:
-    """Optimisation or overfitting, by the intervals of training error and of the gap."""
-    if reading == DEGRADES:
-        return DEGRADATION
-    return OVERFITTING if reading == DOES_NOT_DEGRADE and change.gap.lower > 0 else NEITHER
+        return DEGRADES, DEGRADATION
+    if untrained:
+        return INCONCLUSIVE, UNTRAINED
+    if rise.upper < LEAST_RISE:
+        return DOES_NOT_DEGRADE, OVERFITTING if change.gap.lower > 0 else NEITHER
+    return INCONCLUSIVE, NEITHER
 
 
 def cure_p(change: Change, minus: Change) -> float:
@@ -259,16 +250,14 @@ def cure(arm: Arm, minus: Change, p: float, better: bool) -> str:
         return INCONCLUSIVE
     if arm.reading == DEGRADES or not better:
         return NOT_CURED
-    non_inferior = arm.reading == DOES_NOT_DEGRADE
-    shown = non_inferior and minus.train_error.lower > 0 and p <= LEVEL
-    return CURED if shown else INCONCLUSIVE
+    shown = minus.train_error.lower > 0 and p <= LEVEL
+    return CURED if arm.reading == DOES_NOT_DEGRADE and shown else INCONCLUSIVE
 
 
 def outcome(arms: Sequence[Arm]) -> tuple[str, int]:
     """What the baseline's reading makes of the claim, and the exit code of it and the cures."""
-    if len(arms[0].change.seeds) < ENOUGH_SEEDS:
-        return PRELIMINARY, EXIT_CODES[PRELIMINARY]
-    decided = arms[0].reading
+    enough = len(arms[0].change.seeds) >= ENOUGH_SEEDS
+    decided = arms[0].reading if enough else PRELIMINARY
     if decided == DEGRADES and any(arm.cure != CURED for arm in arms[1:]):
         return decided, SOME_NOT_CURED
     return decided, EXIT_CODES[decided]
@@ -276,32 +265,34 @@ def outcome(arms: Sequence[Arm]) -> tuple[str, int]:
 
 def count_rising(numbers: Endpoints, seeds: Iterable[int], shallow: int, deep: int) -> int:
     """Seeds whose error is higher at every depth than at the depth trained before it."""
-    between = sorted({depth for depth, _ in numbers if shallow <= depth <= deep})
     count = 0
     for seed in seeds:
-        held = [numbers[depth, seed] for depth in between if (depth, seed) in numbers]
-        errors = [found["train_error"] for found in held]
+        errors = [
+            found["train_error"]
+            for (depth, its), found in sorted(numbers.items())
+            if its == seed and shallow <= depth <= deep
+        ]
         count += all(before < after for before, after in pairwise(errors))
     return count
 
 
 def remarks(arm: Arm) -> list[str]:
     """What the reading of the baseline does not say."""
-    seeds = len(arm.change.seeds)
-    if arm.reading == DEGRADES and arm.rising <= seeds / 2:
-        return [
-            f"The error rises at every depth between in only {arm.rising} of {seeds} seeds, which "
-            "is no part of the rule."
-        ]
-    return []
+    seen = f"{arm.rising} of {len(arm.change.seeds)} seeds, which is no part of the rule."
+    flat = arm.reading == DEGRADES and arm.rising <= len(arm.change.seeds) / 2
+    return [f"The error rises at every depth between in only {seen}"] if flat else []
 
 
 # --- beside the decision: other pairs of depths, and more steps
 
 
 def all_contrasts(numbers: Mapping[str, Endpoints]) -> list[Contrast]:
-    """Every arm's change between every two depths, and the first arm's minus each other's."""
-    pairs = list(combinations(sorted({depth for one in numbers.values() for depth, _ in one}), 2))
+    """Every arm's change between every two depths, and the first arm's minus each other's.
+
+    p by Holm over those pairs of a series that have a seed.
+    """
+    depths = sorted({depth for one in numbers.values() for depth, _ in one})
+    pairs = list(combinations(depths, 2))
     families = {
         series: {pair: changes(one, *pair) for pair in pairs} for series, one in numbers.items()
     }
@@ -310,20 +301,16 @@ def all_contrasts(numbers: Mapping[str, Endpoints]) -> list[Contrast]:
         families[f"{first} minus {other}"] = {
             pair: difference(families[first][pair], families[other][pair]) for pair in pairs
         }
-    return [one for series, family in families.items() for one in adjusted(series, family)]
-
-
-def adjusted(
-    series: str, family: Mapping[tuple[int, int], Mapping[int, Endpoint]]
-) -> list[Contrast]:
-    """The contrasts of one series, p by Holm over those pairs that have a seed."""
-    found = {pair: summary(values) for pair, values in family.items() if values}
-    flips = holm([change.p_flips for change in found.values()])
-    tests = holm([change.p for change in found.values()])
-    return [
-        Contrast(*pair, series, change, p, by_t)
-        for (pair, change), p, by_t in zip(found.items(), flips, tests, strict=True)
-    ]
+    contrasts = []
+    for series, family in families.items():
+        found = {pair: summary(values) for pair, values in family.items() if values}
+        flips = holm([change.p_flips for change in found.values()])
+        tests = holm([change.p for change in found.values()])
+        contrasts += [
+            Contrast(*pair, series, change, p, by_t)
+            for (pair, change), p, by_t in zip(found.items(), flips, tests, strict=True)
+        ]
+    return contrasts
 
 
 def check_budget(
@@ -343,12 +330,11 @@ def check_budget(
         for steps, found in sorted(longer.items()):
             more = changes(found.get(arm.series, {}), shallow, deep)
             seeds = [seed for seed in once if seed in more]
-            if not seeds:
-                continue
             before, after = (
-                interval({seed: rise[seed] for seed in seeds}) for rise in (once, more)
+                paired_t([rise[seed]["train_error"] for seed in seeds]) for rise in (once, more)
             )
             rises = arm.reading == DEGRADES and before.mean > 0
             closed = 1 - after.mean / before.mean if rises else None
-            checks.append(Budget(arm.series, steps, seeds, before, after, closed))
+            if seeds:
+                checks.append(Budget(arm.series, steps, seeds, before, after, closed))
     return checks

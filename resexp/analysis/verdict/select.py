@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from resexp.analysis.results import Run, order, spell
+from resexp.analysis.results import Run, grouped, order, spell
 from resexp.analysis.verdict.rule import ENOUGH_SEEDS, Endpoint, log_loss
 from resexp.settings import UsageError, identity
 
 SHALLOW = 20  # the paper's shallowest network, the reference where it was trained
 
 #: What is known of the data beside its settings: the same name may stand for other files.
-DATA_FACTS = ("train", "test", "shape", "classes")
+DATA_FACTS = ("data.train", "data.test", "data.shape", "data.classes")
 
 #: What the rule reads, and the columns that it is in.
 MEASURES = {
@@ -30,32 +30,14 @@ FAILURES = ("collapsed", "diverged", "failed")
 Arms = Mapping[str, Sequence[Run]]
 
 
-@dataclass(slots=True)
-class Mismatch:
-    """Two runs that differ in what twins must share."""
-
-    key: str
-    value: Any
-    run: str
-    other_value: Any
-    other_run: str
-
-    @property
-    def refusal(self) -> str:
-        """One sentence with what to type."""
-        letters = 12 if self.key.endswith("git_commit") else None
-        here, there = (spell(value)[:letters] for value in (self.value, self.other_value))
-        return (
-            f"the runs differ in {self.key}: {here} in {self.run}, {there} in {self.other_run}. "
-            f"Choose with a filter, such as {self.key}={spell(self.value)}, "
-            "or judge them together with --mixed."
-        )
+#: For each key in which runs differ, names and values of the first two that do.
+Mismatches = Mapping[str, tuple[tuple[str, Any], tuple[str, Any]]]
 
 
 def comparable(
     runs: Sequence[Run], allow_mixed: bool, free: str | None = None
-) -> tuple[list[Run], dict[int, list[Run]], list[Mismatch]]:
-    """The runs to judge, by steps those that are the budget check, and where they differ.
+) -> tuple[Sequence[Run], dict[int, list[Run]], list[str]]:
+    """The runs to judge, by steps those that are the budget check, and the keys they differ in.
 
     Raises UsageError for several experiments, and for a difference unless ``allow_mixed``; those in
     the setting ``free`` are none.
@@ -73,49 +55,48 @@ def comparable(
         )
     usual, longer = split_budgets(runs)
     found = mismatches(usual, [run for group in longer.values() for run in group])
-    unlike = [one for one in found if one.key != free]
+    unlike = [key for key in found if key != free]
     if unlike and not allow_mixed:
-        raise UsageError(unlike[0].refusal)
+        key, letters = unlike[0], 12 if unlike[0].endswith("git_commit") else None
+        (run, value), (other, its) = found[key]
+        raise UsageError(
+            f"the runs differ in {key}: {spell(value)[:letters]} in {run}, {spell(its)[:letters]} "
+            f"in {other}. Choose with a filter, such as {key}={spell(value)}, "
+            "or judge them together with --mixed."
+        )
     return usual, longer, unlike
 
 
-def steps(run: Run) -> int:
-    return int(run.setting("steps"))
-
-
-def split_budgets(runs: Sequence[Run]) -> tuple[list[Run], dict[int, list[Run]]]:
+def split_budgets(runs: Sequence[Run]) -> tuple[Sequence[Run], dict[int, list[Run]]]:
     """The runs to judge, of the fewest steps, and by steps those of the same networks at more.
 
     Where some network has larger numbers of steps only, they are no check, and all runs stay
     together.
     """
-    budgets: dict[int, list[Run]] = {}
-    for run in runs:
-        budgets.setdefault(steps(run), []).append(run)
-    usual = budgets.pop(min(budgets))
-    longer = [run for group in budgets.values() for run in group]
-    if {(arm_of(run), run.depth) for run in longer} <= {(arm_of(run), run.depth) for run in usual}:
-        return usual, budgets
-    return list(runs), {}
+    longer = grouped(runs, lambda run: int(run.setting("steps")))
+    usual = longer.pop(min(longer))
+    networks = {(arm_of(run), run.depth) for run in usual}
+    if all((arm_of(run), run.depth) in networks for group in longer.values() for run in group):
+        return usual, longer
+    return runs, {}
 
 
-def mismatches(usual: Sequence[Run], longer: Sequence[Run]) -> list[Mismatch]:
-    """Where the runs differ in more than arch, depth and seed: for each key the first two.
+def mismatches(usual: Sequence[Run], longer: Sequence[Run] = ()) -> Mismatches:
+    """Where the runs differ in more than arch, depth and seed.
 
     The ``longer`` may have more steps. What a record does not say about the data (it failed
     before) differs from nothing.
     """
-    shared = [(run, conditions(run)) for run in usual]
-    shared += [(run, conditions(run) | {"steps": steps(usual[0])}) for run in longer]
-    found = []
+    shared = [(run.run, conditions(run)) for run in usual]
+    shared += [(run.run, conditions(run) | {"steps": usual[0].setting("steps")}) for run in longer]
+    found = {}
     for key in sorted({key for _, held in shared for key in held}):
-        unknown = key in {f"data.{fact}" for fact in DATA_FACTS}
         values = [(run, held.get(key)) for run, held in shared]
-        known = [(run, value) for run, value in values if not (unknown and value is None)]
-        unlike = [(run, value) for run, value in known if value != known[0][1]]
+        if key in DATA_FACTS:
+            values = [(run, value) for run, value in values if value is not None]
+        unlike = [(run, value) for run, value in values if value != values[0][1]]
         if unlike:
-            (run, value), (other, other_value) = known[0], unlike[0]
-            found.append(Mismatch(key, value, run.run, other_value, other.run))
+            found[key] = values[0], unlike[0]
     return found
 
 
@@ -136,7 +117,7 @@ def conditions(run: Run) -> dict[str, Any]:
         code.append("resexp")
     return (
         shared
-        | {f"data.{fact}": run.record["data"].get(fact) for fact in DATA_FACTS}
+        | {fact: run.record["data"].get(fact.removeprefix("data.")) for fact in DATA_FACTS}
         | {f"environment.{key}": environment.get(key) for key in ("precision", *code)}
     )
 
@@ -157,16 +138,14 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
     Raises UsageError if an arm has two runs of the same depth and seed.
     """
-    arms: dict[str, list[Run]] = {}
-    seen: dict[tuple[str, int, int], Run] = {}
-    for run in sorted(runs, key=order):
-        arm = arm_of(run)
-        twin = seen.setdefault((arm, run.depth, run.seed), run)
-        if twin is not run:
+    ranked = sorted(runs, key=order)
+    for alike in grouped(ranked, lambda run: (arm_of(run), run.depth, run.seed)).values():
+        if len(alike) > 1:
             raise UsageError(
-                f"{twin.run} and {run.run} are the same network and seed. Choose with a filter."
+                f"{alike[0].run} and {alike[1].run} are the same network and seed. "
+                "Choose with a filter."
             )
-        arms.setdefault(arm, []).append(run)
+    arms = grouped(ranked, arm_of)
     return dict(sorted(arms.items(), key=lambda item: (order(item[1][0])[0], item[0])))
 
 
@@ -262,16 +241,10 @@ def untrained(arms: Arms, shallow: int) -> list[str]:
 
 def missing(arms: Arms, shallow: int, deep: int) -> list[str]:
     """Runs at the two depths that some other run has a counterpart of, and that do not count."""
-    depths = (shallow, deep)
-    at = {
-        (series, run.depth, run.seed): run
-        for series, runs in arms.items()
-        for run in runs
-        if run.depth in depths
-    }
-    seeds = sorted({seed for _, _, seed in at})
+    at = {(name, run.depth, run.seed): run for name, runs in arms.items() for run in runs}
+    seeds = sorted({seed for _, depth, seed in at if depth in (shallow, deep)})
     lacking = []
-    for series, depth, seed in ((s, d, n) for s in arms for d in depths for n in seeds):
+    for series, depth, seed in product(arms, (shallow, deep), seeds):
         run = at.get((series, depth, seed))
         if run is None:
             lacking.append(f"{series}-{depth}-s{seed} (no run)")
@@ -283,12 +256,11 @@ def missing(arms: Arms, shallow: int, deep: int) -> list[str]:
 # --- what a reader must know of the runs
 
 
-def circumstances(runs: Sequence[Run], unlike: Sequence[Mismatch]) -> list[str]:
+def circumstances(runs: Sequence[Run], unlike: Sequence[str]) -> list[str]:
     """Where the runs were made under unlike conditions, or by code that nobody can look up."""
     notes = []
     if unlike:
-        keys = ", ".join(mismatch.key for mismatch in unlike)
-        notes.append(f"Mixed on request: the runs differ in {keys}.")
+        notes.append(f"Mixed on request: the runs differ in {', '.join(unlike)}.")
     environments = [run.record.get("environment") or {} for run in runs]
     for key, what in (("torch", "versions of torch"), ("device", "kinds of device")):
         counts = Counter(str(one[key]) for one in environments if one.get(key) is not None)
