@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resexp.analysis.results import find_runs
+from resexp.analysis.results import find_runs, grouped
 from resexp.analysis.verdict.history import degrading
 from resexp.analysis.verdict.rule import LEVEL
 from resexp.analysis.verdict.select import endpoint
@@ -29,50 +29,35 @@ CHANCE = 90.0
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 #: Errors of one depth, shape [draws, seeds], of mean 0 and about unit spread.
 Noise = Callable[[np.random.Generator, tuple[int, int]], Array]
-
-
-def normal(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    return generator.normal(size=shape)
-
-
-def heavy(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Student's t of three degrees of freedom, at unit variance."""
-    return generator.standard_t(3, shape) / np.sqrt(3)
-
-
-def tenth(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    return generator.normal(size=shape) / 10
-
-
-def right(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Exponential: rare values far above the mean, as of networks that seldom fail."""
-    return generator.exponential(size=shape) - 1
-
-
-def left(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    return -right(generator, shape)
-
-
-def modes(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Two modes, two apart, each as likely: a network trains or it does not."""
-    return generator.choice([-1.0, 1.0], shape) + generator.normal(0, 0.1, shape)
-
+NOISE: dict[str, Noise] = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "tenth": lambda generator, shape: generator.normal(size=shape) / 10,
+    # Student's t of three degrees of freedom, at unit variance.
+    "heavy": lambda generator, shape: generator.standard_t(3, shape) / np.sqrt(3),
+    # Exponential: rare values far above the mean, as of networks that seldom fail.
+    "right": lambda generator, shape: generator.exponential(size=shape) - 1,
+    "left": lambda generator, shape: 1 - generator.exponential(size=shape),
+    # Two modes, two apart, each as likely: a network trains or it does not.
+    "modes": lambda generator, shape: (
+        generator.choice([-1.0, 1.0], shape) + generator.normal(0, 0.1, shape)
+    ),
+}
 
 #: What is simulated: noise of the shallow and of the deep network, its spread in points, and the
 #: share of runs, at both depths, that fail and count at chance.
-CELLS: dict[str, tuple[Noise, Noise, float, float]] = {
-    "normal, spread 1": (normal, normal, 1.0, 0.0),
-    "normal, spread 10": (normal, normal, 10.0, 0.0),
-    "heavy tails, spread 1": (heavy, heavy, 1.0, 0.0),
-    "heavy tails, spread 10": (heavy, heavy, 10.0, 0.0),
-    "deep ten times the spread of shallow, 10": (tenth, normal, 10.0, 0.0),
-    "both skewed to the right, spread 10": (right, right, 10.0, 0.0),
-    "deep skewed to the right, spread 10": (tenth, right, 10.0, 0.0),
-    "two modes, spread 10": (modes, modes, 10.0, 0.0),
-    "one run in ten fails, spread 1": (normal, normal, 1.0, 0.1),
-    "half of the runs fail, spread 1": (normal, normal, 1.0, 0.5),
-    "deep skewed to the left, spread 1": (tenth, left, 1.0, 0.0),
-    "deep skewed to the left, spread 10": (tenth, left, 10.0, 0.0),
+CELLS = {
+    "normal, spread 1": ("normal", "normal", 1.0, 0.0),
+    "normal, spread 10": ("normal", "normal", 10.0, 0.0),
+    "heavy tails, spread 1": ("heavy", "heavy", 1.0, 0.0),
+    "heavy tails, spread 10": ("heavy", "heavy", 10.0, 0.0),
+    "deep ten times the spread of shallow, 10": ("tenth", "normal", 10.0, 0.0),
+    "both skewed to the right, spread 10": ("right", "right", 10.0, 0.0),
+    "deep skewed to the right, spread 10": ("tenth", "right", 10.0, 0.0),
+    "two modes, spread 10": ("modes", "modes", 10.0, 0.0),
+    "one run in ten fails, spread 1": ("normal", "normal", 1.0, 0.1),
+    "half of the runs fail, spread 1": ("normal", "normal", 1.0, 0.5),
+    "deep skewed to the left, spread 1": ("tenth", "left", 1.0, 0.0),
+    "deep skewed to the left, spread 10": ("tenth", "left", 10.0, 0.0),
 }
 
 
@@ -82,7 +67,7 @@ def rises(cell: str, rise: float, seeds: int, draws: int) -> Array:
     shallow, deep, spread, failing = CELLS[cell]
     errors = []
     for noise, level in ((shallow, 20.0), (deep, 20.0 + rise)):
-        error = level + spread * noise(generator, (draws, seeds))
+        error = level + spread * NOISE[noise](generator, (draws, seeds))
         failed = generator.random((draws, seeds)) < failing
         errors.append(np.where(failed, CHANCE, error))
     return errors[1] - errors[0]
@@ -126,14 +111,9 @@ def against_itself(errors: Array) -> tuple[int, int]:
 
 def control(folder: Path) -> list[str]:
     """The table of the control: every network of a folder against itself."""
-    networks: dict[str, list[float]] = {}
-    for run in find_runs(folder):
-        end = endpoint(run)
-        if end is not None:
-            networks.setdefault(f"{run.arch}-{run.depth}", []).append(end["train_error"])
-    heads = ["network", "seeds", "clean training error", "splits that degrade"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for network, errors in networks.items():
+    lines = ["| network | seeds | clean training error | splits that degrade |", "|---" * 4 + "|"]
+    for network, runs in grouped(find_runs(folder), lambda run: f"{run.arch}-{run.depth}").items():
+        errors = [end["train_error"] for run in runs if (end := endpoint(run)) is not None]
         wrong, splits = against_itself(np.array(errors))
         spread = f"{np.mean(errors):.1f} %, spread {np.std(errors, ddof=1):.1f}"
         share = f"{wrong} of {splits} ({wrong / splits:.1%})"

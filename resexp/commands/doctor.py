@@ -83,7 +83,7 @@ def torchvision() -> str:
 def configs() -> str:
     """The shipped configuration files."""
     folder = choices.config_folder()
-    if not folder.is_dir() or not choices.options("arch"):
+    if not choices.options("arch"):
         raise UsageError(f"none in {folder}: install resexp again")
     return f"{folder}"
 
@@ -134,10 +134,9 @@ def engines(settings: Settings) -> Finding:
     for engine in (Engine.eager, Engine.graph, Engine.triton):
         try:
             check_engine(replace(settings, engine=engine), choose_device(settings.device))
+            there.append(engine.value)
         except UsageError as error:
             refusals.append(str(error))
-        else:
-            there.append(engine.value)
     if len(there) > 1 and refusals:
         return Finding("warn", "engines", f"{', '.join(there)}. {refusals[0]}")
     return Finding("ok", "engines", ", ".join(there))

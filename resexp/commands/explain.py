@@ -32,10 +32,7 @@ X, H = (2.0, 1.5, 0.8), (2.3, 1.4, 1.0)
 
 #: What layers are called; others go by the name of their class.
 KINDS = {
-    nn.Linear: "linear",
     nn.BatchNorm2d: "batch norm",
-    nn.GroupNorm: "group norm",
-    nn.LayerNorm: "layer norm",
     nn.ReLU: "ReLU",
     CReLU: "CReLU",
     nn.SELU: "SELU",
@@ -44,9 +41,6 @@ KINDS = {
 }
 
 DIAGRAMS = 4  # drawn unless all are asked for
-
-
-# The worked example
 
 
 def example() -> dict[str, list[float]]:
@@ -282,7 +276,8 @@ def explain(job: Job) -> Explanation:
     return Explanation(
         arch=job.arch,
         depth=settings.depth,
-        facts=choices.facts("arch", job.arch) | {"step": step(settings.optimizer)},
+        facts=choices.facts("arch", job.arch)
+        | {"step": f"{settings.optimizer}: {choices.describe('optimizer', settings.optimizer)}"},
         data=settings.data.name,
         shape=[channels, *size],
         classes=classes,
@@ -293,19 +288,13 @@ def explain(job: Job) -> Explanation:
     )
 
 
-def step(optimizer: str) -> str:
-    """What an optimizer does, after its name."""
-    return f"{optimizer}: {choices.describe('optimizer', optimizer)}"
-
-
 def shape(data: Data) -> tuple[int, tuple[int, int], int]:
     """Channels, height and width, and classes of a set's images; ``data.size`` goes first."""
     known = getattr(images.loader(data.loader), "SHAPE", None)  # if no file is needed to know
-    if known:
-        channels, size, classes = known
-    else:
+    if not known:
         held = images.load(data)
-        channels, size, classes = held.channels, held.size, len(held.classes)
+        known = held.channels, held.size, len(held.classes)
+    channels, size, classes = known
     return channels, (data.size, data.size) if data.size else size, classes
 
 
@@ -320,7 +309,7 @@ def text(found: Explanation, full: bool = False) -> str:
         f"({found.parameters_without_norm:,} without normalisation), "
         f"{found.flops / 1e6:,.1f} MFLOPs an image"
     )
-    drawn = found.blocks if full else found.blocks[:DIAGRAMS]
+    drawn = found.blocks[: None if full else DIAGRAMS]
     for one in drawn:
         others = f", and {len(one.alike)} alike" if one.alike else ""
         parts.append("\n    ".join([f"{one.block}{others}\n", *one.lines]))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resexp.analysis.results import Run, find_runs
+from resexp.analysis.results import find_runs
 from resexp.console import counted, duration, grid, percent, tell
 from resexp.runs.records import ERROR
 from resexp.settings import UsageError, choices, complete
@@ -52,6 +52,8 @@ def options(what: str) -> list[dict[str, Any]]:
     return [{group: option, **choices.facts(group, option)} for option in choices.options(group)]
 
 
+#: Settings that ``resexp show`` tells by other words.
+TOLD_APART = ("results", "depth", "seed", "arch.merge")
 #: What a column of people's tables is called, if not as its key.
 TITLES = {"clean_train_error": "clean training|error", "test_error": "test|error"}
 TITLES |= {"name": "experiment", "seconds": "time", "updated": "updated (UTC)"}
@@ -88,37 +90,25 @@ def known(fact: str | float | None) -> str:
 
 def find(name: str) -> dict[str, Any]:
     """The record of a run given by its folder, or by its name if one run alone has it."""
-    here = find_runs(Path(name))
-    if [run.run for run in here] == [Path(name).absolute().name]:
-        return record_of(here[0])
-    root = Path("results")
-    hits = [run for run in find_runs(root) if run.run == name] if root.is_dir() else []
-    if len(hits) == 1:
-        return record_of(hits[0])
-    if hits:
+    hits = find_runs(Path(name))
+    if [run.run for run in hits] != [Path(name).absolute().name]:
+        hits = [run for run in find_runs(Path("results")) if run.run == name]
+    if len(hits) > 1:
         places = ", ".join(str(hit.path) for hit in hits)
         raise UsageError(f"{name} names {len(hits)} runs: give the folder, one of {places}.")
-    raise UsageError(f"there is no run {name}. All runs: resexp list.")
-
-
-def record_of(run: Run) -> dict[str, Any]:
-    """A run's record and its place."""
-    return {"directory": str(run.path), **run.record}
+    if not hits:
+        raise UsageError(f"there is no run {name}. All runs: resexp list.")
+    return {"directory": str(hits[0].path), **hits[0].record}
 
 
 def show(record: dict[str, Any]) -> str:
     """A run for people: what it is, how it went, what it changed, how to repeat it."""
     last, place = record["last"], record.get("environment") or {}
     settings, data = complete(record["settings"]), record["data"]
-    defaults = complete({})
-    changed = {
-        key: value
-        for key, value in settings.items()
-        if value != defaults.get(key) and key not in ("results", "depth", "seed", "arch.merge")
-    }
+    defaults = complete({}) | {key: settings[key] for key in TOLD_APART}
+    changed = [f"{key}={value}" for key, value in settings.items() if value != defaults.get(key)]
     dirty = " with uncommitted changes" if place.get("git_dirty") else ""
-    flops = record.get("flops")
-    mflops = "-" if flops is None else f"{flops / 1e6:,.1f}"
+    mflops = "-" if (flops := record.get("flops")) is None else f"{flops / 1e6:,.1f}"
     lines = {
         "run": f"{record['directory']}   {record['status']}",
         "network": f"{record['arch']}, {record['depth']} layers, "
@@ -140,8 +130,7 @@ def show(record: dict[str, Any]) -> str:
         "code": f"commit {place['git_commit']}{dirty}"
         if place.get("git_commit")
         else f"resexp {place.get('resexp') or 'of unknown version'}",
-        "settings": ", ".join(f"{key}={value}" for key, value in changed.items())
-        or "all at their defaults",
+        "settings": ", ".join(changed) or "all at their defaults",
         "again": f"{known(record.get('command'))} overwrite=true",
     }
     if record.get("error"):

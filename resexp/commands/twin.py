@@ -35,23 +35,16 @@ def contract(job: Job) -> list[Check]:
     sizes = [models.measure(network, data.channels, data.size) for network in pair]
     shared, only = compare(*pair)
     few = ", ".join(only[:3]) + (" ..." if only[3:] else "")
-    unmatched = f"; without a counterpart: {few}" if only else ""
+    counts = " and ".join(f"{one.parameters:,}" for one in sizes)
+    values = f"{len(shared)} shared tensors, {sum(one.numel() for one, _ in shared):,} values"
+    flops = " and ".join(f"{one.flops:,}" for one in sizes)
+    alike = sizes[0].parameters == sizes[1].parameters and not only
+    start_alike = all(torch.equal(one, other) for one, other in shared)
+    cost_alike = sizes[0].flops == sizes[1].flops
     return [
-        Check(
-            "parameters",
-            sizes[0].parameters == sizes[1].parameters and not only,
-            f"{sizes[0].parameters:,} and {sizes[1].parameters:,}{unmatched}",
-        ),
-        Check(
-            "initial values",
-            all(torch.equal(one, other) for one, other in shared),
-            f"{len(shared)} shared tensors, {sum(one.numel() for one, _ in shared):,} values",
-        ),
-        Check(
-            "FLOPs",
-            sizes[0].flops == sizes[1].flops,
-            f"{sizes[0].flops:,} and {sizes[1].flops:,} an image, additions left out",
-        ),
+        Check("parameters", alike, counts + (f"; without a counterpart: {few}" if only else "")),
+        Check("initial values", start_alike, values),
+        Check("FLOPs", cost_alike, f"{flops} an image, additions left out"),
         same_batches(settings, twin, len(data.train_labels)),
         same_rates(settings, twin),
     ]
@@ -77,12 +70,9 @@ def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
 def same_rates(settings: Settings, twin: Settings) -> Check:
     """The learning rate at every step."""
     traces = [[learning_rate(one, step) for step in range(one.steps)] for one in (settings, twin)]
-    levels = sorted(set(traces[0]), reverse=True)
-    return Check(
-        "learning rate",
-        traces[0] == traces[1],
-        f"{settings.steps:,} steps at {', '.join(f'{level:g}' for level in levels)}",
-    )
+    levels = ", ".join(f"{level:g}" for level in sorted(set(traces[0]), reverse=True))
+    detail = f"{settings.steps:,} steps at {levels}"
+    return Check("learning rate", traces[0] == traces[1], detail)
 
 
 def text(job: Job, checks: list[Check]) -> str:
@@ -92,9 +82,8 @@ def text(job: Job, checks: list[Check]) -> str:
     for check in checks:
         word = "equal" if check.equal else "DIFFERS"
         lines.append(f"  {word:<8} {check.clause:<15} {check.detail}")
-    unequal = [check.clause for check in checks if not check.equal]
-    if unequal:
-        lines.append(f"Not exact twins: {', '.join(unequal)} differ; say so beside every result.")
-    else:
-        lines.append("Exact twins: they differ in the skip connections alone.")
-    return "\n".join(lines)
+    unequal = ", ".join(check.clause for check in checks if not check.equal)
+    end = f"Not exact twins: {unequal} differ; say so beside every result."
+    return "\n".join(
+        [*lines, end if unequal else "Exact twins: they differ in the skip connections alone."]
+    )
