@@ -20,7 +20,7 @@ from torch import nn
 
 from resexp import config, models
 from resexp.models import imagenet, vgg
-from resexp.models.blocks import Block
+from resexp.models.blocks import Block, Stages
 from resexp.models.layers import Dropout
 from resexp.models.merges import draw, drawn
 from resexp.settings import (
@@ -191,7 +191,7 @@ def test_stages_have_the_papers_sizes(stem: str, pixels: int, wanted: list[int])
     one = settings("resnet", 18, options={"stem": stem})
     with torch.device("meta"):
         network = models.structure(one, 3, 10, (pixels, pixels))
-    assert isinstance(network, imagenet.ImageNetwork)
+    assert isinstance(network, Stages)
     assert sides(network, [network.stem, *network.blocks], pixels) == wanted
 
 
@@ -259,7 +259,7 @@ def test_every_merge_and_order_of_blocks_is_there_too() -> None:
     for order in Order:
         one = small("resnet", 18, merge=Merge.scaled, order=order, skip_stages=[2, 4])
         network = models.build(one, 1, 10, (8, 8))
-        assert isinstance(network, imagenet.ImageNetwork)
+        assert isinstance(network, Stages)
         skips = [bool(list(b.merge.parameters())) for b in network.blocks if isinstance(b, Block)]
         assert skips == [False, False, True, True, False, False, True, True]
 

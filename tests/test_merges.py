@@ -19,8 +19,7 @@ from resexp import models
 from resexp.config import compose
 from resexp.data import Images
 from resexp.models import merges
-from resexp.models.blocks import Block, RandomBlock, fixup_start
-from resexp.models.cifar import CifarNetwork
+from resexp.models.blocks import Block, RandomBlock, Stages, fixup_start
 from resexp.models.initialise import initialise
 from resexp.models.layers import Bias, Convolution, Norm, SqueezeExcitation, ZeroPad
 from resexp.models.merges import RULES, Place, Rule
@@ -58,13 +57,13 @@ def made(name: str, shortcut: nn.Module | None = None, channels: int = 4, **opti
     return rule
 
 
-def build(arch: Arch, depth: int = 8, width: int = 4, twin: Twin = Twin.none) -> CifarNetwork:
+def build(arch: Arch, depth: int = 8, width: int = 4, twin: Twin = Twin.none) -> Stages:
     network = models.build(Settings(arch=arch, depth=depth, width=width, twin=twin), 1, 10)
-    assert isinstance(network, CifarNetwork)
+    assert isinstance(network, Stages)
     return network
 
 
-def blocks(network: CifarNetwork) -> list[Block]:
+def blocks(network: Stages) -> list[Block]:
     return [block for block in network.blocks if isinstance(block, Block)]
 
 
@@ -411,7 +410,7 @@ def test_stochastic_depth_resumes_and_decays_what_it_left_out(few_digits: Images
     arch = replace(RESIDUAL, survival=0.5)
     settings = Settings(arch=arch, depth=8, width=4, steps=6, batch_size=8, eval_every=3)
 
-    def trained(stop: int) -> CifarNetwork:
+    def trained(stop: int) -> Stages:
         network = build(arch)
         state = begin(network, settings)
         turns = fit(state, settings, few_digits)
@@ -422,7 +421,7 @@ def test_stochastic_depth_resumes_and_decays_what_it_left_out(few_digits: Images
         fresh.load_state_dict(saved)
         for _ in fit(fresh, settings, few_digits):
             pass
-        assert isinstance(fresh.network, CifarNetwork)
+        assert isinstance(fresh.network, Stages)
         return fresh.network
 
     one, other = trained(2).state_dict(), trained(5).state_dict()

@@ -18,8 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import batches
-from resexp.models.blocks import Block
-from resexp.models.cifar import CifarNetwork
+from resexp.models.blocks import Block, Stages
 from resexp.models.layers import Norm, ZeroPad, convolutions
 from resexp.models.merges import RULES, SUMS, Add, Drop
 from resexp.settings import (
@@ -90,11 +89,11 @@ def label(value: object) -> str:
     return f"{value.merge}-{value.order}" if isinstance(value, Arch) else str(value)
 
 
-def weightless(arch: Arch, depth: int) -> CifarNetwork:
+def weightless(arch: Arch, depth: int) -> Stages:
     """A network of the paper's size without memory for its values."""
     with torch.device("meta"):
         network = models.structure(Settings(arch=arch, depth=depth), 3, 10)
-    assert isinstance(network, CifarNetwork)
+    assert isinstance(network, Stages)
     return network
 
 
@@ -112,7 +111,7 @@ def counted(arch: Arch, depth: int) -> tuple[int, int]:
     return counts[key]
 
 
-def small(arch: Arch, depth: int = 8, channels: int = 1, seed: int = 0) -> CifarNetwork:
+def small(arch: Arch, depth: int = 8, channels: int = 1, seed: int = 0) -> Stages:
     """A narrow network with random normalisation, so that no part of it is a neutral element.
 
     Projections of basic blocks keep the paper's width, for torch's CPU kernels are wrong in
@@ -121,7 +120,7 @@ def small(arch: Arch, depth: int = 8, channels: int = 1, seed: int = 0) -> Cifar
     projects = arch.unit is Unit.basic and arch.shortcut is not Shortcut.A
     width = 16 if projects else 4
     network = models.build(Settings(arch=arch, depth=depth, width=width, seed=seed), channels, 10)
-    assert isinstance(network, CifarNetwork)
+    assert isinstance(network, Stages)
     generator = torch.Generator().manual_seed(7)
     for norm in norms(network):
         for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
@@ -136,11 +135,11 @@ def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def blocks(network: CifarNetwork) -> list[Block]:
+def blocks(network: Stages) -> list[Block]:
     return [block for block in network.blocks if isinstance(block, Block)]
 
 
-def same_shape(network: CifarNetwork, n: int) -> list[Block]:
+def same_shape(network: Stages, n: int) -> list[Block]:
     """The blocks that keep their input's shape and start no stage."""
     return [block for index, block in enumerate(blocks(network)) if index % n]
 
@@ -586,7 +585,7 @@ def test_a_built_network_computes_in_channels_last_layout() -> None:
             assert parameter.stride() == (into * height * width, 1, into * width, into)
     images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
     x = batches.prepare(images, batches.statistics(images, Normalise.none))
-    assert isinstance(network, CifarNetwork)
+    assert isinstance(network, Stages)
     for _, y in through(network, blocks(network), x):
         assert y.is_contiguous(memory_format=torch.channels_last)
 

@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.commands import twin
-from resexp.models.blocks import Block
-from resexp.models.cifar import CifarNetwork
+from resexp.models.blocks import Block, Stages
 from resexp.models.merges import Drop
 from resexp.settings import Arch, Job, Merge, Order, Settings, Shortcut, Twin, Unit
 from resexp.train.fit import begin
@@ -84,7 +83,7 @@ def test_a_residual_network_without_its_additions_computes_what_its_plain_twin_d
         settings = Settings(arch=arch, depth=14, width=4)
         residual = models.build(settings, 1, 10)
         plain = models.build(replace(settings, twin=Twin.plain), 1, 10)
-        assert isinstance(residual, CifarNetwork)
+        assert isinstance(residual, Stages)
         x, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
         before = residual(x)
         for block in residual.blocks:

@@ -14,6 +14,7 @@ from resexp.models.layers import (
     Norm,
     SqueezeExcitation,
     convolutions,
+    norm_of,
     sequence,
 )
 from resexp.models.merges import Place, merge
@@ -44,8 +45,7 @@ class Block(nn.Module):
         return str(self.merge.formula)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.after(self.merge(self.before(x), self.branch))
-        return y
+        return self.after(self.merge(self.before(x), self.branch))
 
 
 class RandomBlock(Block):
@@ -55,15 +55,8 @@ class RandomBlock(Block):
     with its probability of being there.
     """
 
-    def __init__(
-        self,
-        before: nn.Module,
-        branch: nn.Module,
-        merge: nn.Module,
-        after: nn.Module,
-        survival: float,
-    ) -> None:
-        super().__init__(before, branch, merge, after)
+    def __init__(self, *parts: nn.Module, survival: float) -> None:
+        super().__init__(*parts)
         self.survival = survival
         self.survives = True
 
@@ -84,8 +77,7 @@ class RandomBlock(Block):
             y = self.merge(x, self.branch)
         else:
             y = self.merge.shortcut(x)  # type: ignore[operator]
-        out: Tensor = self.after(y)
-        return out
+        return self.after(y)
 
 
 def block(
@@ -123,7 +115,7 @@ def block(
     if arch.survival == 1 or arch.merge == Merge.plain:
         return Block(*parts), channels
     survival = 1 - place.number / place.count * (1 - arch.survival)
-    return RandomBlock(*parts, survival), channels
+    return RandomBlock(*parts, survival=survival), channels
 
 
 def stack(
@@ -143,13 +135,40 @@ def stack(
     return nn.Sequential(*blocks), channels
 
 
-def classifier(features: int, classes: int, order: Order, norm: Norm) -> nn.Linear:
-    """The last layer, which starts at 0 under Fixup (Zhang et al. 2019, rule 1)."""
-    layer = nn.Linear(features, classes)
-    layer.follows = norm.activation  # type: ignore[assignment]  # read by initialise
-    if order is Order.fixup:
-        layer.gain = 0.0  # type: ignore[assignment]  # read by initialise
-    return layer
+class Pooled(nn.Module):
+    """[N, C, H, W] images -> [N, classes] logits, of what is left behind the blocks' mean pixel."""
+
+    stem: nn.Module
+    blocks: nn.Module
+    end: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.end(self.blocks(self.stem(x)))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+class Stages(Pooled):
+    """Stem, stages of blocks, classifier: the networks of He et al. 2015 and all that vary them."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        settings: Settings,
+        stem: tuple[nn.Module, int],
+        stages: Sequence[int],
+        classes: int,
+    ) -> None:
+        """``stem`` is its layers and their output channels, ``stages`` the blocks of each."""
+        super().__init__()
+        norm = norm_of(settings)
+        self.stem, features = stem
+        self.blocks, features = stack(arch, features, settings.width, stages, norm)
+        self.end, features = sequence(LAYOUTS[arch.order].end.split(), features, [], norm)
+        self.classifier = nn.Linear(features, classes)
+        self.classifier.follows = norm.activation  # type: ignore[assignment]  # for initialise
+        if arch.order is Order.fixup:  # starts at 0 (Zhang et al. 2019, rule 1)
+            self.classifier.gain = 0.0  # type: ignore[assignment]
 
 
 def fixup_start(convs: list[Convolution], blocks: int) -> list[Convolution]:

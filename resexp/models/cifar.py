@@ -7,45 +7,19 @@ rule is all that differs between the plain network and the residual one.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
-from resexp.models.layers import LAYOUTS, Convolution, Norm, norm_of, sequence
+from resexp.models.blocks import BLOCK_SETTINGS, Stages, trained
+from resexp.models.layers import LAYOUTS, Convolution, norm_of, sequence
 from resexp.models.merges import SUMS
-from resexp.settings import Arch, Settings, convolutions_per_block
+from resexp.settings import Settings, convolutions_per_block
 
 MERGES = SUMS
 READS = BLOCK_SETTINGS
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> CifarNetwork:
+def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Stages:
     """The network of ``settings``, for images of any size from 8 by 8."""
-    return CifarNetwork(
-        trained(settings),
-        depth=settings.depth,
-        width=settings.width,
-        channels=channels,
-        classes=classes,
-        norm=norm_of(settings),
-    )
-
-
-class CifarNetwork(nn.Module):
-    """[N, C, H, W] images (H and W at least 8) -> [N, classes] logits."""
-
-    def __init__(
-        self, arch: Arch, *, depth: int, width: int, channels: int, classes: int, norm: Norm
-    ) -> None:
-        super().__init__()
-        layout = LAYOUTS[arch.order]
-        stem = [Convolution(width, 3)]
-        self.stem, features = sequence(["conv", *layout.stem.split()], channels, stem, norm)
-        per_stage = (depth - 2) // (3 * convolutions_per_block(arch))
-        self.blocks, features = stack(arch, features, width, [per_stage] * 3, norm)
-        self.end, features = sequence(layout.end.split(), features, [], norm)
-        self.classifier = classifier(features, classes, arch.order, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.end(self.blocks(self.stem(x)))
-        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
-        return logits
+    arch = trained(settings)
+    words, conv = ["conv", *LAYOUTS[arch.order].stem.split()], Convolution(settings.width, 3)
+    stem = sequence(words, channels, [conv], norm_of(settings))
+    per_stage = (settings.depth - 2) // (3 * convolutions_per_block(arch))
+    return Stages(arch, settings, stem, [per_stage] * 3, classes)

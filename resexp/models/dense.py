@@ -14,9 +14,9 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import nn
 
-from resexp.models.blocks import Block
+from resexp.models.blocks import Block, Pooled
 from resexp.models.layers import Convolution, Norm, norm_of, sequence
 from resexp.models.merges import Concatenate, Drop
 from resexp.models.options import read
@@ -72,8 +72,8 @@ class Form:
     merge: str = Merge.concatenate
 
 
-class DenseNetwork(nn.Module):
-    """[N, C, H, W] images -> [N, classes] logits; ``channels`` are those of the stem's output."""
+class DenseNetwork(Pooled):
+    """Stem, dense blocks, classifier; ``channels`` are those of the stem's output."""
 
     def __init__(
         self, stem: nn.Module, channels: int, form: Form, classes: int, norm: Norm
@@ -91,11 +91,6 @@ class DenseNetwork(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.end, _ = sequence(["norm", "relu"], channels, [], norm)
         self.classifier = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.end(self.blocks(self.stem(x)))
-        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
-        return logits
 
 
 def layer(channels: int, added: int, form: Form, norm: Norm) -> Block:

@@ -25,14 +25,6 @@ def fold(network: nn.Module) -> None:
             block.merge = Drop()
 
 
-@dataclass(frozen=True, slots=True)
-class DiracOptions:
-    """Options of Dirac."""
-
-    identity_start: Annotated[float, Range(-100, 100), "a at the start"] = 1.0
-    kernel_start: Annotated[float, Range(-100, 100), "b at the start"] = 0.1
-
-
 class Dirac(Drop, name="diracnet"):
     """y = F(x), F's kernels a I + b W / |W|: Zagoruyko and Komodakis 2017.
 
@@ -40,9 +32,13 @@ class Dirac(Drop, name="diracnet"):
     """
 
     formula = "F(x), kernels a I + b W / |W|"
-    Options = DiracOptions
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: DiracOptions) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        identity_start: Annotated[float, Range(-100, 100), "a at the start"] = 1.0
+        kernel_start: Annotated[float, Range(-100, 100), "b at the start"] = 0.1
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
         super().__init__()
         self.starts = options.identity_start, options.kernel_start
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from torch import Tensor, nn
+from torch import nn
 
-from resexp.models.blocks import BLOCK_SETTINGS, classifier, stack, trained
+from resexp.models.blocks import BLOCK_SETTINGS, Stages, trained
 from resexp.models.layers import LAYOUTS, Convolution, Norm, norm_of, sequence
 from resexp.models.merges import RULES, SUMS
 from resexp.models.options import read
-from resexp.settings import Arch, Settings, Unit, UsageError
+from resexp.settings import Settings, Unit, UsageError
 
 #: Blocks here have two convolutions or three: no place for a rule of single layers.
 MERGES = [name for name in SUMS if not RULES[name].NEEDS]
@@ -55,45 +55,13 @@ def check(settings: Settings, size: tuple[int, int] | None) -> None:
     check_size(read(Options, settings.arch.options).stem, size)
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> ImageNetwork:
+def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Stages:
     """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
-    options = read(Options, settings.arch.options)
-    return ImageNetwork(
-        replace(trained(settings), unit=Unit.basic if settings.depth < 50 else Unit.bottleneck),
-        stages=STAGES[settings.depth],
-        width=settings.width,
-        stem=options.stem,
-        channels=channels,
-        classes=classes,
-        norm=norm_of(settings),
-    )
-
-
-class ImageNetwork(nn.Module):
-    """[N, C, H, W] images -> [N, classes] logits."""
-
-    def __init__(
-        self,
-        arch: Arch,
-        *,
-        stages: tuple[int, ...],
-        width: int,
-        stem: Stem,
-        channels: int,
-        classes: int,
-        norm: Norm,
-    ) -> None:
-        super().__init__()
-        layout = LAYOUTS[arch.order]
-        self.stem, features = opening(stem, layout.stem.split(), channels, width, norm)
-        self.blocks, features = stack(arch, features, width, stages, norm)
-        self.end, features = sequence(layout.end.split(), features, [], norm)
-        self.classifier = classifier(features, classes, arch.order, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.end(self.blocks(self.stem(x)))
-        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
-        return logits
+    unit = Unit.basic if settings.depth < 50 else Unit.bottleneck
+    arch = replace(trained(settings), unit=unit)
+    kind, words = read(Options, arch.options).stem, LAYOUTS[arch.order].stem.split()
+    stem = opening(kind, words, channels, settings.width, norm_of(settings))
+    return Stages(arch, settings, stem, STAGES[settings.depth], classes)
 
 
 def opening(

@@ -79,11 +79,8 @@ def convolutions(arch: Arch, width: int, stride: int) -> list[Convolution]:
         return [Convolution(width, 3, stride if i == 0 else 1) for i in range(arch.skip_span)]
     middle = arch.bottleneck_stride is BottleneckStride.middle
     first, second = (1, stride) if middle else (stride, 1)
-    return [
-        Convolution(width, 1, first),
-        Convolution(width, 3, second),
-        Convolution(4 * width, 1),
-    ]
+    convs = [Convolution(width, 1, first), Convolution(width, 3, second)]
+    return [*convs, Convolution(4 * width, 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +194,7 @@ class DiracConvolution(nn.Conv2d):
         """The weight of the convolution that it is."""
         length = self.weight.flatten(1).norm(dim=1).clamp(min=1e-12)
         a, b = (one.view(-1, 1, 1, 1) for one in (self.a, self.b / length))
-        whole: Tensor = a * self.identity + b * self.weight
-        return whole
+        return a * self.identity + b * self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.conv2d(x, self.kernel, None, self.stride, self.padding)

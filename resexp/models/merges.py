@@ -17,15 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resexp.models.activations import Difference
-from resexp.models.layers import (
-    Bias,
-    Convolution,
-    Norm,
-    ZeroPad,
-    convolution,
-    dropout,
-    sequence,
-)
+from resexp.models.layers import Bias, Convolution, Norm, ZeroPad, convolution, dropout, sequence
 from resexp.models.options import NoOptions, read
 from resexp.randomness import words
 from resexp.settings import Above, Arch, Order, Range, Shortcut, UsageError
@@ -51,8 +43,8 @@ class Place:
 class Rule(nn.Module):
     """What all rules are: modules that are given x and the branch, entered in RULES by a name.
 
-    One that is more than Add has an instance of its ``Options`` as its third argument. Parameters
-    of its own start at its attribute ``start``. ``place`` is where its block stands.
+    The third argument of one that is more than Add is an instance of its ``Options``. Parameters of
+    its own start at its attribute ``start``. ``place`` is where its block stands.
     """
 
     formula: str
@@ -102,54 +94,40 @@ class Add(Rule, name="residual"):
     def __init__(self, shortcut: nn.Module, channels: int = 0, options: Any = None) -> None:
         super().__init__()
         self.shortcut = shortcut
+        self.options = options
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        y: Tensor = branch(x) + self.shortcut(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Options of WeightedAdd."""
-
-    shortcut_scale: Annotated[float, Range(0, 1000), "factor on S(x)"] = 1.0
-    branch_scale: Annotated[float, Above(0, 1000), "factor on F(x)"] = 1.0
+        return branch(x) + self.shortcut(x)
 
 
 class WeightedAdd(Add, name="weighted"):
     """y = a S(x) + b F(x), a and b constant: He et al. 2016, section 3.1."""
 
-    Options = Weights
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        shortcut_scale: Annotated[float, Range(0, 1000), "factor on S(x)"] = 1.0
+        branch_scale: Annotated[float, Above(0, 1000), "factor on F(x)"] = 1.0
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: Weights) -> None:
-        super().__init__(shortcut)
-        self.options = options
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
+        super().__init__(shortcut, channels, options)
         self.formula = f"{options.shortcut_scale:g} S(x) + {options.branch_scale:g} F(x)"
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         a, b = self.options.shortcut_scale, self.options.branch_scale
-        y: Tensor = b * branch(x) + a * self.shortcut(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Options of DropoutAdd."""
-
-    shortcut_dropout: Annotated[float, Above(0, 0.99), "share dropped of S(x)"] = 0.5
+        return b * branch(x) + a * self.shortcut(x)
 
 
 class DropoutAdd(Add, name="dropout"):
     """y = dropout(S(x)) + F(x): He et al. 2016, section 3.1; E[dropout(S)] = S."""
 
     formula = "dropout(S(x)) + F(x)"
-    Options = Dropped
-    whole_batch = True
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: Dropped) -> None:
-        super().__init__(shortcut)
-        self.dropped = options.shortcut_dropout
-        self.word = 0
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        shortcut_dropout: Annotated[float, Above(0, 0.99), "share dropped of S(x)"] = 0.5
+
+    whole_batch = True
+    word = 0
 
     def draw(self, word: int) -> None:
         """Decide which values fall in the next step."""
@@ -158,7 +136,7 @@ class DropoutAdd(Add, name="dropout"):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
         if self.training:
-            carried = dropout(carried, self.dropped, self.word)
+            carried = dropout(carried, self.options.shortcut_dropout, self.word)
         return branch(x) + carried
 
 
@@ -178,13 +156,6 @@ class Gate(nn.Module):
         return torch.sigmoid(self.bias(self.conv(x)))
 
 
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """Options of the rules with a gate."""
-
-    gate_bias: Annotated[float, Range(-100, 100), "T starts near the sigmoid of this"] = -2.0
-
-
 class Highway(Add, name="highway"):
     """y = (1 - T) S(x) + T F(x), T a gate of S(x): Srivastava et al. 2015, equation 3.
 
@@ -193,17 +164,19 @@ class Highway(Add, name="highway"):
     """
 
     formula = "(1 - T) S(x) + T F(x)"
-    Options = GateOptions
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: GateOptions) -> None:
-        super().__init__(shortcut)
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        gate_bias: Annotated[float, Range(-100, 100), "T starts near the sigmoid of this"] = -2.0
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
+        super().__init__(shortcut, channels, options)
         self.gate = Gate(channels, options.gate_bias)
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
         gate = self.gate(carried)
-        y: Tensor = (1 - gate) * carried + gate * branch(x)
-        return y
+        return (1 - gate) * carried + gate * branch(x)
 
 
 class ShortcutGate(Highway, name="shortcut_gate"):
@@ -213,15 +186,7 @@ class ShortcutGate(Highway, name="shortcut_gate"):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         carried: Tensor = self.shortcut(x)
-        y: Tensor = (1 - self.gate(carried)) * carried + branch(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Options of ScaledAdd."""
-
-    branch_start: Annotated[float, Range(-1000, 1000), "a at the start"] = 0.0
+        return (1 - self.gate(carried)) * carried + branch(x)
 
 
 class ScaledAdd(Add, name="scaled"):
@@ -232,23 +197,18 @@ class ScaledAdd(Add, name="scaled"):
     """
 
     formula = "S(x) + a F(x)"
-    Options = Start
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: Start) -> None:
-        super().__init__(shortcut)
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        branch_start: Annotated[float, Range(-1000, 1000), "a at the start"] = 0.0
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
+        super().__init__(shortcut, channels, options)
         self.scale = nn.Parameter(torch.empty(1))
         self.start = options.branch_start
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        y: Tensor = self.shortcut(x) + self.scale * branch(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class LayerScaleOptions:
-    """Options of LayerScale."""
-
-    scale_start: Annotated[float, Range(0, 10), "every factor at the start"] = 0.1
+        return self.shortcut(x) + self.scale * branch(x)
 
 
 class LayerScale(Add, name="layer_scale"):
@@ -258,25 +218,20 @@ class LayerScale(Add, name="layer_scale"):
     """
 
     formula = "S(x) + a F(x)"
-    Options = LayerScaleOptions
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: LayerScaleOptions) -> None:
-        super().__init__(shortcut)
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        scale_start: Annotated[float, Range(0, 10), "every factor at the start"] = 0.1
+
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
+        super().__init__(shortcut, channels, options)
         self.scale = nn.Parameter(torch.empty(channels))
         self.start = options.scale_start
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         change = branch(x)  # [N, C, H, W] images or [N, T, C] tokens
         scale = self.scale.view(-1, 1, 1) if change.dim() == 4 else self.scale
-        y: Tensor = self.shortcut(x) + scale * change
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class DepthScale:
-    """Options of DepthScaledAdd."""
-
-    depth_scale: Annotated[float, Above(0, 1000), "a of a / sqrt(L)"] = 1.0
+        return self.shortcut(x) + scale * change
 
 
 class DepthScaledAdd(Add, name="depth_scaled"):
@@ -287,22 +242,13 @@ class DepthScaledAdd(Add, name="depth_scaled"):
     """
 
     formula = "S(x) + a F(x) / sqrt(L)"
-    Options = DepthScale
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: DepthScale) -> None:
-        super().__init__(shortcut)
-        self.factor = options.depth_scale
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        depth_scale: Annotated[float, Above(0, 1000), "a of a / sqrt(L)"] = 1.0
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        y: Tensor = self.shortcut(x) + self.factor / self.place.count**0.5 * branch(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Decay:
-    """Options of DecayedAdd."""
-
-    least_identity: Annotated[float, Range(0, 1), "a in the last block"] = 0.6
+        return self.shortcut(x) + self.options.depth_scale / self.place.count**0.5 * branch(x)
 
 
 class DecayedAdd(Add, name="decayed"):
@@ -312,30 +258,14 @@ class DecayedAdd(Add, name="decayed"):
     """
 
     formula = "a S(x) + F(x)"
-    Options = Decay
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: Decay) -> None:
-        super().__init__(shortcut)
-        self.least = options.least_identity
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        least_identity: Annotated[float, Range(0, 1), "a in the last block"] = 0.6
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         share = (self.place.number - 1) / max(1, self.place.count - 1)
-        y: Tensor = (1 - share * (1 - self.least)) * self.shortcut(x) + branch(x)
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Fade:
-    """Options of FadingAdd."""
-
-    fade_from: Annotated[int, Range(0, 10**9), "step from which a falls"] = 110
-    fade_to: Annotated[int, Range(1, 10**9), "step at which a is 0"] = 220
-
-    def __post_init__(self) -> None:
-        if self.fade_from >= self.fade_to:
-            raise UsageError(
-                f"fade_from={self.fade_from} must be less than fade_to={self.fade_to}."
-            )
+        return (1 - share * (1 - self.options.least_identity)) * self.shortcut(x) + branch(x)
 
 
 class FadingAdd(Add, name="fading"):
@@ -345,13 +275,23 @@ class FadingAdd(Add, name="fading"):
     """
 
     formula = "a S(x) + F(x)"
-    Options = Fade
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        fade_from: Annotated[int, Range(0, 10**9), "step from which a falls"] = 110
+        fade_to: Annotated[int, Range(1, 10**9), "step at which a is 0"] = 220
+
+        def __post_init__(self) -> None:
+            if self.fade_from >= self.fade_to:
+                raise UsageError(
+                    f"fade_from={self.fade_from} must be less than fade_to={self.fade_to}."
+                )
+
     steps: Tensor  # int64: those begun
     share: Tensor  # a
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: Fade) -> None:
-        super().__init__(shortcut)
-        self.options = options
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
+        super().__init__(shortcut, channels, options)
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("share", torch.tensor(1.0))
 
@@ -362,8 +302,7 @@ class FadingAdd(Add, name="fading"):
         self.steps += 1
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
-        y: Tensor = branch(x) + self.share * self.shortcut(x)
-        return y
+        return branch(x) + self.share * self.shortcut(x)
 
 
 class Concatenate(Add, name="concatenate"):

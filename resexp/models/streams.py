@@ -12,14 +12,6 @@ from resexp.models.merges import Add, Branch
 from resexp.settings import Range
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """Options of Streams."""
-
-    streams: Annotated[int, Range(2, 16), "copies of x that are carried"] = 4
-    doubly_stochastic: Annotated[bool, "A's rows and columns sum to 1"] = False
-
-
 class Streams(Add, name="streams"):
     """y = A S(x) + b F(m x), x several streams, A a square, b and m a number a stream, all learned.
 
@@ -31,12 +23,17 @@ class Streams(Add, name="streams"):
     """
 
     formula = "A S(x) + b F(m x)"
-    Options = StreamOptions
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        streams: Annotated[int, Range(2, 16), "copies of x that are carried"] = 4
+        doubly_stochastic: Annotated[bool, "A's rows and columns sum to 1"] = False
+
     NEEDS: ClassVar[dict[str, Any]] = {"skip_stages": None, "survival": 1.0}
     start = 0.0
     far = -8.0  # log of what stands beside A's diagonal before Sinkhorn's steps
 
-    def __init__(self, shortcut: nn.Module, channels: int, options: StreamOptions) -> None:
+    def __init__(self, shortcut: nn.Module, channels: int, options: Any) -> None:
         super().__init__(shortcut)
         self.count, self.stochastic = options.streams, options.doubly_stochastic
         self.mix = nn.Parameter(torch.empty(self.count, self.count))

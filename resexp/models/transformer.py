@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from resexp.models.blocks import Block, trained
-from resexp.models.layers import Norm, Table
+from resexp.models.layers import Table, norm_of
 from resexp.models.merges import Place, Rule, merge
 from resexp.models.options import read
-from resexp.settings import Arch, Merge, Range, Settings, UsageError
+from resexp.settings import Merge, Range, Settings, UsageError
 
 MERGES = (
     *(Merge.plain, Merge.residual, "weighted", Merge.scaled),
@@ -68,78 +68,62 @@ class Options:
     shaped: Annotated[bool, "whether attention starts as the identity"] = False
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Transformer:
-    """The network of ``settings``, for images of one ``size``.
-
-    Raises UsageError if patches do not cover the images.
-    """
-    options = read(Options, settings.arch.options)
-    if any(side % options.patch for side in size):
-        height, width = size
+def check(settings: Settings, size: tuple[int, int] | None) -> None:
+    """Raise UsageError if patches do not cover the images."""
+    patch = read(Options, settings.arch.options).patch
+    if size and any(side % patch for side in size):
         fits = [one for one in range(1, min(size) + 1) if math.gcd(*size) % one == 0]
         raise UsageError(
-            f"arch.options.patch={options.patch} does not divide images of {height}x{width}. "
+            f"arch.options.patch={patch} does not divide images of {size[0]}x{size[1]}. "
             f"Choose from {', '.join(map(str, fits))}."
         )
-    return Transformer(
-        trained(settings),
-        options,
-        depth=settings.depth,
-        dimension=options.heads * settings.width,
-        channels=channels,
-        classes=classes,
-        size=size,
-        norm=Norm(settings.bn_eps, settings.bn_momentum),
-    )
 
 
 class Transformer(nn.Module):
     """[N, C, H, W] images of one size -> [N, classes] logits; T tokens of d values between."""
 
     def __init__(
-        self,
-        arch: Arch,
-        options: Options,
-        *,
-        depth: int,
-        dimension: int,
-        channels: int,
-        classes: int,
-        size: tuple[int, int],
-        norm: Norm,
+        self, settings: Settings, channels: int, classes: int, size: tuple[int, int]
     ) -> None:
         super().__init__()
+        options, depth = read(Options, settings.arch.options), settings.depth
+        dimension = options.heads * settings.width
         tokens = math.prod(side // options.patch for side in size)
         self.patch = options.patch
         self.embedding = nn.Linear(channels * options.patch**2, dimension)
         self.embedding.gain = math.sqrt(3)  # type: ignore[assignment]  # variance 1 / fan in
         self.positions = Table(tokens, dimension, POSITION_STD)
+        places = [Place(number, 2 * depth) for number in range(1, 2 * depth + 1)]
         blocks = [
-            TransformerBlock(arch, options, dimension, norm, [Place(i, 2 * depth) for i in pair])
-            for pair in zip(range(1, 2 * depth, 2), range(2, 2 * depth + 1, 2), strict=True)
+            TransformerBlock(settings, options, dimension, pair)
+            for pair in zip(places[::2], places[1::2], strict=True)
         ]
         self.blocks = nn.Sequential(*blocks)
-        around = options.layer_norm is LayerNorm.around
-        self.opening = nn.LayerNorm(dimension, eps=norm.eps) if around else nn.Identity()
-        ends = options.layer_norm not in (LayerNorm.after, LayerNorm.none)
-        self.end = nn.LayerNorm(dimension, eps=norm.eps) if ends else nn.Identity()
+
+        def norm(there: bool) -> nn.Module:
+            return nn.LayerNorm(dimension, settings.bn_eps) if there else nn.Identity()
+
+        self.opening = norm(options.layer_norm is LayerNorm.around)
+        self.end = norm(options.layer_norm not in (LayerNorm.after, LayerNorm.none))
         self.classifier = nn.Linear(dimension, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         patches = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
         tokens = self.opening(self.positions(self.embedding(patches)))
-        tokens = self.end(self.blocks(tokens))
-        logits: Tensor = self.classifier(tokens.mean(dim=1))
-        return logits
+        return self.classifier(self.end(self.blocks(tokens)).mean(dim=1))
+
+
+network = Transformer
 
 
 class TransformerBlock(nn.Module):
     """[N, T, d] tokens -> the same: attention, then feed-forward, joined by one merge rule."""
 
     def __init__(
-        self, arch: Arch, options: Options, dimension: int, norm: Norm, places: list[Place]
+        self, settings: Settings, options: Options, dimension: int, places: tuple[Place, Place]
     ) -> None:
         super().__init__()
+        arch, norm = trained(settings), norm_of(settings)
         rules = [merge(arch, dimension, dimension, 1, norm, place) for place in places]
         if arch.merge == Merge.scaled:
             rules[1] = rules[0]  # ReZero learns one number for both
@@ -160,13 +144,12 @@ class TransformerBlock(nn.Module):
             "relu": nn.ReLU(),
             "second": linear(FEEDFORWARD * dimension, dimension),
         }
-        place = options.layer_norm
-        self.attention = sublayer(attention, rules[0], place, nn.LayerNorm(dimension, norm.eps))
-        self.feedforward = sublayer(feedforward, rules[1], place, nn.LayerNorm(dimension, norm.eps))
+        norms = [nn.LayerNorm(dimension, settings.bn_eps) for _ in places]
+        self.attention = sublayer(attention, rules[0], options.layer_norm, norms[0])
+        self.feedforward = sublayer(feedforward, rules[1], options.layer_norm, norms[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.feedforward(self.attention(x))
-        return y
+        return self.feedforward(self.attention(x))
 
 
 def linear(into: int, out: int, maps: int = 1) -> nn.Linear:

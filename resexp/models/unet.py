@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from resexp.models.blocks import trained
-from resexp.models.layers import Convolution, Norm, norm_of, sequence
+from resexp.models.layers import Convolution, norm_of, sequence
 from resexp.models.merges import Rule, rule
 from resexp.models.options import read
-from resexp.settings import Arch, Merge, Normalisation, Settings, Twin, UsageError
+from resexp.settings import Merge, Normalisation, Settings, Twin, UsageError
 
 MERGES = (Merge.concatenate, Merge.residual, Merge.plain)
 MATCHED_TWIN = True
@@ -48,20 +48,8 @@ class Options:
     padding: Padding = Padding.same
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> UNet:
-    """The network of ``settings``, for images of any size from 8 by 8."""
-    return UNet(
-        trained(settings),
-        widths(settings, channels, classes),
-        channels=channels,
-        classes=classes,
-        norm=norm_of(settings),
-        padding=read(Options, settings.arch.options).padding,
-    )
-
-
 class UNet(nn.Module):
-    """[N, C, H, W] images -> [N, classes, H, W] logits.
+    """[N, C, H, W] images of any size from 8 by 8 -> [N, classes, H, W] logits.
 
     The images are mirrored at their border as far as the levels need (section 2 of the paper): on
     every side by what unpadded convolutions take away, and at the right and bottom up to a size
@@ -69,33 +57,29 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        arch: Arch,
-        widths: list[int],
-        *,
-        channels: int,
-        classes: int,
-        norm: Norm,
-        padding: Padding,
+        self, settings: Settings, channels: int, classes: int, size: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.levels = len(widths) - 1
-        self.valid = padding is Padding.valid
-        inner: nn.Module = double(widths[-2], widths[-1], norm, padding)
+        arch, norm = trained(settings), norm_of(settings)
+        wide = widths(settings, channels, classes)
+        self.levels = len(wide) - 1
+        self.valid = read(Options, arch.options).padding is Padding.valid
+
+        def double(channels: int, width: int) -> nn.Sequential:
+            """Two 3x3 convolutions, each followed by normalisation (or a bias) and ReLU."""
+            convs = 2 * [Convolution(width, 3, padded=not self.valid)]
+            return sequence(2 * ["conv", "norm", "relu"], channels, convs, norm)[0]
+
+        inner: nn.Module = double(wide[-2], wide[-1])
         for index in reversed(range(self.levels)):
-            below = self.levels - index - 1
-            shortcut = Crop(lost(below)) if self.valid else nn.Identity()
-            inner = Level(
-                inner,
-                rule(arch, shortcut, widths[index]),
-                channels if index == 0 else widths[index - 1],
-                widths[index],
-                widths[index + 1],
-                norm=norm,
-                padding=padding,
-            )
+            width, below = wide[index], self.levels - index - 1
+            joint = rule(arch, Crop(lost(below)) if self.valid else nn.Identity(), width)
+            down = double(wide[index - 1] if index else channels, width)
+            rise = nn.ConvTranspose2d(wide[index + 1], width, 2, 2)
+            up = double(width if joint.sums else 2 * width, width)
+            inner = Level(down, inner, rise, joint, up)
         self.top = inner
-        self.classifier = nn.Conv2d(widths[0], classes, 1)
+        self.classifier = nn.Conv2d(wide[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -122,28 +106,19 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self,
-        inner: nn.Module,
-        merge: Rule,
-        channels: int,
-        width: int,
-        width_below: int,
-        *,
-        norm: Norm,
-        padding: Padding,
+        self, down: nn.Module, inner: nn.Module, rise: nn.Module, merge: Rule, up: nn.Module
     ) -> None:
         super().__init__()
-        self.down = double(channels, width, norm, padding)
-        branch = OrderedDict(
-            pool=nn.MaxPool2d(2), inner=inner, rise=nn.ConvTranspose2d(width_below, width, 2, 2)
-        )
-        self.branch = nn.Sequential(branch)
+        self.down = down
+        self.branch = nn.Sequential(OrderedDict(pool=nn.MaxPool2d(2), inner=inner, rise=rise))
         self.merge = merge
-        self.up = double(width if merge.sums else 2 * width, width, norm, padding)
+        self.up = up
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.up(self.merge(self.down(x), self.branch))
-        return y
+        return self.up(self.merge(self.down(x), self.branch))
+
+
+network = UNet
 
 
 class Crop(nn.Module):
@@ -156,12 +131,6 @@ class Crop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         cut = slice(self.margin, -self.margin)
         return x[:, :, cut, cut]
-
-
-def double(channels: int, width: int, norm: Norm, padding: Padding) -> nn.Sequential:
-    """Two 3x3 convolutions, each followed by normalisation (or a bias) and ReLU."""
-    convs = 2 * [Convolution(width, 3, padded=padding is Padding.same)]
-    return sequence(2 * ["conv", "norm", "relu"], channels, convs, norm)[0]
 
 
 def lost(below: int) -> int:
@@ -207,12 +176,11 @@ def widths(settings: Settings, channels: int, classes: int) -> list[int]:
             f"width={settings.width} has no matched twin: no network without skips has parameters "
             f"within 1 % of {wanted:,}. Choose another width, or twin=plain."
         )
-    return min(
-        matching,
-        key=lambda one: sum(
-            (width / ideal - 1) ** 2 for width, ideal in zip(one, wider, strict=True)
-        ),
-    )
+
+    def distance(widths: list[int]) -> float:
+        return sum((one / ideal - 1) ** 2 for one, ideal in zip(widths, wider, strict=True))
+
+    return min(matching, key=distance)
 
 
 def parameters(

@@ -38,29 +38,18 @@ def check(settings: Settings, size: tuple[int, int] | None) -> None:
         )
 
 
-def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> Vgg:
-    """The network of ``settings``, for images of at least 32 by 32; it is its own plain twin."""
-    return Vgg(
-        STAGES[settings.depth],
-        width=settings.width,
-        channels=channels,
-        classes=classes,
-        norm=norm_of(settings),
-    )
-
-
 class Vgg(nn.Module):
-    """[N, C, H, W] images (H and W at least 32) -> [N, classes] logits.
+    """[N, C, H, W] images (H and W at least 32) -> [N, classes] logits; its own plain twin.
 
     Images of other sizes than 224 are brought to 7x7 by averaging, as in torchvision.
     """
 
     def __init__(
-        self, stages: tuple[int, ...], *, width: int, channels: int, classes: int, norm: Norm
+        self, settings: Settings, channels: int, classes: int, size: tuple[int, int]
     ) -> None:
         super().__init__()
-        parts: list[nn.Module] = []
-        for count, factor in zip(stages, WIDTHS, strict=True):
+        width, norm, parts = settings.width, norm_of(settings), list[nn.Module]()
+        for count, factor in zip(STAGES[settings.depth], WIDTHS, strict=True):
             parts.append(stage(count, channels, factor * width, norm))
             channels = factor * width
         self.stages = nn.Sequential(*parts)
@@ -82,8 +71,10 @@ class Vgg(nn.Module):
         x = self.stages(x)
         if x.shape[2:] != (SIDE, SIDE):  # its gradient on a GPU is not deterministic
             x = self.pool(x)
-        logits: Tensor = self.classifier(self.head(x.flatten(1)))
-        return logits
+        return self.classifier(self.head(x.flatten(1)))
+
+
+network = Vgg
 
 
 def stage(count: int, channels: int, width: int, norm: Norm) -> nn.Sequential:
