@@ -19,15 +19,17 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 from xml.etree.ElementTree import Element, TreeBuilder
 
+import numpy as np
 import pytest
 from fake_results import write_run
+from matplotlib.colors import to_rgb
 
 from resexp.analysis import report, verdict
 from resexp.analysis.figures.canvas import DEPTH_COLOURS
 from resexp.analysis.figures.chart import Line, Panel, Scale
 from resexp.analysis.report.charts import MOST_POINTS, charts, line_values
 from resexp.analysis.report.origin import sweeps
-from resexp.analysis.report.page import MOST_CSV, page, write_report
+from resexp.analysis.report.page import MOST_CSV, judgement, page, write_report
 from resexp.analysis.results import find_runs
 from resexp.analysis.statistics import paired_t
 from resexp.settings import UsageError
@@ -137,20 +139,15 @@ def test_one_seed_has_means_without_intervals_and_one_depth_no_verdict(tmp_path:
     assert "1 paired seed (" in text
 
 
-def test_runs_without_rows_make_a_report_without_figures(tmp_path: Path) -> None:
-    write_run(tmp_path, "plain", 20, 0, status="running", rows=0)
-    text = read(tmp_path)
-    assert "<svg" not in text and "no run here has a row" in text
-
-
 def test_several_experiments_are_sections_that_can_be_jumped_to(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        write_run(tmp_path, "plain", 20, 0, name=name)
-    tree = parse(read(tmp_path))
-    links = [each.attrib["href"] for each in tree.findall(".//nav//a")]
-    assert links == ["#e0", "#e1"]
+        write_run(tmp_path, "plain", 20, 0, name=name, status="running", rows=0)
+    text = read(tmp_path)
+    tree = parse(text)
+    assert [each.attrib["href"] for each in tree.findall(".//nav//a")] == ["#e0", "#e1"]
     assert {"e0", "e1"} <= unique_ids(tree)
     levels(tree)
+    assert "<svg" not in text and "no run here has a row" in text
 
 
 def unique_ids(tree: Element) -> set[str]:
@@ -169,22 +166,14 @@ def levels(tree: Element) -> list[int]:
 
 def test_every_run_has_its_settings_and_environment_in_a_fold(results: Path, tree: Element) -> None:
     folds = [each for each in tree.iter("details") if "class" not in each.attrib]
-    runs = find_runs(results)
-    assert len(folds) == len(runs) == 13
-    for fold, run in zip(folds, runs, strict=True):
+    for fold, run in zip(folds, find_runs(results), strict=True):
         said = whole(fold)
         assert fold[0].tag == "summary" and whole(fold[0]).startswith(run.run + run.status)
         assert "momentum0.9" in said and "devicecpu" in said and run.record["command"] in said
 
 
-def test_filters_choose_the_runs_and_are_repeated_in_the_commands(results: Path) -> None:
-    text = read(results, ["depth=20"])
-    assert "plain-110-s0" not in text
-    assert "resexp report results/digits depth=20" in text
-
-
 def test_what_probes_found_is_told_with_its_figure(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, "plain", 20, 0).parent
+    folder = write_run(tmp_path, "plain", 20, 0, status="running", rows=0).parent
     (folder / "probe-damaged.json").write_text("{")
     assert "Mechanisms" not in read(tmp_path)
     found = {
@@ -195,43 +184,32 @@ def test_what_probes_found_is_told_with_its_figure(tmp_path: Path) -> None:
     (folder / "probe-gradients.json").write_text(json.dumps(found))
     (folder / "probe-gradients.png").write_bytes(b"pixels")
     text = read(tmp_path)
-    assert "Gradients &lt;vanish&gt;." in text
+    assert "Gradients &lt;vanish&gt;." in text and "seeds 0, 1, 2" in text
     assert "<strong>Not supported under this recipe</strong>: by 10<sup>3.1</sup> &lt;." in text
     assert f"data:image/png;base64,{base64.b64encode(b'pixels').decode()}" in text
-    assert "seeds 0, 1, 2" in text
 
 
 # --- commands
 
 
-@pytest.mark.parametrize(
-    ("grid", "expected"),
-    [
-        (
-            [(d, a, s) for a in ("plain", "residual") for d in (8, 20) for s in (0, 1)],
-            ["resexp run -m depth=8,20 arch=plain,residual seed=0,1 'milestones=[0.5,0.75]'"],
-        ),
-        (  # a hole
-            [(8, "plain", 0), (8, "plain", 1), (20, "plain", 0)],
-            [
-                f"resexp run depth={d} arch=plain seed={s} 'milestones=[0.5,0.75]'"
-                for d, s in ((8, 0), (8, 1), (20, 0))
-            ],
-        ),
-    ],
-)
-def test_a_full_grid_is_one_sweep_and_any_other_a_list(
-    tmp_path: Path, grid: list[tuple[int, str, int]], expected: list[str]
-) -> None:
-    for depth, arch, seed in grid:
-        command = f"resexp run depth={depth} arch={arch} seed={seed} milestones=[0.5,0.75]"
+def test_a_full_grid_is_one_sweep_and_any_other_a_list(tmp_path: Path) -> None:
+    def write(arch: str, depth: int, seed: int) -> str:
+        command = f"resexp run depth={depth} arch={arch} seed={seed} 'milestones=[0.5,0.75]'"
         record = {"command": command, "environment": {"git_commit": "0123abcd"}}
-        write_run(tmp_path, arch, depth, seed, record=record)
-    assert sweeps(find_runs(tmp_path)) == expected
-    text = unescape(read(tmp_path))
-    assert "\n".join(["git checkout 0123abcd", *expected, "resexp verdict results/digits"]) in text
+        write_run(tmp_path, arch, depth, seed, record=record, status="running", rows=0)
+        return command
+
+    one_by_one = [write("plain", depth, seed) for depth, seed in ((8, 0), (8, 1), (20, 0))]
+    assert sweeps(find_runs(tmp_path)) == one_by_one  # a hole
+    for grid in product(("plain", "residual"), (8, 20), (0, 1)):
+        write(*grid)
+    whole = ["resexp run -m depth=8,20 arch=plain,residual seed=0,1 'milestones=[0.5,0.75]'"]
+    lines = ["git checkout 0123abcd", *whole, "resexp verdict results/digits seed=0,1"]
+    text = read(tmp_path, ["seed=0,1"])
+    assert "\n".join(lines) in unescape(text)
+    assert "plain-20-s1" not in read(tmp_path, ["seed=0"])
     write_run(tmp_path, "highway", 20, 0, record={"command": "resexp run it's"})  # for no shell
-    assert sweeps(find_runs(tmp_path)) == [*expected, "resexp run it's"]
+    assert sweeps(find_runs(tmp_path)) == [*whole, "resexp run it's"]
 
 
 # --- downloads
@@ -257,10 +235,8 @@ def test_the_papers_sweep_stays_small(tmp_path: Path) -> None:
     ]
     text = "\n".join([",".join(COLUMNS), *rows]) + "\n"
     assert 40 * len(text) > MOST_CSV
-    for arch in ("plain", "residual"):
-        for depth in (20, 32, 44, 56):
-            for seed in range(5):
-                (write_run(tmp_path, arch, depth, seed) / "metrics.csv").write_text(text)
+    for arch, depth, seed in product(("plain", "residual"), (20, 32, 44, 56), range(5)):
+        (write_run(tmp_path, arch, depth, seed) / "metrics.csv").write_text(text)
     path = write_report(tmp_path)
     assert path.stat().st_size < 3_000_000
     tree = parse(path.read_text())
@@ -327,8 +303,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_a_page_is_plain_ascii(tmp_path: Path) -> None:
-    strange = {"data.root": "\u4e2d"}
-    write_run(tmp_path, "plain", 20, 0, extras=strange)
+    write_run(tmp_path, "plain", 20, 0, extras={"data.root": "\u4e2d"}, status="running", rows=0)
     path = write_report(tmp_path)
     assert path.read_bytes().isascii()
     assert "\u4e2d" in whole(parse(path.read_text()))
@@ -370,16 +345,11 @@ def test_legend_entries_are_buttons_for_what_is_drawn(tree: Element) -> None:
         assert {each.attrib["aria-pressed"] for each in keys} == {"true"}
 
 
-def luminance(colour: str) -> float:
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * letter for letter in colour[1:])
-    channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
+    channels = np.array([to_rgb(one), to_rgb(other)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return float((high + 0.05) / (low + 0.05))
 
 
 def test_text_stands_out_on_light_and_on_dark() -> None:
@@ -403,7 +373,9 @@ def test_text_stands_out_on_light_and_on_dark() -> None:
 def test_it_lands_beside_the_runs_or_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run(tmp_path, "plain", 20, 0)
+    with pytest.raises(UsageError, match="no runs in"):
+        write_report(tmp_path)
+    write_run(tmp_path, "plain", 20, 0, status="running", rows=0)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
     assert write_report(tmp_path) == tmp_path / "digits/report.html"
     deep = tmp_path / "deep"
@@ -415,25 +387,18 @@ def test_it_lands_beside_the_runs_or_where_it_is_told(
     first = (tmp_path / "digits/report.html").read_bytes()
     assert first == (deep / "page.html").read_bytes() == (deep / "report.html").read_bytes()
     assert b"2027-01-15 08:00 UTC" in first
-
-
-def test_a_control_has_a_verdict_too(tmp_path: Path) -> None:
-    for depth in (20, 56):
-        for seed in range(5):
-            write_run(tmp_path, "residual", depth, seed, clean_error=seed / 10)
-    assert "--baseline residual" in write_report(tmp_path).read_text()
-    page = write_report(tmp_path, baseline="residual").read_text()
-    assert "Training deeper residual networks: does not degrade" in page
-    assert "resexp verdict results/digits --baseline residual" in page
-
-
-def test_nothing_to_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no runs in"):
-        write_report(tmp_path)
-    write_run(tmp_path, "plain", 20, 0)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         write_report(tmp_path, tmp_path / "file" / "report.html")
+
+
+def test_a_control_has_a_verdict_too(tmp_path: Path) -> None:
+    for depth, seed in product((20, 56), range(5)):
+        write_run(tmp_path, "residual", depth, seed, clean_error=seed / 10)
+    assert "--baseline residual" in judgement(find_runs(tmp_path), None)["refusal"]
+    page = write_report(tmp_path, baseline="residual").read_text()
+    assert "Training deeper residual networks: does not degrade" in page
+    assert "resexp verdict results/digits --baseline residual" in page
 
 
 # --- charts
@@ -461,19 +426,17 @@ def test_the_script_tells_what_is_drawn(results: Path, tree: Element) -> None:
 
 def test_many_points_are_told_at_some_of_their_places() -> None:
     steps = [float(step) for step in range(5000)]
-    line = Line(name="", tags=(), x=steps, y=steps, colour="")
-    scale = Scale(label="step", low=0, high=4999)
-    held = line_values(Panel(title="", x=scale, y=scale, lines=[line]), line)
+    line, scale = Line("", (), steps, steps, ""), Scale("step", 0, 4999)
+    held = line_values(Panel("", scale, scale, [line]), line)
     assert MOST_POINTS / 2 < len(held["x"]) <= MOST_POINTS
     assert held["x"] == held["y"] == sorted(held["x"]) and held["x"][-1] == 4999
     assert held["told"][-1] == "4999.0 %"
 
 
 def test_every_series_is_in_the_page(tmp_path: Path) -> None:
-    for rate in (0.01, 0.02, 0.03, 0.04, 0.05):
-        for arch in ("plain", "residual"):
-            for depth, seed in product((20, 56), range(2)):
-                write_run(tmp_path, arch, depth, seed, extras={"lr": rate})
+    rates = (0.01, 0.02, 0.03, 0.04, 0.05)
+    for rate, arch, depth, seed in product(rates, ("plain", "residual"), (20, 56), range(2)):
+        write_run(tmp_path, arch, depth, seed, extras={"lr": rate})
     made, _ = charts(find_runs(tmp_path))
     assert [len(chart.panels) for chart in made.values()] == [10, 2, 10]
     assert len(made["depth"].panels[0].lines) == 10
