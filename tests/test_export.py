@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -48,30 +47,24 @@ def test_records_and_rows_come_back_as_they_were(folder: Path, pair: Path) -> No
     assert {run.run for run in after if not run.lines()} == {"plain-110-s1"}
 
 
-def test_unpacked_runs_are_those_that_were_exported(folder: Path, pair: Path) -> None:
+def test_unpacked_runs_are_those_that_were_exported_and_not_trained_again(
+    folder: Path, pair: Path
+) -> None:
     before = {run.run: run for run in results.find_runs(folder)}
     for run in export.unpack(pair):
         again = results.Run.read(run)
         assert again.record == before[run.name].record
         assert again.lines() == before.pop(run.name).lines()
     assert not before and export.unpack(pair) == []
-
-
-def test_unpacked_runs_are_not_trained_again(tmp_path: Path) -> None:
-    job = compose([f"results={tmp_path}", "depth=20"])
-    write_run(tmp_path, "plain", 20, 0)
-    results.export_runs(tmp_path, [], tmp_path)
+    job = compose([f"results={pair.parent}", f"name={pair.name}", "depth=20", "arch=plain"])
+    assert look(job) is Claim.done
     shutil.rmtree(job.directory)
     assert look(job) is Claim.new
-    export.unpack(tmp_path / "digits")
-    assert look(job) is Claim.done
 
 
 def test_a_pair_whose_run_would_lie_elsewhere_is_refused(pair: Path) -> None:
-    runs = pair / export.RUNS
-    runs.write_text(runs.read_text().replace("plain-20-s0", "../plain-20-s0"))
-    rows = pair / export.ROWS
-    rows.write_text(rows.read_text().replace("plain-20-s0", "../plain-20-s0"))
+    for path in pair.iterdir():
+        path.write_text(path.read_text().replace("plain-20-s0", "../plain-20-s0"))
     with pytest.raises(UsageError, match="Export its runs again"):
         export.unpack(pair)
 
@@ -93,39 +86,29 @@ def test_every_reader_says_the_same(folder: Path, pair: Path) -> None:
     assert said[0] == said[1]
 
 
-def test_one_run_of_a_pair_can_be_named(pair: Path, tmp_path: Path) -> None:
+def test_a_pair_or_one_run_of_it_can_be_named(pair: Path) -> None:
     [run] = results.find_runs(pair / "plain-56-s3")
     assert (run.depth, run.seed) == (56, 3)
     assert listing.find(str(pair / "plain-56-s3"))["run"] == "plain-56-s3"
-    assert len(results.find_runs(pair / export.RUNS)) == len(results.find_runs(pair))
-    assert len(results.find_runs(pair.parent)) == len(results.find_runs(pair))
     assert results.find_runs(pair / "plain-57-s3") == []
-
-
-def test_a_run_directory_comes_before_the_exported_run_of_its_name(pair: Path) -> None:
-    write_run(pair.parent, "plain", 20, 0, clean_error=77.0)
+    for root in (pair, pair.parent, pair / export.RUNS):
+        assert len(results.find_runs(root)) == 22
+    write_run(pair.parent, "plain", 20, 0, clean_error=77.0)  # a directory comes first
     runs = results.find_runs(pair)
     assert len(runs) == 22
     assert [run.endpoint("clean_train_error") for run in runs if run.run == "plain-20-s0"] == [77.0]
 
 
-def test_pandas_reads_both_files(pair: Path) -> None:
+def test_pandas_reads_both_files_and_what_all_runs_share_stands_once(pair: Path) -> None:
     runs = pd.read_csv(pair / export.RUNS, skiprows=1)
     rows = pd.read_csv(pair / export.ROWS)
-    assert len(runs) == 22
-    assert runs["depth"].nunique() == 3
+    assert len(runs) == 22 and runs["depth"].nunique() == 3
     assert set(rows["run"]) < set(runs["run"])
-    last = rows[rows["run"] == "plain-56-s0"].iloc[-1]
-    assert last["clean_train_error"] == 56
-
-
-def test_what_all_runs_share_stands_once(pair: Path) -> None:
-    first, *lines = (pair / export.RUNS).read_text().splitlines()
-    shared = json.loads(first.removeprefix("#"))
+    assert rows[rows["run"] == "plain-56-s0"].iloc[-1]["clean_train_error"] == 56
+    shared = json.loads((pair / export.RUNS).read_text().partition("\n")[0].removeprefix("#"))
     assert shared["settings.lr"] == 0.02
-    columns = next(csv.reader(lines))
-    assert columns[:5] == ["run", "arch", "depth", "seed", "status"]
-    assert not set(columns) & set(shared)
+    assert [*runs][:5] == ["run", "arch", "depth", "seed", "status"]
+    assert not {*runs} & set(shared)
 
 
 @pytest.mark.parametrize("text", ["", "1", "true", "null", "5e10", '"', "a,b\nc", "NaN", "-"])
