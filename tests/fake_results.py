@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from resexp.settings import Settings, as_dict, digest, run_name
 from resexp.train.row import COLUMNS
 
 PARAMETERS = {8: 75_290, 20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
+DATA = {"train": 1437, "test": 360, "shape": [8, 8, 1], "classes": 10, "chance_error": 90.0}
 
 
 def write_run(
@@ -47,11 +49,8 @@ def write_run(
         for group in groups:
             place = place[group]
         place[leaf] = value
-    final = {
-        "train": clean_error + 0.3 if train_error is None else train_error,
-        "clean": clean_error,
-        "test": test_error,
-    }
+    train = clean_error + 0.3 if train_error is None else train_error
+    final = {"train": train, "clean": clean_error, "test": test_error}
     table = curves(settings, final, clean_loss, seed, wiggle)[:rows]
     if status == "diverged":
         for row in table[len(table) // 2 :]:
@@ -78,14 +77,7 @@ def write_run(
         "digest": digest(settings),
         "overrides": [f"depth={depth}", f"arch={arch}"],
         "command": f"resexp run depth={depth} arch={arch}",
-        "data": {
-            "name": settings["data"]["name"],
-            "train": 1437,
-            "test": 360,
-            "shape": [8, 8, 1],
-            "classes": 10,
-            "chance_error": 90.0,
-        },
+        "data": DATA | {"name": settings["data"]["name"]},
         "parameters": PARAMETERS.get(depth),
         "last": last,
         "environment": {"device": "cpu", "precision": "fp32"},
@@ -97,15 +89,11 @@ def write_run(
 
 def write_grid(root: Path, depths: Sequence[int], seeds: int, **more: Any) -> int:
     """Plain and residual runs of every depth and seed, the deeper plain the worse; how many."""
-    for depth in depths:
-        for seed in range(seeds):
-            for arch in ("plain", "residual"):
-                worse = depth / 8 if arch == "plain" else 1.0
-                shift = 1 + (seed % 7) / 10
-                loss, error = 0.01 * worse**2 * shift, 0.2 * worse * shift
-                write_run(
-                    root, arch, depth, seed, clean_loss=loss, clean_error=error, wiggle=2, **more
-                )
+    for depth, seed, arch in product(depths, range(seeds), ("plain", "residual")):
+        worse = depth / 8 if arch == "plain" else 1.0
+        shift = 1 + (seed % 7) / 10
+        loss, error = 0.01 * worse**2 * shift, 0.2 * worse * shift
+        write_run(root, arch, depth, seed, clean_loss=loss, clean_error=error, wiggle=2, **more)
     return 2 * len(depths) * seeds
 
 

@@ -8,7 +8,6 @@ import pytest
 from fake_results import write_run
 
 from resexp.analysis.figures.chart import Nothing, draw
-from resexp.analysis.figures.plot import plot
 from resexp.analysis.figures.surface import surface
 from resexp.analysis.results import find_runs
 
@@ -49,8 +48,3 @@ def test_one_rate_or_one_length_is_no_surface(runs_at: Path) -> None:
     for wanted in ("lr=0.01", "steps=220"):
         with pytest.raises(Nothing, match="several steps and rates"):
             surface(find_runs(runs_at, [wanted]))
-
-
-def test_it_is_drawn_into_the_experiments_folder(runs_at: Path) -> None:
-    (written,) = plot(runs_at, which=["surface"])
-    assert written == runs_at / "digits" / "surface.png" and written.stat().st_size > 10_000
