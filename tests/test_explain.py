@@ -146,7 +146,7 @@ def test_the_levels_of_a_u_net_are_drawn_around_what_lies_below() -> None:
 
 @pytest.mark.parametrize("words", ["arch=unet depth=8 data=digits", "arch=residual depth=21"])
 def test_another_task_or_a_depth_that_is_none_is_refused(words: str) -> None:
-    with pytest.raises(UsageError, match=r"segmentation|21 is not 6n\+2"):
+    with pytest.raises(UsageError, match=r"learns masks|21 is not 6n\+2"):
         explained(*words.split())
 
 

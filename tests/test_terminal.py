@@ -44,14 +44,14 @@ SHOWN = {
 }  # fmt: skip
 
 
-def screen(folder: Path, size: tuple[int, int], command: str) -> str:
-    """What ``resexp COMMAND`` writes to a terminal of ``size`` columns and lines, bare."""
+def screen(folder: Path, size: tuple[int, int], command: str, **variables: str) -> str:
+    """What ``resexp COMMAND`` writes to a terminal of ``size`` columns and lines."""
     child, terminal = pty.fork()
     if child == 0:
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             os.environ.pop(name, None)
-        os.environ["TERM"] = "xterm-256color"
+        os.environ.update({"TERM": "xterm-256color"} | variables)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
         os.chdir(folder)
         sys.argv = ["resexp", *command.split()]
@@ -66,14 +66,24 @@ def screen(folder: Path, size: tuple[int, int], command: str) -> str:
             written += block
     os.close(terminal)
     os.waitpid(child, 0)
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.decode())
+    return written.decode()
+
+
+def bare(shown: str) -> str:
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+
+
+def test_a_terminal_has_colours_unless_it_wants_none(tmp_path: Path) -> None:
+    coloured = re.compile(r"\x1b\[(\d+;)*([349]\d|10\d)(;\d+)*m")
+    assert coloured.search(screen(tmp_path, SIZES[0], "--help"))
+    assert not coloured.search(screen(tmp_path, SIZES[0], "--help", NO_COLOR="1"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with the runs of the smallest demo, and what that wrote to the larger terminal."""
     folder = tmp_path_factory.mktemp("terminal")
-    shown = screen(folder, SIZES[0], DEMO)
+    shown = bare(screen(folder, SIZES[0], DEMO))
     assert "8 done" in shown
     return folder, shown
 
@@ -82,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.parametrize("command", SHOWN)
 def test_a_screen_fits(command: str, size: tuple[int, int], trained: tuple[Path, str]) -> None:
     folder, first = trained
-    shown = first if (command, size) == (DEMO, SIZES[0]) else screen(folder, size, command)
+    shown = first if (command, size) == (DEMO, SIZES[0]) else bare(screen(folder, size, command))
     lines = re.split(r"[\r\n]+", shown)
     assert [line for line in lines if len(line) > size[0]] == []
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown

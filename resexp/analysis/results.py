@@ -31,16 +31,9 @@ Key = TypeVar("Key")
 
 #: What a run.json must hold to be a run of resexp, and of what type.
 NEEDED: dict[str, type] = {
-    "run": str,
-    "name": str,
-    "arch": str,
-    "depth": int,
-    "seed": int,
-    "status": str,
-    "extras": dict,
-    "settings": dict,
-    "data": dict,
-    "last": dict,
+    **dict.fromkeys(("run", "name", "arch", "status"), str),
+    **dict.fromkeys(("depth", "seed"), int),
+    **dict.fromkeys(("extras", "settings", "data", "last"), dict),
 }
 
 #: What it may hold beside, null or of this type: what readers print, count or compare.
@@ -198,7 +191,15 @@ class Run:
         columns = tuple(lines[0].rstrip("\n").split(",")) if lines else ()
         if columns not in HEADERS:
             raise UsageError(f"{path}, line 1 is not {','.join(METRIC_COLUMNS)}.")
-        return _parse(path, lines[1:], columns)
+        rows: list[Row] = []
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                rows.append(parse_row(line, columns))
+                if len(rows) > 1 and rows[-1].step <= rows[-2].step:
+                    raise ValueError("its step does not rise")
+            except ValueError as error:
+                raise UsageError(f"{path}, line {number} is damaged: {error}.") from error
+        return rows
 
 
 class Sweep(list[Run]):
@@ -208,20 +209,6 @@ class Sweep(list[Run]):
         from resexp.analysis.inline import shown
 
         return shown(self, f"{len(self)} runs") if self else "no runs"
-
-
-def _parse(path: Path, lines: list[str], columns: tuple[str, ...]) -> list[Row]:
-    """Rows from the lines below the header, each at a later step than the one before."""
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            row = parse_row(line, columns)
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number} is damaged: {error}.") from error
-        if rows and row.step <= rows[-1].step:
-            raise UsageError(f"{path}, line {number} is damaged: its step does not rise.")
-        rows.append(row)
-    return rows
 
 
 def find_runs(
@@ -240,8 +227,8 @@ def find_runs(
         runs = [run for run in _exported(root.parent) if root.name in (run.run, export.RUNS)]
     else:
         runs = _runs_below(root, skipped)
-    wanted = [_filter(text, runs) for text in filters]
-    runs = [run for run in runs if all(_holds(run, key, values) for key, values in wanted)]
+    for key, values in [_filter(text, runs) for text in filters]:
+        runs = [run for run in runs if _holds(run, key, values)]
     typed = [{(key, spell(value)) for key, value in run.extras.items()} for run in runs]
     for run in runs:
         common = {key for key, _ in set.intersection(*typed)}
@@ -251,15 +238,14 @@ def find_runs(
 
 def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
     """The runs of the first level that holds any."""
-    for run_level, pair_level in ((RECORD, None), (f"*/{RECORD}", ""), (f"*/*/{RECORD}", "*/")):
+    for above in ("", "*/", "*/*/"):
         runs: dict[Path, Run] = {}
-        pairs = root.glob(f"{pair_level}{export.RUNS}") if pair_level is not None else ()
-        for folder in (path.parent for path in pairs if export.is_pair(path.parent)):
-            runs |= {run.path: run for run in _exported(folder)}
-        records = sorted(root.glob(run_level))
+        for pair in root.glob(f"{above[2:]}{export.RUNS}") if above else ():
+            if export.is_pair(pair.parent):
+                runs |= {run.path: run for run in _exported(pair.parent)}
+        records = sorted(root.glob(f"{above}{RECORD}"))
         for path in records:
-            record = _read(path)
-            if record is not None:
+            if (record := _read(path)) is not None:
                 runs[path.parent] = Run(path.parent, record)
             elif skipped is not None:
                 skipped.append(
@@ -331,17 +317,13 @@ def others(runs: Sequence[Run]) -> dict[str, Run]:
 
 def plain_twin(runs: Sequence[Run], other: str) -> str | None:
     """The plain series trained with the same settings as ``other``, but for its architecture's."""
-    wanted = others(runs)[other]
-    recipe = {key: value for key, value in wanted.extras.items() if not key.startswith("arch.")}
-    skipless = {run.series: run for run in runs if run.skipless}
-    for arch, extras in (
-        (wanted.arch, wanted.extras | {"twin": "plain"}),
-        ("plain", wanted.extras),
-        ("plain", recipe),
-    ):
-        for series, run in skipless.items():
-            if (run.arch, run.extras) == (arch, extras):
-                return series
+    one = others(runs)[other]
+    recipe = {key: value for key, value in one.extras.items() if not key.startswith("arch.")}
+    twin = one.extras | {"twin": "plain"}
+    for wanted in ((one.arch, twin), ("plain", one.extras), ("plain", recipe)):
+        for run in runs:
+            if run.skipless and (run.arch, run.extras) == wanted:
+                return run.series
     return None
 
 
@@ -375,12 +357,17 @@ def _read(path: Path) -> dict[str, Any] | None:
     return None if fault(record) else record
 
 
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type; in Python a bool is an int too."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def fault(record: Any) -> str:
     """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
     if not isinstance(record, dict):
         return "it is no JSON object"
     for key, kind in NEEDED.items():
-        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
+        if not fits(record.get(key), kind):
             return f"{key} is missing or of another type"
     for key in ("run", "name", "arch"):
         if not record[key].isprintable():
@@ -393,7 +380,7 @@ def fault(record: Any) -> str:
     for key, kind in held.items():
         group, _, name = key.rpartition(".")
         value = (record[group] if group else record).get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        if value is not None and not fits(value, kind):
             return f"{key} is of another type"
     if any(isinstance(value, dict | list) for value in (record.get("environment") or {}).values()):
         return "environment has lists or tables"
@@ -440,7 +427,9 @@ def _typed(text: str) -> Any:
 
 def _holds(run: Run, key: str, values: list[Any]) -> bool:
     actual = _facts(run).get(key)
+    if isinstance(actual, str) and actual in map(spell, values):
+        return True
     # In Python True equals 1, but deterministic=true is not seed=1.
     return any(
-        actual == value and isinstance(actual, bool) == isinstance(value, bool) for value in values
-    ) or (isinstance(actual, str) and actual in {spell(value) for value in values})
+        actual == one and isinstance(actual, bool) == isinstance(one, bool) for one in values
+    )

@@ -38,8 +38,7 @@ LEVELS = 3  # below the folder given: experiments, runs, and a group of experime
 
 EDITED = "it was edited by hand: its numbers would stand for "
 
-#: level, what is wrong, what it means, what to type.
-Found = tuple[str, str, str, str]
+Found = tuple[str, str, str, str]  # level, what is wrong, what it means, what to type
 
 
 @dataclass(slots=True)
@@ -86,13 +85,8 @@ def copies(directory: Path, seen: dict[tuple[str, str], Path]) -> Iterator[Found
         return
     twin = seen.setdefault((str(directory.parent), record["run"]), directory)
     if twin != directory:
-        meaning = "it counts twice in means and verdicts"
-        yield (
-            "fail",
-            f"the same run as {twin.name}",
-            meaning,
-            f"move one away, as with {move(directory)}",
-        )
+        what, remedy = f"the same run as {twin.name}", f"move one away, as with {move(directory)}"
+        yield "fail", what, "it counts twice in means and verdicts", remedy
 
 
 def troubles(directory: Path) -> Iterator[Found]:
@@ -111,22 +105,20 @@ def troubles(directory: Path) -> Iterator[Found]:
     if links := [name for name in names if os.path.islink(directory / name)]:
         meaning = "resexp run refuses it: writing would change another place"
         yield "fail", f"{links[0]} is a link", meaning, f"rm {quoted(directory / links[0])}"
+    record = read_json(directory / RECORD)
     if RECORD not in names:
         pair = export.is_pair(directory)
         yield from of_pair(directory) if pair else without_record(directory, names)
-        return
-    record = read_json(directory / RECORD)
-    if reason := fault(record):
+    elif reason := fault(record):
         what = f"{RECORD} is damaged or edited: {reason}"
         meaning = "the run is left out of every list, table, figure and verdict"
         yield "fail", what, meaning, rerun(directory)
-        return
-    yield from of_record(directory, record)
-    if is_held(directory):
-        return  # what follows is true of every run at work
-    yield from of_rows(Run(directory, record))
-    yield from of_status(record)
-    yield from leftovers(directory, names, record)
+    else:
+        yield from of_record(directory, record)
+        if not is_held(directory):  # what follows is true of every run at work
+            yield from of_rows(Run(directory, record))
+            yield from of_status(record)
+            yield from leftovers(directory, names, record)
 
 
 def of_pair(directory: Path) -> Iterator[Found]:
@@ -146,12 +138,11 @@ def without_record(directory: Path, names: list[str]) -> Iterator[Found]:
     if PREREGISTRATION in names:
         return
     foreign = [one for one in names if one not in BEGUN and not one.startswith((CLAIM, CLOCK))]
+    if not foreign and is_held(directory):
+        return
     if not foreign:
-        if is_held(directory):
-            return
-        what = "empty: a run that never began"
-        if ERROR in names and (said := last_line(directory / ERROR)):
-            what = f"it failed before it began: {said}"
+        said = last_line(directory / ERROR)
+        what = f"it failed before it began: {said}" if said else "empty: a run that never began"
         remedy = f"run its sweep again, or rm -r {quoted(directory)}"
         yield "warn", what, "no reader counts it", remedy
     elif METRICS in names or any(name.startswith(CHECKPOINT) for name in names):
@@ -178,11 +169,9 @@ def of_record(directory: Path, record: dict[str, Any]) -> Iterator[Found]:
             yield "fail", what, f"{EDITED}another network", rerun(directory)
     name = run_name(record["arch"], record["depth"], record["seed"], record["extras"])
     if directory.name != name:
-        meaning = (
-            "it is read as that run; resexp run looks for it under that name and would retrain"
-        )
+        meaning = "it is read as that run; resexp run looks for it under that name and would"
         remedy = f"mv {quoted(directory)} {quoted(directory.with_name(name))}"
-        yield "warn", f"renamed: its record is of {name}", meaning, remedy
+        yield "warn", f"renamed: its record is of {name}", f"{meaning} retrain", remedy
 
 
 def of_rows(run: Run) -> Iterator[Found]:
@@ -195,11 +184,10 @@ def of_rows(run: Run) -> Iterator[Found]:
         return
     if not run.finished:
         return
-    wanted = run.setting("steps")
-    last_step = rows[-1].step if rows else 0
-    whole = are_whole(rows, run.setting("eval_every"), wanted, last_step)
-    if not whole or not (run.status == "diverged" or last_step == wanted):
-        what = f"{METRICS} lacks rows: it has {len(rows)}, the last after step {last_step:,}"
+    wanted, end = run.setting("steps"), rows[-1].step if rows else 0
+    whole = are_whole(rows, run.setting("eval_every"), wanted, end)
+    if not whole or (run.status != "diverged" and end != wanted):
+        what = f"{METRICS} lacks rows: it has {len(rows)}, the last after step {end:,}"
         yield "fail", f"{what} of {wanted:,}", "curves would be drawn without them", remedy
         return
     last: dict[str, Any] = {}

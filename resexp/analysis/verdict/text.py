@@ -19,7 +19,6 @@ from resexp.analysis.verdict.rule import (
     UNTRAINED,
     Arm,
     Change,
-    Contrast,
     Verdict,
 )
 from resexp.console import counted
@@ -43,13 +42,15 @@ def text(verdict: Verdict, room: int | None = None) -> str:
     Sentences may be longer.
     """
     by_holm = "p (Holm)" if len(verdict.arms) > 2 else "p"
-    heads = ["", "rise (95 %)", "one-sided 95 %", "n", by_holm]
+    rises = [[arm.series, *cells(arm.change, arm.p)] for arm in verdict.arms]
+    for series, change in verdict.interactions.items():
+        rises.append([f"{verdict.baseline} minus {series}", *cells(change, math.nan)])
     lines = [sentence(verdict), "Training error, deep minus shallow, in points:"]
-    lines += aligned(heads, _primary(verdict), room)
+    lines += aligned(["", "rise (95 %)", "one-sided 95 %", "n", by_holm], rises, room)
     lines += aligned(["", ""], [[arm.series, _reading(arm)] for arm in verdict.arms], room)
-    rows = [[arm.series, *_secondary(arm.change)] for arm in verdict.arms]
+    beside = [[arm.series, *_beside(arm.change)] for arm in verdict.arms]
     lines.append("Beside it (95 %), errors in points:")
-    lines += aligned(["", "log10 loss", "test error", "test minus training"], rows, room)
+    lines += aligned(["", "log10 loss", "test error", "test minus training"], beside, room)
     lines += _other_pairs(verdict, room) + _budget(verdict, room)
     rule = re.sub(r"(?<!\.)\n +", " ", RULE)  # its sentences, each in a line
     lines += [rule, verdict.fixed, _failures(verdict)]
@@ -72,56 +73,46 @@ def sentence(verdict: Verdict) -> str:
     return said + (f" Did not learn: {', '.join(unread)}." if unread else "")
 
 
-def _primary(verdict: Verdict) -> list[list[str]]:
-    """Rises of training error with the bounds that decide, then the differences of differences."""
-    rows = [[arm.series, *cells(arm.change, arm.p)] for arm in verdict.arms]
-    for series, change in verdict.interactions.items():
-        rows.append([f"{verdict.baseline} minus {series}", *cells(change, math.nan)])
-    return rows
-
-
 def cells(change: Change, p: float) -> list[str]:
     """A rise with its interval, the bounds that decide, seeds and p."""
     rise = change.train_error
     if rise.n == 0:
         return ["no pairs", "", "", ""]
     bounds = f">{signed(rise.lower, 1)}, <{signed(rise.upper, 1)}" if rise.n > 1 else ""
-    return [spread(rise, 1), bounds, str(rise.n), "" if math.isnan(p) else f"{p:.2g}"]
+    return [spread(rise, 1), bounds, str(rise.n), _p(p)]
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else f"{p:.2g}"
 
 
 def _reading(arm: Arm) -> str:
     """What the rule says of an arm, and what its test error adds."""
     if arm.label == UNTRAINED:
         return "did not learn: no reading"
-    p = "" if math.isnan(arm.cure_p) else f" (p = {arm.cure_p:.2g})"
+    p = f" (p = {_p(arm.cure_p)})" if _p(arm.cure_p) else ""
     cure = f"; {CURES[arm.cure].lower()}{p}" if arm.cure else ""
     few = arm.change.train_error.n < ENOUGH_SEEDS and arm.reading != INCONCLUSIVE
     return f"{arm.reading}{' (preliminary)' if few else ''}{cure}{MEANINGS[arm.label]}"
 
 
-def _secondary(change: Change) -> list[str]:
+def _beside(change: Change) -> list[str]:
     if change.loss.n == 0:
         return ["no pairs", "", ""]
-    return [spread(change.loss, 2), *(spread(one, 1) for one in (change.test_error, change.gap))]
+    return [spread(change.loss, 2), spread(change.test_error, 1), spread(change.gap, 1)]
 
 
 def _other_pairs(verdict: Verdict, room: int | None) -> list[str]:
     """Each arm's rise between the pairs of depths that the headline is not about."""
-    heads = ["", "depths", "rise (95 %)", "n", "p"]
     arms = [arm.series for arm in verdict.arms]
-    rows = [
-        [one.series, f"{one.shallow} to {one.deep}", *_contrast(one)]
-        for one in verdict.contrasts
-        if one.series in arms and (one.shallow, one.deep) != (verdict.shallow, verdict.deep)
-    ]
+    rows = []
+    for one in verdict.contrasts:
+        if one.series in arms and (one.shallow, one.deep) != (verdict.shallow, verdict.deep):
+            rise, _, n, p = cells(one.change, one.holm_t)
+            rows.append([one.series, f"{one.shallow} to {one.deep}", rise, n, p])
     pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
     title = f"Other pairs of depths, in points; one-sided p by Holm over all {pairs}:"
-    return [title, *aligned(heads, rows, room)] if rows else []
-
-
-def _contrast(contrast: Contrast) -> list[str]:
-    rise, p = contrast.change.train_error, contrast.holm_t
-    return [spread(rise, 1), str(rise.n), "" if math.isnan(p) else f"{p:.2g}"]
+    return [title, *aligned(["", "depths", "rise (95 %)", "n", "p"], rows, room)] if rows else []
 
 
 def _budget(verdict: Verdict, room: int | None) -> list[str]:
@@ -138,10 +129,8 @@ def _budget(verdict: Verdict, room: int | None) -> list[str]:
         ]
         for check in verdict.budget
     ]
-    lines = [
-        "Budget check, points of training error at more steps:",
-        *aligned([""] * 5, rows, room),
-    ]
+    title = "Budget check, points of training error at more steps:"
+    lines = [title, *aligned([""] * 5, rows, room)]
     if len({check.steps for check in verdict.budget}) < 2:
         lines.append("One larger budget alone: two or more tell slow training from a limit.")
     return lines
