@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from resexp import data, models
+from resexp.models.blocks import Block, Stages
 from resexp.settings import (
     Arch,
     Settings,
@@ -68,6 +69,22 @@ def least(of: Settings) -> tuple[int, int]:
     except UsageError:
         return 32, 32
     return 8, 8
+
+
+def pictures(count: int = 6, channels: int = 1, height: int = 8, width: int = 8) -> Tensor:
+    """Normal numbers, the same ones every time."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, channels, height, width, generator=generator)
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def blocks(network: nn.Module) -> list[Block]:
+    """The blocks of a network of stages."""
+    assert isinstance(network, Stages)
+    return [block for block in network.blocks if isinstance(block, Block)]  # type: ignore[union-attr]
 
 
 def computed(metric: str) -> dict[tuple[str, int], int]:

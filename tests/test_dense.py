@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from families import computed, same_logits, same_values, settings, size, uncounted
+from families import same_logits, same_values, settings, size, uncounted
 from torch import nn
 
-from resexp import data, models
+from resexp import models
 from resexp.models.blocks import Block
 from resexp.models.dense import DenseNetwork
-from resexp.settings import Merge, Normalisation, Settings, Twin, Unit, UsageError
-from resexp.train.fit import begin, fit
+from resexp.settings import Normalisation, Settings, Twin
 
 
 def dense(name: str, depth: int, growth: int, twin: Twin = Twin.none) -> Settings:
     return settings(name, depth, twin=twin, options={"growth": growth})
-
-
-#: What the computed rows of published.csv call these networks: arch, growth and depths.
-NAMES = {
-    "DenseNet k12 stem16 theta1": ("dense", 12, (40, 100)),
-    "DenseNet k24 stem16 theta1": ("dense", 24, (100,)),
-    "DenseNet-BC k12": ("dense_bc", 12, (40, 100)),
-    "DenseNet-BC k24": ("dense_bc", 24, (250,)),
-    "DenseNet-BC k40": ("dense_bc", 40, (190,)),
-}
-NETWORKS = {
-    (name, depth): dense(arch, depth, growth)
-    for name, (arch, growth, depths) in NAMES.items()
-    for depth in depths
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("name", "depth"), NETWORKS)
-def test_parameters_and_multiply_adds_are_the_computed_ones(name: str, depth: int) -> None:
-    found = size(NETWORKS[name, depth], 32, 10)
-    assert found.parameters == computed("params_exact")[name, depth]
-    assert found.flops == 2 * computed("macs_exact_32x32")[name, depth]
-
-
-def test_the_oracle_names_no_other_dense_network() -> None:
-    named = {key for key in computed("params_exact") if "dense" in key[0].lower()}
-    assert named == {*NETWORKS, ("torchvision densenet121", 121)}
-
-
-@pytest.mark.process
-def test_densenet_121_has_the_computed_counts() -> None:
-    found = size(settings("densenet", 121), 224, 1000)
-    assert found.parameters == computed("params_exact")["torchvision densenet121", 121]
-    assert found.flops == 2 * computed("macs_exact_224x224")["torchvision densenet121", 121]
 
 
 @pytest.mark.slow
@@ -127,10 +89,9 @@ def test_a_layer_hands_on_what_it_read_unchanged() -> None:
 @pytest.mark.parametrize(
     ("name", "depth", "growth"),
     [
-        *(("dense", depth, 12) for depth in (7, 10, 13, 22, 40, 100)),
-        ("dense", 40, 24),
+        *(("dense", depth, 12) for depth in (7, 10, 22, 40)),
         ("dense", 100, 24),
-        *(("dense_bc", depth, 12) for depth in (16, 22, 40, 100)),
+        *(("dense_bc", depth, 12) for depth in (16, 22, 100)),
         pytest.param("dense_bc", 190, 40, marks=pytest.mark.slow),
         pytest.param("dense_bc", 250, 24, marks=pytest.mark.slow),
         ("densenet", 121, 32),
@@ -168,55 +129,3 @@ def test_a_twins_layers_each_read_the_one_before_alone() -> None:
     x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(3))
     first = layers(network)[0]
     assert torch.equal(first(x), first.branch(x))
-
-
-def test_a_second_kind_of_twin_is_refused() -> None:
-    with pytest.raises(UsageError, match="twin=matched is not for dense"):
-        models.check(dense("dense", 22, 12, Twin.matched))
-
-
-# Refusals
-
-
-REFUSALS: list[tuple[str, int, dict[str, Any], str]] = [
-    ("dense", 41, {}, "depth=41 is not 3n+4. Nearest: 40, 43."),
-    ("dense_bc", 43, {}, "depth=43 is not 6n+4. Nearest: 40, 46."),
-    ("densenet", 100, {}, "depth=100 is none of 121, 161, 169, 201, 264. Nearest: 121."),
-    (
-        "dense",
-        43,
-        {"unit": Unit.bottleneck},
-        "depth=43 is not 6n+4, as arch.unit=bottleneck needs. Nearest: 40, 46.",
-    ),
-    ("dense", 40, {"merge": Merge.residual}, "arch.merge=residual is not for dense."),
-    ("dense", 40, {"se_ratio": 16}, "arch.se_ratio means nothing to the dense family."),
-    ("dense", 40, {"options": {"growth": 0}}, "arch.options.growth=0 is out of range."),
-    ("dense", 40, {"options": {"compression": 0}}, "arch.options.compression=0 is out of range."),
-    (
-        "dense",
-        40,
-        {"options": {"stem": "small"}},
-        "arch.options.stem is for arch=densenet or",
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "depth", "changes", "sentence"), REFUSALS, ids=str)
-def test_what_no_dense_network_is_is_refused(
-    name: str, depth: int, changes: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(UsageError) as refusal:
-        models.check(settings(name, depth, **changes))
-    assert str(refusal.value).startswith(sentence)
-
-
-# Training
-
-
-@pytest.mark.process
-def test_it_learns_the_digits(few_digits: data.Images) -> None:
-    one = replace(dense("dense", 10, 6), steps=40, batch_size=20, eval_every=40, lr=0.1)
-    network = models.build(one, 1, 10, few_digits.size)
-    row = [row for row in fit(begin(network, one), one, few_digits) if row is not None][-1]
-    assert row.clean_train_error is not None
-    assert row.clean_train_error < 50  # chance is 90

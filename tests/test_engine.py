@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resexp import models
-from resexp.data import Images, batches
+from resexp.data import Images
 from resexp.settings import (
     Arch,
     Engine,
@@ -160,33 +159,6 @@ def test_float64_is_the_reference_that_fp32_comes_near(few_digits: Images) -> No
     )
     apart = [float((a - b).norm() / b.norm()) for a, b in zip(fp32, fp64, strict=True)]
     assert 0 < max(apart) < 1e-3
-
-
-def test_the_first_step_is_rate_times_gradient_and_decay(few_digits: Images) -> None:
-    """One step by hand: there is no momentum yet."""
-    settings = replace(SMALL, warmup_steps=0, precision=Precision.fp64)
-    network = models.build(settings, 1, 10).double()
-    changes = first_change(settings, few_digits, network)
-    state = begin(copy.deepcopy(network), settings)
-    stats = batches.statistics(few_digits.train_images, settings.normalise).to(torch.double)
-    plan = batches.plan(
-        seed=0,
-        start=0,
-        stop=1,
-        images=len(few_digits.train_labels),
-        batch_size=16,
-        crop_padding=1,
-        flip=True,
-    )
-    crop = plan.dy[0], plan.dx[0], plan.mirror[0], 1
-    images = batches.batch(few_digits.train_images, stats, plan.index[0], *crop)
-    loss = cross_entropy(state.network(images), few_digits.train_labels[plan.index[0]])
-    parameters = state.optimizer.parameters
-    for change, parameter, gradient in zip(
-        changes, parameters, torch.autograd.grad(loss, parameters), strict=True
-    ):
-        expected = -settings.lr * (gradient + settings.weight_decay * parameter)
-        torch.testing.assert_close(change, expected.detach(), rtol=1e-6, atol=1e-12)
 
 
 def test_an_engine_that_needs_a_gpu_is_refused_without_one() -> None:

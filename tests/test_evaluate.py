@@ -15,7 +15,7 @@ from resexp import models
 from resexp.data import Images, batches
 from resexp.settings import Arch, BnEval, Merge, Normalise, Order, Precision, Settings
 from resexp.train import evaluate as module
-from resexp.train.evaluate import evaluate, evaluation_mode, recalibrate
+from resexp.train.evaluate import evaluate, evaluation_mode
 
 #: Two whole batches of the 40 images, and eight left over.
 SMALL = Settings(arch=Arch(merge=Merge.residual), depth=8, width=4, batch_size=16, bn_momentum=0.3)
@@ -51,6 +51,7 @@ def everything(network: nn.Module) -> dict[str, Any]:
         "gradients": [parameter.grad for parameter in network.parameters()],
         "trained": [parameter.requires_grad for parameter in network.parameters()],
         "hooks": [len(module._forward_hooks) for module in network.modules()],
+        "random": torch.random.get_rng_state().tolist(),
     }
 
 
@@ -105,40 +106,35 @@ def test_loss_and_error_are_those_of_one_image_at_a_time_in_double_precision(
     assert 0 < wrong < 24
 
 
-@pytest.mark.parametrize("size", [1, 7, 24])
+@pytest.mark.parametrize(
+    ("limit", "most", "size"),
+    [
+        *(("EVALUATION_BATCH", size, size) for size in (1, 7, 24)),
+        ("EVALUATION_PIXELS", 3 * 8 * 8 + 5, 3),
+        ("EVALUATION_LABELS", 9, 9),
+    ],
+)
 def test_the_size_of_evaluation_batches_does_not_matter(
     network: nn.Module,
     few_digits: Images,
     statistics: batches.Statistics,
     monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
     size: int,
 ) -> None:
-    network.eval()
-    loss, error = on_test(network, few_digits, statistics)
-    monkeypatch.setattr(module, "EVALUATION_BATCH", size)
+    loss, error = on_test(network.eval(), few_digits, statistics)
+    monkeypatch.setattr(module, limit, most)
     sizes: list[int] = []
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    again = on_test(network, few_digits, statistics)
-    assert max(sizes) == size
-    assert again[0] == pytest.approx(loss, abs=1e-6)
-    assert again[1] == error
-
-
-def test_evaluation_computes_no_gradients(
-    network: nn.Module, few_digits: Images, statistics: batches.Statistics
-) -> None:
-    recording: list[bool] = []
-    network.register_forward_hook(lambda _m, _i, logits: recording.append(logits.requires_grad))
-    on_test(network.eval(), few_digits, statistics)
-    recalibrate(network, RECALIBRATED, few_digits, statistics)
-    assert recording == [False, False, False]
+    assert on_test(network, few_digits, statistics) == (pytest.approx(loss, abs=1e-6), error)
+    assert sizes == 24 // size * [size] + [24 % size] * (24 % size > 0)
 
 
 # The network is left as it was found
 
 
 @pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
-# evaluation_mode promises the mode "as before", but always ends in training mode: False fails.
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_network_as_it_was(
     network: nn.Module,
@@ -148,11 +144,14 @@ def test_evaluation_leaves_the_network_as_it_was(
     training: bool,
 ) -> None:
     network.train(training)
+    recording: list[bool] = []
+    network.register_forward_hook(lambda _m, _i, logits: recording.append(logits.requires_grad))
     before = everything(network)
     with evaluation_mode(network, settings, few_digits, statistics):
         assert not any(module.training for module in network.modules())
         on_test(network, few_digits, statistics)
     assert everything(network) == before
+    assert recording and not any(recording)
 
 
 @pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
@@ -169,15 +168,6 @@ def test_an_error_inside_leaves_the_network_as_it_was_too(
     ):
         raise ZeroDivisionError
     assert everything(network) == before
-
-
-def test_evaluation_draws_no_random_number(
-    network: nn.Module, few_digits: Images, statistics: batches.Statistics
-) -> None:
-    before = torch.random.get_rng_state()
-    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
-        on_test(network, few_digits, statistics)
-    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 # Statistics of normalisation

@@ -223,24 +223,6 @@ def test_plain_and_residual_see_the_same_batches(few_digits: Images) -> None:
     assert not any(torch.equal(one, other) for one, other in pairwise(seen[Merge.plain]))
 
 
-def test_two_fits_in_a_row_are_the_same(few_digits: Images) -> None:
-    torch.manual_seed(1)
-    one = start(SMALL, few_digits)
-    first = rows(one, SMALL, few_digits)
-    torch.manual_seed(2)
-    other = start(SMALL, few_digits)
-    second = rows(other, SMALL, few_digits)
-    assert numbers(first) == numbers(second)
-    assert same(one, other)
-
-
-def test_another_seed_is_another_run(few_digits: Images) -> None:
-    settings = replace(SMALL, seed=6)
-    first = rows(start(SMALL, few_digits), SMALL, few_digits)
-    second = rows(start(settings, few_digits), settings, few_digits)
-    assert first[0].train_loss != second[0].train_loss
-
-
 @pytest.mark.parametrize("what", ["weights", "batches", "augmentation"])
 def test_a_seed_of_its_own_changes_that_alone(few_digits: Images, what: str) -> None:
     def drawn(settings: Settings) -> dict[str, Tensor]:

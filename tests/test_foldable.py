@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from resexp import models
 from resexp.models.activations import RELU
 from resexp.models.layers import Convolution, DiracConvolution, convolution
 from resexp.models.merges import Drop
-from resexp.settings import Activation, Arch, Order, Settings, Twin, UsageError
+from resexp.settings import Activation, Order, Settings, Twin
 
 
 def pictures(channels: int = 1) -> Tensor:
@@ -118,16 +117,3 @@ def test_repvgg_costs_its_1x1_convolutions_and_norms() -> None:
     sizes = [models.measure(one, 1, (8, 8)) for one in (network, plain)]
     products = 64 * 6 * 16**2 + 16 * (16 * 32 + 5 * 32**2) + 4 * (32 * 64 + 5 * 64**2)
     assert sizes[0].flops - sizes[1].flops == 2 * products
-
-
-@pytest.mark.parametrize(
-    ("arch", "said"),
-    [
-        (Arch(merge="repvgg"), "arch.merge=repvgg needs arch.skip_span=1"),
-        (Arch(merge="repvgg", skip_span=1, se_ratio=4), "needs arch.se_ratio=0"),
-        (Arch(merge="diracnet", survival=0.5), "arch.survival"),
-    ],
-)
-def test_what_could_not_be_folded_is_refused(arch: Arch, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
-        models.check(Settings(arch=arch))

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torchvision
 from families import (
-    computed,
     same_logits,
     same_values,
     settings,
@@ -24,7 +23,6 @@ from resexp.models.blocks import Block, Stages
 from resexp.models.layers import Dropout
 from resexp.models.merges import draw, drawn
 from resexp.settings import (
-    Arch,
     BottleneckStride,
     Merge,
     Normalisation,
@@ -32,7 +30,6 @@ from resexp.settings import (
     Settings,
     Shortcut,
     Twin,
-    UsageError,
 )
 
 PAPER = 64  # channels of the first stage
@@ -44,50 +41,6 @@ def resnet(depth: int, shortcut: Shortcut = Shortcut.B, **changes: object) -> Se
 
 def torchvisions(depth: int) -> Settings:
     return resnet(depth, bottleneck_stride=BottleneckStride.middle)
-
-
-def vgg_of(depth: int, norm: Normalisation = Normalisation.none) -> Settings:
-    return settings("vgg", depth, width=PAPER, norm=norm)
-
-
-#: What the computed rows of published.csv call the networks of these two families.
-NETWORKS = {
-    **{
-        (f"torchvision resnet{depth}{where}", depth): [torchvisions(depth)]
-        for depth in (18, 34, 50, 101, 152)
-        if (where := " (stride on 3x3)" if depth > 34 else "") is not None
-    },
-    **{(f"resnet{depth} stride on first 1x1", depth): [resnet(depth)] for depth in (50, 101, 152)},
-    **{
-        (f"plain-{depth} / ResNet-{depth} A", depth): [
-            resnet(depth, Shortcut.A),
-            resnet(depth, twin=Twin.plain),
-        ]
-        for depth in (18, 34)
-    },
-    **{(f"ResNet-{depth} C", depth): [resnet(depth, Shortcut.C)] for depth in (18, 34)},
-    ("SE-ResNet-50 r16 (FC biases)", 50): [resnet(50, se_ratio=16)],
-    **{(f"torchvision vgg{depth}", depth): [vgg_of(depth)] for depth in (16, 19)},
-    ("torchvision vgg19_bn", 19): [vgg_of(19, Normalisation.batch)],
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("name", "depth"), NETWORKS)
-def test_parameters_and_multiply_adds_are_the_computed_ones(name: str, depth: int) -> None:
-    for one in NETWORKS[name, depth]:
-        found = size(one, 224, 1000)
-        assert found.parameters == computed("params_exact")[name, depth]
-        macs = computed("macs_exact_224x224").get((name, depth))
-        assert macs is not None or one.arch.se_ratio  # published without multiply-adds
-        if macs is not None:
-            assert found.flops == 2 * macs
-
-
-def test_the_oracle_names_no_other_network_of_these_families() -> None:
-    named = {key for key in computed("macs_exact_224x224") if "densenet" not in key[0]}
-    assert named <= set(NETWORKS)
-    assert len(NETWORKS) - len(named) == 1  # squeeze-and-excitation
 
 
 # Torchvision's networks
@@ -195,49 +148,7 @@ def test_stages_have_the_papers_sizes(stem: str, pixels: int, wanted: list[int])
     assert sides(network, [network.stem, *network.blocks], pixels) == wanted
 
 
-def test_small_images_are_refused_with_the_stem_that_takes_them() -> None:
-    with pytest.raises(UsageError) as refusal:
-        models.build(settings("resnet", 18), 1, 10, (28, 28))
-    assert str(refusal.value) == (
-        "arch.options.stem=imagenet halves images five times: 28x28 pixels are too few, 32x32 the "
-        "least. Choose arch.options.stem=small."
-    )
-    with pytest.raises(UsageError, match=r"^arch=vgg halves images five times: 8x8 pixels are too"):
-        models.build(settings("vgg", 11), 1, 10, (8, 8))
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"depth": 20}, "depth=20 is none of 18, 34, 50, 101, 152. Nearest: 18, 34."),
-        ({"skip_span": 3}, "arch.skip_span means nothing to the imagenet family."),
-        ({"merge": Merge.concatenate}, "arch.merge=concatenate is not for imagenet."),
-        ({"options": {"stem": "big"}}, "arch.options.stem=big is none of imagenet, small."),
-        ({"options": {"growth": 2}}, "arch.options.growth is for arch=dense or "),
-    ],
-    ids=str,
-)
-def test_what_the_family_does_not_read_is_refused(
-    changed: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(UsageError) as refusal:
-        models.check(settings("resnet", **{"depth": 18, **changed}))  # type: ignore[arg-type]
-    assert str(refusal.value).startswith(sentence)
-
-
 # Twins
-
-
-def test_resnet_a_and_its_plain_twin_share_every_parameter_and_its_value() -> None:
-    pair = [
-        dict(models.build(one, 1, 10, (8, 8)).named_parameters())
-        for one in (
-            small("resnet", 18, shortcut=Shortcut.A),
-            small("resnet", 18, shortcut=Shortcut.A, twin=Twin.plain),
-        )
-    ]
-    assert list(pair[0]) == list(pair[1])
-    assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -290,13 +201,6 @@ def test_vgg_drops_half_of_the_hidden_values_anew_in_each_step() -> None:
     network.eval()
     assert torch.equal(layer(some), some)
     assert torch.equal(network(x), network(x))
-
-
-def test_a_wider_setting_is_the_papers_network() -> None:
-    default, paper = (size(settings("resnet", 18, width=w), 64, 1000) for w in (16, PAPER))
-    assert paper.parameters == 11_689_512
-    assert Arch().family == "cifar"
-    assert default.parameters < paper.parameters / 8
 
 
 @pytest.mark.process

@@ -12,6 +12,7 @@ from typing import Any
 import families
 import pytest
 import torch
+from families import blocks, pictures
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,14 +29,12 @@ from resexp.models.streams import sinkhorn
 from resexp.settings import (
     Arch,
     Init,
-    Launch,
     Merge,
     Normalisation,
     Order,
     Settings,
     Shortcut,
     Twin,
-    Unit,
     UsageError,
 )
 from resexp.train.fit import begin, fit
@@ -63,14 +62,6 @@ def build(arch: Arch, depth: int = 8, width: int = 4, twin: Twin = Twin.none) ->
     return network
 
 
-def blocks(network: Stages) -> list[Block]:
-    return [block for block in network.blocks if isinstance(block, Block)]
-
-
-def pictures(count: int = 5, channels: int = 1) -> Tensor:
-    return torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
 def triple(x: Tensor) -> Tensor:
     """A branch whose output is known."""
     return 3 * x
@@ -89,7 +80,7 @@ def settled(rule: Rule, bias: float) -> Rule:
 
 @pytest.mark.process
 def test_each_rule_is_its_formula() -> None:
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     assert torch.equal(made("plain")(x, triple), 3 * x)
     assert torch.equal(made("residual")(x, triple), 3 * x + x)
     weighted = made("weighted", shortcut_scale=0.5, branch_scale=0.25)
@@ -113,7 +104,7 @@ def test_each_rule_is_its_formula() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_says_in_its_formula_and_attributes_what_it_does(name: str) -> None:
-    rule, x = made(name).eval(), pictures(channels=4)
+    rule, x = made(name).eval(), pictures(5, 4)
     y = rule(x, triple)
     assert y.shape == (x.shape if rule.sums else (5, 8, 8, 8))
     assert rule.sums is (name in merges.SUMS)
@@ -134,7 +125,7 @@ def test_a_parameter_without_a_start_is_refused() -> None:
 
 
 def test_a_gate_reads_every_channel_of_a_pixel() -> None:
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     gate = merges.Gate(4, 0.0)
     nn.init.normal_(gate.conv.weight, generator=torch.Generator().manual_seed(1))
     nn.init.constant_(gate.bias.bias, 0.5)
@@ -144,7 +135,7 @@ def test_a_gate_reads_every_channel_of_a_pixel() -> None:
 
 def test_a_closed_gate_is_the_identity_and_an_open_one_the_plain_network() -> None:
     """He et al. 2016, section 3.1: b -> -inf and b -> +inf of exclusive gating."""
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     assert torch.equal(settled(made("highway"), -200.0)(x, triple), x)
     for name in ("highway", "shortcut_gate"):
         assert torch.equal(settled(made(name), 200.0)(x, triple), 3 * x)
@@ -175,7 +166,7 @@ def test_a_dropout_shortcut_keeps_the_mean_and_falls_with_its_share() -> None:
 
 def test_squeeze_excitation_is_its_slow_reference_and_halves_at_zero() -> None:
     layer = SqueezeExcitation(32, 16)
-    x = pictures(channels=32)
+    x = pictures(5, 32)
     weights = []
     for image in x:
         means = torch.stack([channel.mean() for channel in image])
@@ -194,7 +185,7 @@ def test_squeeze_excitation_weighs_the_branch_before_the_addition() -> None:
     assert isinstance(block.branch[-1], SqueezeExcitation)  # type: ignore[index]
     for name in ("weight", "bias"):
         nn.init.zeros_(getattr(block.branch[-1].excite, name))  # type: ignore[index]
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     bare = block.branch[:-1]  # type: ignore[index]
     torch.testing.assert_close(block(x), torch.relu(x + bare(x) / 2))
 
@@ -205,18 +196,18 @@ def test_squeeze_excitation_weighs_the_branch_before_the_addition() -> None:
 @pytest.mark.parametrize("order", [Order.original, Order.full_preactivation])
 def test_rezero_starts_as_the_identity_between_changes_of_shape(order: Order) -> None:
     network = build(replace(RESIDUAL, merge="scaled", order=order), 20).eval()
-    x = torch.relu(pictures(channels=16))
+    x = torch.relu(pictures(5, 16))
     block = blocks(network)[8]
     assert torch.equal(block(x), x)
 
 
 def test_a_half_weighted_network_is_the_residual_one_with_halved_signals() -> None:
     weighted = build(joined("weighted"))
-    x = pictures()
+    x = pictures(5)
     torch.testing.assert_close(weighted.eval()(x), build(RESIDUAL).eval()(x))
     half = blocks(build(joined("weighted", shortcut_scale=0.5)))[0].eval()
     full = blocks(build(RESIDUAL))[0].eval()
-    x = pictures(channels=4).abs()
+    x = pictures(5, 4).abs()
     torch.testing.assert_close(half(x), torch.relu(full.branch(x) + x / 2))
 
 
@@ -224,14 +215,14 @@ def test_a_half_weighted_network_is_the_residual_one_with_halved_signals() -> No
 @pytest.mark.parametrize("merge", ["plain", "residual"])
 def test_every_norm_goes_with_plain_and_residual(norm: Normalisation, merge: str) -> None:
     network = build(Arch(merge=merge, norm=norm))
-    loss = cross_entropy(network(pictures()), torch.arange(5))
+    loss = cross_entropy(network(pictures(5)), torch.arange(5))
     assert torch.autograd.grad(loss, list(network.parameters()))[0].any()  # it reaches the stem
     kinds = {type(module) for module in network.modules()} & {nn.BatchNorm2d, nn.GroupNorm, Bias}
     assert kinds == {{"batch": nn.BatchNorm2d, "none": Bias}.get(norm, nn.GroupNorm)}
 
 
 def test_norms_are_over_the_groups_that_they_say() -> None:
-    x = 5 + 3 * pictures(channels=16)
+    x = 5 + 3 * pictures(5, 16)
     for kind, groups in (("group", 8), ("layer", 1)):
         y = Norm(1e-5, 0.1, Normalisation(kind))(16)(x).reshape(5, groups, -1)
         torch.testing.assert_close(y.mean(2), torch.zeros(5, groups), atol=1e-5, rtol=0)
@@ -253,30 +244,30 @@ def test_where_rules_degenerate_they_are_residual() -> None:
     of = [("layer_scale", "scale_start", 1.0), ("decayed", "least_identity", 1.0)]
     of += [("depth_scaled", "depth_scale", 9**0.5), ("streams", "streams", 3)]
     for merge, option, value in of:
-        x, network = pictures(), build(joined(merge, **{option: value}), 20)
+        x, network = pictures(5), build(joined(merge, **{option: value}), 20)
         torch.testing.assert_close(network(x), build(RESIDUAL, 20)(x))
     of_tokens = families.settings("transformer", 3, merge="layer_scale")
     of_tokens.arch.options["scale_start"] = 1.0
     network = models.build(of_tokens, 1, 10, (8, 8))
     same = models.build(families.settings("transformer", 3), 1, 10, (8, 8))
-    torch.testing.assert_close(network(pictures()), same(pictures()))
+    torch.testing.assert_close(network(pictures(5)), same(pictures(5)))
     scales = [value for name, value in network.named_parameters() if name.endswith("scale")]
     assert [len(one) for one in scales] == 6 * [64]
 
 
 def test_a_fading_shortcut_is_residual_then_plain() -> None:
     rule = made("fading", fade_from=2, fade_to=6)
-    x, shares = pictures(channels=4), []
+    x, shares = pictures(5, 4), []
     for _ in range(8):
         merges.draw([rule], 0, 0)
         shares.append(float(rule.share))
         torch.testing.assert_close(rule(x, triple), 3 * x + shares[-1] * x)
     assert shares == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
     network, plain = build(joined("fading", fade_to=1, fade_from=0), 8), build(Arch(), 8)
-    assert torch.equal(network(pictures()), build(RESIDUAL, 8)(pictures()))
+    assert torch.equal(network(pictures(5)), build(RESIDUAL, 8)(pictures(5)))
     for step in range(2):
         merges.draw(merges.drawn(network), 0, step)
-    assert torch.equal(network(pictures()), plain(pictures()))
+    assert torch.equal(network(pictures(5)), plain(pictures(5)))
     with pytest.raises(UsageError, match="fade_from=6"):
         made("fading", fade_from=6, fade_to=6)
 
@@ -286,7 +277,7 @@ def test_streams_are_mixed_read_and_written_by_hand() -> None:
     rule.place = Place(2, 3)  # neither made nor averaged here; it reads the second stream at first
     rule.mix.data = torch.tensor([[0.0, 0.5], [0.0, 1.0]])
     rule.read.data, rule.write.data = torch.tensor([0.25, 0.0]), torch.tensor([1.0, -1.0])
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     first, second = x[:2], x[2:4]
     written = triple(0.25 * first + second)
     expected = torch.cat((first + 0.5 * second + 2 * written, 2 * second))
@@ -317,29 +308,15 @@ def test_a_skip_jumps_over_the_convolutions_it_says(span: int, blocks_a_stage: i
     assert models.count(plain) == models.count(network) == models.count(build(RESIDUAL, 20))
 
 
-def test_spans_refuse_depths_that_they_do_not_divide() -> None:
-    assert Settings(depth=23, arch=replace(RESIDUAL, skip_span=1)).depth == 23
-    with pytest.raises(UsageError, match=r"depth=23 is not 9n\+2. Nearest: 20, 29."):
-        Settings(depth=23, arch=replace(RESIDUAL, skip_span=3))
-    with pytest.raises(UsageError, match=r"arch.skip_span is for arch.unit=basic"):
-        Settings(depth=20, arch=replace(RESIDUAL, skip_span=1, unit=Unit.bottleneck))
-
-
 @pytest.mark.parametrize("stages", [[], [1], [2, 3], [1, 2, 3]])
 def test_skips_stand_in_the_stages_that_were_named(stages: list[int]) -> None:
     network = build(replace(RESIDUAL, skip_stages=stages), 14)
     found = [isinstance(block.merge, merges.Add) for block in blocks(network)]
     assert found == [stage in stages for stage in (1, 1, 2, 2, 3, 3)]
-    x = pictures()
+    x = pictures(5)
     same = {(): Twin.plain, (1, 2, 3): Twin.none}.get(tuple(stages))
     if same is not None:
         assert torch.equal(network(x), build(RESIDUAL, 14, twin=same)(x))
-
-
-@pytest.mark.parametrize("stages", [[0], [2, 1], [1, 1]])
-def test_stages_are_named_once_and_rising(stages: list[int]) -> None:
-    with pytest.raises(UsageError, match="skip_stages"):
-        Settings(arch=replace(RESIDUAL, skip_stages=stages))
 
 
 # Stochastic depth
@@ -374,8 +351,9 @@ def test_blocks_survive_as_often_as_they_should() -> None:
 
 @pytest.mark.process
 def test_draws_are_functions_of_seed_and_step() -> None:
+    some = random_blocks(0.5)
+
     def pattern(seed: int, step: int) -> list[bool]:
-        some = random_blocks(0.5)
         merges.draw(some, seed, step)
         return [block.survives for block in some]
 
@@ -390,7 +368,7 @@ def test_a_branch_that_is_left_out_is_not_computed_and_gets_no_gradient() -> Non
     calls: list[int] = []
     block.branch.register_forward_hook(lambda *_: calls.append(1))
     block.survives = False
-    x = pictures(channels=8)
+    x = pictures(5, 8)
     carried = ZeroPad(8, 16, 2)(x)
     assert torch.equal(block(x), torch.relu(carried))
     assert calls == []
@@ -400,10 +378,6 @@ def test_a_branch_that_is_left_out_is_not_computed_and_gets_no_gradient() -> Non
     bare = copy.deepcopy(block).eval()
     expected = torch.relu(0.5 * bare.branch(x) + carried)
     torch.testing.assert_close(block.eval()(x), expected)
-
-
-def test_survival_of_one_is_the_network_without_it() -> None:
-    assert not random_blocks(1.0, 20)
 
 
 def test_stochastic_depth_resumes_and_decays_what_it_left_out(few_digits: Images) -> None:
@@ -454,7 +428,7 @@ def test_fixup_starts_with_silent_branches_and_one_answer() -> None:
             assert value.tolist() == [1.0]
         elif "bias" in name:
             assert value.tolist() == [0.0]
-    assert not network(pictures()).any()
+    assert not network(pictures(5)).any()
 
 
 def test_fixup_is_its_papers_block() -> None:
@@ -469,7 +443,7 @@ def test_fixup_is_its_papers_block() -> None:
     for parameter in (b1, b2, b3, scale, b4):
         nn.init.constant_(parameter, next(values).item())  # type: ignore[arg-type]
     nn.init.normal_(branch.conv2.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, arg-type]
-    x = pictures(channels=4)
+    x = pictures(5, 4)
     f = branch.conv1(x + b1) + b2  # type: ignore[operator, union-attr]
     f = branch.conv2(torch.relu(f) + b3)  # type: ignore[operator, union-attr]
     torch.testing.assert_close(block(x), torch.relu(x + scale * f + b4))
@@ -493,42 +467,6 @@ def test_single_numbers_learn_at_their_share_of_the_rate(few_digits: Images) -> 
         rate = 0.1 if single else 1.0
         torch.testing.assert_close(moved[0.1][name], full * rate, rtol=1e-4, atol=1e-7)
     assert moved[1.0]["end.bias1.bias"] > 0
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("arch", "said"),
-    [
-        (Arch(options={"shortcut_scale": 0.5}), "shortcut_scale is for arch=scaled_shortcut."),
-        (joined("residual", gate_bias=-6), "gate_bias is for arch=highway or shortcut_gate."),
-        (joined("highway", gate_bias=-101), "gate_bias=-101 is out of range"),
-        (joined("dropout", shortcut_dropout=1), "shortcut_dropout=1 is out of range"),
-        (joined("weighted", branch_scale="much"), "branch_scale=much must be a number"),
-        (Arch(merge="concatenate"), "arch.merge=concatenate is not for cifar"),
-        (Arch(merge="magic"), "arch.merge=magic is not for cifar. Choose from plain, residual"),
-        (Arch(family="layers"), "arch.family=layers is unknown"),
-        (Arch(family="../x"), "arch.family=../x is unknown"),
-    ],
-)
-def test_what_no_layer_would_read_is_refused(arch: Arch, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
-        models.check(Settings(arch=arch))
-
-
-def test_survival_without_skips_is_refused() -> None:
-    with pytest.raises(UsageError, match="survival is for networks with skips"):
-        Settings(arch=Arch(survival=0.5))
-
-
-def test_noise_of_whole_batches_is_not_shared_by_ranks() -> None:
-    two = Launch(ranks=2)
-    models.check(Settings(arch=joined("highway"), launch=two))
-    for arch in (joined("dropout"), families.settings("vgg").arch):
-        depth = families.depths(arch)[0]
-        with pytest.raises(UsageError, match="ranks=2 out"):
-            models.check(Settings(arch=arch, depth=depth, launch=two))
 
 
 def test_code_compares_rules_by_their_names() -> None:

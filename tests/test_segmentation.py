@@ -30,7 +30,7 @@ from resexp.runs import records
 from resexp.runs import run as running
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Normalise, Precision, Settings, UsageError
-from resexp.train.evaluate import EVALUATION_LABELS, Score, evaluate, misses, per_label
+from resexp.train.evaluate import Score, evaluate, misses, per_label
 from resexp.train.fit import begin, fit
 from resexp.train.row import COLUMNS, HEADERS, IOU_COLUMNS, TIME_COLUMNS, Row
 
@@ -84,6 +84,8 @@ def test_blobs_are_fit_to_train_on_and_come_with_masks() -> None:
     grey, blob = images.train_images[..., 0], images.train_labels == 1
     best = min(float(((grey >= level) != blob).float().mean()) for level in range(256))
     assert 0.12 < best < images.chance_error / 100
+    both = torch.cat([images.train_images, images.test_images]).flatten(1)
+    assert len(both.unique(dim=0)) == 600
 
 
 def test_blobs_that_meet_are_kept_apart_by_a_gap() -> None:
@@ -99,12 +101,6 @@ def test_more_pixels_show_the_same_scene() -> None:
     coarse, fine = blobs.draw(3, 16)[1], blobs.draw(3, 64)[1]
     shrunk = fine.reshape(16, 4, 16, 4).mean((1, 3)) > 0.5
     assert (shrunk == coarse).mean() > 0.9
-
-
-def test_training_and_test_blobs_differ() -> None:
-    images = data.load(BLOBS)
-    both = torch.cat([images.train_images, images.test_images]).flatten(1)
-    assert len(both.unique(dim=0)) == 600
 
 
 # Sets with masks
@@ -144,9 +140,6 @@ def ramp(value: int, where: Any) -> NDArray[np.int16]:
 def test_masks_that_teach_nothing_are_refused(value: int, where: Any, fault: str) -> None:
     with refused("data.name=mine", fault):
         data.check_images(a_set(ramp(value, where)))
-
-
-def test_masks_of_another_size_than_their_images_are_refused() -> None:
     images = a_set(ramp(1, 0))
     with refused("test masks are no int16 array"):
         data.check_images(replace(images, test_labels=images.test_labels[:, :4]))
@@ -243,39 +236,6 @@ class Lowered(nn.Module):
         return x - torch.tensor([0.0, 0.0, 100.0]).view(3, 1, 1)
 
 
-@pytest.mark.process
-def test_large_masks_are_scored_a_few_images_at_a_time() -> None:
-    sizes: list[int] = []
-
-    class Watched(Guess):
-        def forward(self, x: Tensor) -> Tensor:
-            sizes.append(len(x))
-            return super().forward(x)
-
-    side = 512
-    images = torch.zeros(9, side, side, 1, dtype=torch.uint8)
-    labels = torch.zeros(9, side, side, dtype=torch.int16)
-    score = evaluate(
-        Watched(), images, labels, batches.statistics(images, Normalise.none), Precision.fp32
-    )
-    assert sizes == [4, 4, 1]
-    assert max(sizes) * side**2 <= EVALUATION_LABELS
-    assert score.iou == 0  # class 1 is answered everywhere, class 0 nowhere
-
-
-def test_a_perfect_answer_overlaps_wholly_and_its_opposite_not_at_all() -> None:
-    labels = torch.tensor([[[0, 1], [1, 0]]], dtype=torch.int16)
-    images = (labels * 255).to(torch.uint8).unsqueeze(3)
-    statistics = batches.statistics(images, Normalise.none)
-
-    class Bright(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([1 - x, x], 1)
-
-    assert evaluate(Bright(), images, labels, statistics, Precision.fp32)[1:] == (0, 100)
-    assert evaluate(Bright(), images, 1 - labels, statistics, Precision.fp32)[1:] == (100, 0)
-
-
 def test_pixels_without_a_class_move_no_weight() -> None:
     network = models.build(compose(["experiment=blobs", "depth=8", "width=2"]).settings, 1, 2)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -341,10 +301,8 @@ def test_a_run_learns_blobs_and_records_overlaps(tmp_path: Path, loaded: None) -
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("words", [["crop_padding=2", "flip=true"], ["arch.norm=none", "lr=0.01"]])
-def test_a_resumed_run_equals_one_that_never_stopped(
-    tmp_path: Path, loaded: None, words: list[str]
-) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, loaded: None) -> None:
+    words = ["crop_padding=2", "flip=true"]
     whole = job(tmp_path / "whole", *words)
     local.perform(whole)
 
@@ -395,24 +353,6 @@ def test_a_network_that_cannot_learn_the_set_is_refused(
 
 
 # Records
-
-
-def test_the_csv_of_a_classification_run_is_what_it_was(
-    tmp_path: Path, few_digits: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
-    small = ["depth=8", "width=2", "steps=2", "eval_every=1", "batch_size=8", "threads=1"]
-    one = compose([*small, f"results={tmp_path}"])
-    record = local.perform(one).record
-    header, *lines = (one.directory / records.METRICS).read_text().splitlines()
-    assert header == (
-        "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,"
-        "test_error,images_per_second,seconds"
-    )
-    assert [line.count(",") for line in lines] == [10, 10]
-    assert not {"test_iou", "clean_train_iou"} & record["last"].keys()
-    assert record["data"]["task"] == "classification"
-    assert "pixels" not in headline(record)
 
 
 def overlapping(root: Path, seed: int, iou: float | None, status: str = "ok") -> None:
@@ -486,24 +426,22 @@ def folder(root: Path, values: tuple[int, ...] = (0, 1, 2)) -> Data:
     return Data(name="mine", loader="masks", root=str(pack_masks(root, values)))
 
 
-def test_images_and_masks_are_read_from_folders(tmp_path: Path) -> None:
-    images = data.load(folder(tmp_path))
-    assert (images.task, images.classes) == ("segmentation", ["0", "1", "2"])
+@pytest.mark.parametrize(
+    ("values", "classes", "row"),
+    [
+        ((0, 1, 2), "012", [0, 1, 2] * 4),
+        ((0, 255), ["0", "255"], [0, 1] * 6),  # black and white are two classes
+        ((0, 1, 255), "01", [0, 1, UNLABELLED] * 4),  # beside others 255 is none
+    ],
+)
+def test_images_and_masks_are_read_from_folders(
+    tmp_path: Path, values: tuple[int, ...], classes: list[str], row: list[int]
+) -> None:
+    images = data.load(folder(tmp_path, values))
+    assert (images.task, images.classes) == ("segmentation", list(classes))
     assert images.train_images.shape == (3, 12, 12, 3)
     assert images.test_labels.shape == (2, 12, 12)
-    assert images.train_labels[0, 0].tolist() == [0, 1, 2] * 4
-
-
-def test_black_and_white_masks_are_two_classes(tmp_path: Path) -> None:
-    images = data.load(folder(tmp_path, (0, 255)))
-    assert images.classes == ["0", "255"]
-    assert images.train_labels.unique().tolist() == [0, 1]
-
-
-def test_255_is_no_class_beside_others(tmp_path: Path) -> None:
-    images = data.load(folder(tmp_path, (0, 1, 255)))
-    assert images.classes == ["0", "1"]
-    assert images.train_labels[0, 0].tolist() == [0, 1, UNLABELLED] * 4
+    assert images.train_labels[0, 0].tolist() == row
 
 
 @pytest.mark.process

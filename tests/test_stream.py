@@ -23,7 +23,6 @@ from resexp.launch import local
 from resexp.runs import records
 from resexp.runs import run as running
 from resexp.settings import BnEval, Data, Job, Normalise, Settings, Stream
-from resexp.train import evaluate
 from resexp.train.row import TIME_COLUMNS, Row
 
 TRAIN, TEST = 12, 4  # images of each of two classes
@@ -348,21 +347,6 @@ def test_all_images_of_a_set_as_large_as_cifar10_are_summed() -> None:
     assert len(batches.sample(cifar)) == 50_000
     large = Streamed(Feed(Recorded()), list(range(50_000)), (224, 224, 3))
     assert len(batches.sample(large)) == 7133
-
-
-def test_large_images_are_evaluated_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "EVALUATION_PIXELS", 3 * 8 * 8 + 5)
-    images = Recorded().peek(list(range(8)))
-    sizes: list[int] = []
-
-    def network(pixels: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(pixels))
-        return pixels.new_zeros(len(pixels), 2)
-
-    stats = statistics(images, Normalise.none)
-    labels = torch.zeros(8, dtype=torch.int64)
-    evaluate.evaluate(network, images, labels, stats, Settings().precision)  # type: ignore[arg-type]
-    assert sizes == [3, 3, 2]
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from resexp.config import compose
 from resexp.models import unet
 from resexp.models.initialise import generator
 from resexp.models.unet import UNet
-from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
+from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin
 
 PAPER = {"norm": Normalisation.none, "options": {"padding": "valid"}}
 MERGES = [Merge.concatenate, Merge.residual, Merge.plain]
@@ -40,23 +40,6 @@ def pictures(*shape: int) -> Tensor:
 # Counts
 
 
-@pytest.mark.parametrize(
-    ("merge", "parameters"),
-    [
-        (Merge.concatenate, 31_030_658),
-        (Merge.residual, 27_897_218),
-        (Merge.plain, 27_897_218),
-    ],
-)
-def test_the_papers_network_has_as_many_parameters_as_published(
-    merge: Merge, parameters: int
-) -> None:
-    paper = settings(merge, 23, width=64, **PAPER)
-    network = structure(paper)
-    assert models.count(network) == parameters
-    assert unet.parameters([64, 128, 256, 512, 1024], merge, 1, 2, Normalisation.none) == parameters
-
-
 def test_the_papers_network_has_23_convolutions_of_three_kinds() -> None:
     network = structure(settings(depth=23, **PAPER))
     kernels = [layer.kernel_size for layer in network.modules() if isinstance(layer, nn.Conv2d)]
@@ -72,25 +55,11 @@ def test_the_papers_tile_of_572_pixels_gives_388() -> None:
     assert network.tile(388) == (92, 92)
 
 
-@pytest.mark.process
-def test_other_depths_are_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"depth=20 is not 5n\+3\. Nearest: 18, 23\."):
-        compose(["arch=unet", "depth=20"])
-
-
 @pytest.mark.parametrize("norm", list(Normalisation))
 def test_parameters_are_counted_without_building(norm: Normalisation) -> None:
     for merge in MERGES:
         network = structure(settings(merge, 18, norm=norm), classes=3)
         assert unet.parameters([4, 8, 16, 32], merge, 1, 3, norm) == models.count(network)
-
-
-def test_flops_of_an_up_convolution_are_counted() -> None:
-    # Levels of 4 and 8 channels at 8x8 and 4x4; 3x3 layers, the 2x2 one, the 1x1 one.
-    network = structure(settings(depth=8))
-    convolutions = 64 * 9 * (1 * 4 + 4 * 4 + 8 * 4 + 4 * 4) + 16 * 9 * (4 * 8 + 8 * 8)
-    up, classifier = 16 * 4 * (8 * 4), 64 * (4 * 2)
-    assert models.measure(network, 1, (8, 8)).flops == 2 * (convolutions + up + classifier)
 
 
 # What is computed
@@ -185,27 +154,7 @@ def test_an_up_convolution_starts_by_its_own_fans(init: Init, fan: int) -> None:
     torch.testing.assert_close(weight, std * drawn)
 
 
-@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": "valid"}])
-@pytest.mark.parametrize("norm", list(Normalisation))
-def test_gradients_reach_every_parameter(norm: Normalisation, options: dict[str, str]) -> None:
-    for merge in MERGES:
-        network = models.build(settings(merge, 8, norm=norm, options=options), 1, 2)
-        network(pictures(4, 1, 8, 8)).square().mean().backward()
-        for name, parameter in network.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-
-
 # Twins
-
-
-def test_addition_and_its_plain_twin_are_exact_twins() -> None:
-    added = models.build(settings(Merge.residual), 1, 2)
-    plain = models.build(settings(Merge.residual, twin=Twin.plain), 1, 2)
-    mine, theirs = added.state_dict(), plain.state_dict()
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert not torch.equal(added(pictures(2, 1, 8, 8)), plain(pictures(2, 1, 8, 8)))
 
 
 @pytest.mark.process
@@ -228,23 +177,11 @@ def test_a_matched_twin_has_parameters_within_one_percent(depth: int, width: int
     widths = unet.widths(matched, 1, 2)
     got = unet.parameters(widths, Merge.plain, 1, 2, Normalisation.batch)
     assert got == pytest.approx(wanted, rel=0.01)
+    with torch.device("meta"):
+        assert models.count(structure(matched)) == got
     # About as much wider at every level.
     factors = [mine / width for mine, width in zip(widths, unet.widths(one, 1, 2), strict=True)]
     assert all(1 <= factor < 1.2 for factor in factors)
-
-
-def test_the_matched_twin_is_built_as_wide_as_it_says() -> None:
-    matched = settings(width=16, twin=Twin.matched)
-    widths = unet.widths(matched, 1, 2)
-    count = models.count(structure(matched))
-    assert count == unet.parameters(widths, Merge.plain, 1, 2, Normalisation.batch)
-    assert count == pytest.approx(models.count(structure(settings(width=16))), rel=0.01)
-
-
-@pytest.mark.process
-def test_a_network_too_narrow_to_match_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"width=2 has no matched twin"):
-        structure(settings(depth=8, width=2, twin=Twin.matched))
 
 
 def test_addition_matches_its_plain_twin_as_it_is() -> None:
@@ -262,17 +199,3 @@ def test_the_configurations_are_the_papers_network_and_its_sum() -> None:
     assert models.count(network) == 31_030_658
     added = compose(["experiment=blobs", "arch=unet_add"]).settings
     assert added.arch == replace(compose(["experiment=blobs"]).settings.arch, merge=Merge.residual)
-
-
-@pytest.mark.parametrize(
-    ("words", "fault"),
-    [
-        (["padding=vald"], "arch.options.padding=vald is none of same, valid."),
-        (["shortcut=B"], "arch.shortcut means nothing to the unet family."),
-        (["arch.merge=highway"], "arch.merge=highway is not for unet. Choose from concatenate"),
-    ],
-)
-def test_what_it_would_not_read_is_refused(words: list[str], fault: str) -> None:
-    with pytest.raises(UsageError) as refusal:
-        models.check(compose(["experiment=blobs", *words]).settings)
-    assert fault in str(refusal.value)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from resexp.data import UNLABELLED
@@ -33,24 +35,20 @@ TO_UNIT = 1 / 255  # multiplied with, for CUDA divides by a scalar that way and 
 class Plan:
     """What S consecutive steps train on; every tensor is [S, B]."""
 
-    index: torch.Tensor  # int64: row of the training set
-    dy: torch.Tensor  # int64, 0 to 2 x padding: top of the crop in the padded image
-    dx: torch.Tensor  # int64, 0 to 2 x padding: left of the crop in the padded image
-    mirror: torch.Tensor  # bool: left and right swapped, after the crop
-
-    def to(self, device: torch.device | str) -> Plan:
-        fields = (self.index, self.dy, self.dx, self.mirror)
-        return Plan(*(tensor.to(device) for tensor in fields))
+    index: Tensor  # int64: row of the training set
+    dy: Tensor  # int64, 0 to 2 x padding: top of the crop in the padded image
+    dx: Tensor  # int64, 0 to 2 x padding: left of the crop in the padded image
+    mirror: Tensor  # bool: left and right swapped, after the crop
 
 
 @dataclass(slots=True)
 class Statistics:
     """What is subtracted from images scaled to 0..1, and what they are then divided by."""
 
-    mean: torch.Tensor  # float32, or 64 as the reference, [H, W, C] or [C]
-    std: torch.Tensor  # of the same type, [C]
+    mean: Tensor  # float32, or 64 as the reference, [H, W, C] or [C]
+    std: Tensor  # of the same type, [C]
 
-    def to(self, place: torch.device | str | torch.Tensor) -> Statistics:
+    def to(self, place: torch.device | str | Tensor) -> Statistics:
         """On a device; or on that of a tensor, and in its type, which images then have too."""
         return Statistics(self.mean.to(place), self.std.to(place))
 
@@ -106,7 +104,7 @@ def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     return np.argsort(words(seed, ORDER, epoch, images), kind="stable")
 
 
-def sample(images: torch.Tensor | Streamed) -> torch.Tensor:
+def sample(images: Tensor | Streamed) -> Tensor:
     """The rows that statistics are taken from, int64, rising, on the CPU.
 
     All of them, up to ``SUMMED`` bytes of images; of a larger set as many as that, drawn alike by
@@ -119,7 +117,7 @@ def sample(images: torch.Tensor | Streamed) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.argsort(words(0, SAMPLE, 0, count), kind="stable")[:some]))
 
 
-def statistics(images: torch.Tensor | Streamed, normalise: Normalise) -> Statistics:
+def statistics(images: Tensor | Streamed, normalise: Normalise) -> Statistics:
     """Statistics of the ``sample`` of uint8 images [N, H, W, C], on their device.
 
     The sums are of integers, hence the same on any device and any number of threads.
@@ -146,38 +144,23 @@ def statistics(images: torch.Tensor | Streamed, normalise: Normalise) -> Statist
     return _per_channel(total.sum((0, 1)), square.sum((0, 1)), pixels).to(images.device)
 
 
-def prepare(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
+def prepare(images: Tensor, stats: Statistics) -> Tensor:
     """uint8 images [n, H, W, C] for evaluation: normalised float32 [n, C, H, W], channels last."""
     return _normalised(images, stats).permute(0, 3, 1, 2)
 
 
-def batch(
-    images: torch.Tensor | Streamed,
-    stats: Statistics,
-    index: torch.Tensor,
-    dy: torch.Tensor,
-    dx: torch.Tensor,
-    mirror: torch.Tensor,
-    crop_padding: int,
-) -> torch.Tensor:
+def batch(images: Tensor | Streamed, stats: Statistics, index: Tensor, *crop: Any) -> Tensor:
     """One step's images: float32 [B, C, H, W], channels last, on the device of all the arguments.
 
-    ``images`` is the whole uint8 set [N, H, W, C]; the other tensors are one row of a Plan. Zeros
-    are padded after the mean is subtracted, as in the authors' release (fb.resnet.torch), so that
-    the border is an average pixel, not a black one. Nothing here waits for a GPU.
+    ``images`` is the whole uint8 set [N, H, W, C]; ``index`` and the first three of ``crop`` are
+    one row of a Plan, the last is the padding. Zeros are padded after the mean is subtracted, as in
+    the authors' release (fb.resnet.torch), so that the border is an average pixel, not a black one.
+    Nothing here waits for a GPU.
     """
-    pixels = _normalised(images[index], stats)
-    return _cropped(pixels, dy, dx, mirror, crop_padding, 0).permute(0, 3, 1, 2)
+    return _cropped(_normalised(images[index], stats), 0, *crop).permute(0, 3, 1, 2)
 
 
-def answers(
-    labels: torch.Tensor,
-    index: torch.Tensor,
-    dy: torch.Tensor,
-    dx: torch.Tensor,
-    mirror: torch.Tensor,
-    crop_padding: int,
-) -> torch.Tensor:
+def answers(labels: Tensor, index: Tensor, *crop: Any) -> Tensor:
     """One step's labels: int64 [B], or [B, H, W] of masks cropped and mirrored as ``batch`` does.
 
     What a crop takes from beyond a mask is UNLABELLED.
@@ -185,23 +168,14 @@ def answers(
     chosen = labels[index]
     if chosen.dim() == 1:
         return chosen
-    masks = _cropped(chosen.unsqueeze(3), dy, dx, mirror, crop_padding, UNLABELLED)
-    return masks.squeeze(3).long()
+    return _cropped(chosen.unsqueeze(3), UNLABELLED, *crop).squeeze(3).long()
 
 
-def _cropped(
-    pixels: torch.Tensor,
-    dy: torch.Tensor,
-    dx: torch.Tensor,
-    mirror: torch.Tensor,
-    crop_padding: int,
-    beyond: int,
-) -> torch.Tensor:
-    """[B, H, W, C] padded with ``beyond``, cropped to its size at (dy, dx), then mirrored."""
-    if crop_padding == 0:
+def _cropped(pixels: Tensor, beyond: int, dy: Tensor, dx: Tensor, mirror: Tensor, p: int) -> Tensor:
+    """[B, H, W, C] padded by p with ``beyond``, cropped to its size at (dy, dx), then mirrored."""
+    if p == 0:
         return torch.where(mirror[:, None, None, None], pixels.flip(2), pixels)
     size, height, width, channels = pixels.shape
-    p = crop_padding
     pixels = F.pad(pixels, (0, 0, p, p, p, p), value=beyond)
     ahead = torch.arange(width, device=pixels.device)
     columns = dx[:, None] + torch.where(mirror[:, None], ahead.flip(0), ahead)  # [B, W]
@@ -213,12 +187,12 @@ def _cropped(
     return chosen.view(size, height, width, channels)
 
 
-def _normalised(images: torch.Tensor, stats: Statistics) -> torch.Tensor:
+def _normalised(images: Tensor, stats: Statistics) -> Tensor:
     """Of the shape of ``images`` and the type of ``stats``."""
     return images.to(stats.mean.dtype).mul_(TO_UNIT).sub_(stats.mean).div_(stats.std)
 
 
-def _per_channel(total: torch.Tensor, square: torch.Tensor, pixels: int) -> Statistics:
+def _per_channel(total: Tensor, square: Tensor, pixels: int) -> Statistics:
     """Mean and deviation of each channel, from exact sums; Python's integers do not overflow."""
     means, deviations = [], []
     for s, q in zip(total.tolist(), square.tolist(), strict=True):
@@ -244,7 +218,5 @@ def _indices(seed: int, start: int, stop: int, images: int, batch_size: int) -> 
 
 def _augmentation(seed: int, start: int, stop: int, batch_size: int) -> NDArray[np.int64]:
     """63 random bits for each image of each step: int64 [S, B]."""
-    bits = np.empty((stop - start, batch_size), np.uint64)
-    for row, step in enumerate(range(start, stop)):
-        bits[row] = words(seed, AUGMENT, step, batch_size)
-    return (bits >> np.uint64(1)).astype(np.int64)
+    bits = [words(seed, AUGMENT, step, batch_size) for step in range(start, stop)]
+    return (np.array(bits, np.uint64).reshape(-1, batch_size) >> np.uint64(1)).astype(np.int64)

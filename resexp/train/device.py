@@ -42,18 +42,21 @@ def choose_device(name: str) -> torch.device:
 
 def bf16_on_cpu() -> bool:
     """True if this CPU multiplies bfloat16 in hardware; elsewhere convolutions crawl or fail."""
-    flags = cpu_flags()
-    return bool({"avx512_bf16", "amx_bf16"} & flags)
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def cpu_flags() -> set[str]:
     """The CPU's feature flags as Linux names them; empty where they cannot be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    lines = [line for line in text.splitlines() if line.startswith("flags")]
-    return set(lines[0].split(":", 1)[1].split()) if lines else set()
+    return set(cpu_says("flags").split())
+
+
+def cpu_says(what: str) -> str:
+    """What Linux says of the first CPU; empty where that cannot be read."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(what):
+                return line.split(":", 1)[1].strip()
+    return ""
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -161,10 +164,4 @@ def device_name(device: torch.device) -> str:
     """The GPU's or the processor's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return cpu_says("model name") or platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,43 +31,43 @@ class Score(NamedTuple):
     iou: float | None = None  # of masks: mean intersection over union, percent
 
 
+@dataclass
 class Evaluation:
-    """A network's score on a set, batch by batch: uint8 images [N, H, W, C], labels [N] or masks.
+    """A network's score on a set, batch by batch.
 
     ``ready`` says how whole batches are carried out. What it is given reads the place of its batch
     from the device and never waits for that, so that a graph can hold it.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        images: Tensor | Streamed,
-        labels: Tensor,
-        statistics: batches.Statistics,
-        precision: Precision,
-        ready: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
-    ) -> None:
-        self.network, self.images, self.labels = network, images, labels
-        self.statistics, self.precision = statistics, precision
-        pixels, answered = math.prod(images.shape[1:3]), labels[0].numel()
+    network: nn.Module
+    images: Tensor | Streamed  # uint8 [N, H, W, C]
+    labels: Tensor  # [N], or masks [N, H, W]
+    statistics: batches.Statistics
+    precision: Precision
+    ready: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+
+    def __post_init__(self) -> None:
+        device = self.images.device
+        pixels, answered = math.prod(self.images.shape[1:3]), self.labels[0].numel()
         most = min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels, EVALUATION_LABELS // answered)
         self.size = max(1, most)
-        self.counted = int((labels != UNLABELLED).sum())
-        self.loss = torch.zeros((), dtype=torch.float64, device=images.device)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=images.device)
+        self.counted = int((self.labels != UNLABELLED).sum())
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
         self.matrix: Tensor | None = None  # of masks: see confusion
         self.repeated: Callable[[], None] | None = None
-        if ready is not None and isinstance(images, Tensor):
-            self.first = torch.zeros((), dtype=torch.int64, device=images.device)
-            self.ahead = torch.arange(self.size, device=images.device)
-            self.repeated = ready(self.next_batch)
+        if self.ready is not None and isinstance(self.images, Tensor):
+            self.first = torch.zeros((), dtype=torch.int64, device=device)
+            self.ahead = torch.arange(self.size, device=device)
+            self.repeated = self.ready(self.next_batch)
 
     @torch.no_grad()
     def start(self) -> None:
         """Go through the whole set. Does not wait for a GPU."""
-        for total in (self.loss, self.wrong, self.matrix):
-            if total is not None:
-                total.zero_()
+        self.loss.zero_()
+        self.wrong.zero_()
+        if self.matrix is not None:
+            self.matrix.zero_()
         count, done = len(self.labels), 0
         if self.repeated is not None:
             self.first.zero_()

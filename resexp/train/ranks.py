@@ -39,8 +39,8 @@ class Ranks:
 
         Where the ranks do not divide the batch, the first ones take an image more.
         """
-        fields = (plan.index, plan.dy, plan.dx, plan.mirror)
-        return Plan(*(field.tensor_split(self.size, 1)[self.rank] for field in fields))
+        parts = (plan.index, plan.dy, plan.dx, plan.mirror)
+        return Plan(*(part.tensor_split(self.size, 1)[self.rank] for part in parts))
 
     def add_up(self, gradient: Tensor, loss: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Replace a flat gradient by its sum over all ranks; returns those of loss and counts.
@@ -89,12 +89,6 @@ class SynchronisedNorm(nn.BatchNorm2d):
     64 images each, and the moving averages that count are rank 0's.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
@@ -104,10 +98,8 @@ class SynchronisedNorm(nn.BatchNorm2d):
             assert self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        y: Tensor = Normalised.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, mean, variance, count, self.eps
-        )
-        return y
+        vectors = self.weight, self.bias, mean, variance
+        return Normalised.apply(x, *vectors, count, self.eps)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -160,17 +152,12 @@ class Normalised(torch.autograd.Function):
         dist.all_reduce(sums)
         shift, slope = (sums / count).unbind()
         centred = gradient - shift.view(each) - normal * slope.view(each)
-        return (
-            (centred * (weight * scale).view(each)).to(x.dtype),
-            own[1],
-            own[0],
-            *(None, None, None, None),
-        )
+        dx = (centred * (weight * scale).view(each)).to(x.dtype)
+        return dx, own[1], own[0], None, None, None, None
 
 
 def synchronise(network: nn.Module) -> None:
     """Let every batch normalisation of a network use the statistics of all ranks."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, SynchronisedNorm(child))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SynchronisedNorm

@@ -6,6 +6,7 @@ They lie in memory that stays where it is, so that a step captured in a graph ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,24 +21,20 @@ from resexp.train.schedule import learning_rate, next_row
 MOST = 2**17
 
 
+@dataclass
 class StepInputs:
     """Some steps ahead, at most to the next row of metrics.csv."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        data: Images,
-        statistics: batches.Statistics,
-        ranks: Ranks,
-        rates: Callable[[float, int], list[list[float]]],
-    ) -> None:
-        self.settings = settings
-        self.data = data
-        self.statistics = statistics
-        self.ranks = ranks
-        self.rates_of = rates  # the optimizer's factors, of a learning rate and a step
+    settings: Settings
+    data: Images
+    statistics: batches.Statistics
+    ranks: Ranks
+    rates_of: Callable[[float, int], list[list[float]]]  # the optimizer's, of a rate and a step
+
+    def __post_init__(self) -> None:
+        settings = self.settings
         self.most = min(settings.eval_every, settings.steps, max(1, MOST // settings.batch_size))
-        self.device = data.train_images.device
+        self.device = self.data.train_images.device
         self.ahead = range(0)  # the steps that the tables hold
         self.turn = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.table: Tensor | None = None  # int64 [most, 4, B]: row of the set, dy, dx, mirror
@@ -72,9 +69,8 @@ class StepInputs:
         rates = [self.rates_of(learning_rate(self.settings, one), one) for one in self.ahead]
         packed = torch.stack([plan.index, plan.dy, plan.dx, plan.mirror.long()], 1)
         self.table = self._written(self.table, packed)
-        self.rates = self._written(
-            self.rates, torch.tensor(rates, dtype=self.statistics.mean.dtype)
-        )
+        numbers = torch.tensor(rates, dtype=self.statistics.mean.dtype)
+        self.rates = self._written(self.rates, numbers)
         self.turn.zero_()
         self.wanted = list(plan.index.unbind())
         look_ahead(self.data.train_images, self.wanted)

@@ -14,15 +14,7 @@ from resexp.train.engine.kernels import norm_act
 class FusedNorm(nn.BatchNorm2d):
     """A batch normalisation, with the ReLU behind it or without. In evaluation torch's own."""
 
-    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool) -> None:
-        super().__init__(
-            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-        )
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.relu = relu
-        self.training = norm.training
+    relu = False
 
     def forward(self, x: Tensor) -> Tensor:
         return norm_act(x, self, relu=self.relu)
@@ -31,13 +23,8 @@ class FusedNorm(nn.BatchNorm2d):
 class FusedBlock(Block):
     """A block whose last normalisation, addition and ReLU are one operation.
 
-    It has the block's own parts, but does not call ``branch``, ``merge`` and ``after`` as such:
-    hooks on them never run.
+    It does not call ``branch``, ``merge`` and ``after`` as such: hooks on them never run.
     """
-
-    def __init__(self, block: Block) -> None:
-        super().__init__(block.before, block.branch, block.merge, block.after)
-        self.training = block.training
 
     def forward(self, x: Tensor) -> Tensor:
         y = x = self.before(x)
@@ -59,13 +46,13 @@ def use_kernels(network: nn.Module) -> int:
     """
     count = 0
     for module in list(network.modules()):
-        for (name, child), (after, follower) in pairwise([*module.named_children(), ("", None)]):
+        for (_, child), (after, follower) in pairwise([*module.named_children(), ("", None)]):
             if isinstance(child, Block) and fusible(child):
-                setattr(module, name, FusedBlock(child))
+                child.__class__ = FusedBlock
             elif type(child) is nn.BatchNorm2d:
-                relu = type(module) is nn.Sequential and type(follower) is nn.ReLU
-                setattr(module, name, FusedNorm(child, relu=relu))
-                if relu:
+                child.__class__ = FusedNorm
+                if type(module) is nn.Sequential and type(follower) is nn.ReLU:
+                    child.relu = True  # type: ignore[assignment]
                     setattr(module, after, nn.Identity())
                 count += 1
     return count
