@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hydra.core.singleton import Singleton
 
 import resexp.config  # noqa: F401  registers the schema before Hydra's state is first saved
 from resexp import data
+from resexp.runs import run as running
 from resexp.settings import Data
 
 #: A job in the background has these ignored, and so would what the tests start and signal.
@@ -67,3 +69,10 @@ def few_digits() -> data.Images:
         test_images=digits.test_images[:24],
         test_labels=digits.test_labels[:24],
     )
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None:
+    """Train on ``few_digits``, and let the disk flush when it likes."""
+    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
+    monkeypatch.setattr(os, "fsync", lambda file: None)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import os
 import re
-import subprocess
-import sys
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_results import write_run
+from fake_results import write_grid
+from test_cli import call
 
 from resexp import config
-from resexp.cli import main
 from resexp.settings import Above, Range, Settings, UsageError
 from resexp.settings.fields import bare, leaves, said
 from resexp.settings.schema import check
@@ -30,11 +25,8 @@ RUN = [
     ("run dpeth=56", ["unknown setting dpeth", "Did you mean depth?"]),
     ("run learning_rate=0.1", ["unknown setting learning_rate", "resexp list settings"]),
     ("run shortcutt=B", ["unknown setting shortcutt", "Did you mean arch.shortcut?"]),
-    ("run arch.orderr=x", ["unknown setting arch.orderr", "Did you mean arch.order?"]),
     ("run +foo=1", ["unknown setting foo", "resexp list settings"]),
-    ("run +arch.foo=1", ["unknown setting arch.foo", "resexp list settings"]),
     ("run -m dpeth=20,56", ["unknown setting dpeth", "Did you mean depth?"]),
-    ("run -m +foo=1,2", ["unknown setting foo"]),
     # options of a group
     ("run arch=residul", ["arch has no option residul", "Did you mean residual?"]),
     ("run -m arch=plain,resid", ["arch has no option resid", "Did you mean residual?"]),
@@ -43,7 +35,6 @@ RUN = [
     ("run ~arch", ["arch", "plain"]),
     ("run arch=[plain,residual]", ["arch", "plain, "]),
     ("run data=mnist", ["data has no option mnist", "cifar10, digits, fashion_mnist"]),
-    ("run experiment=he2016", ["experiment has no option he2016", "Did you mean he2015?"]),
     ("run +experiment=digits", ["experiment=digits"]),
     # values of the wrong kind
     ("run depth=abc", ["depth", "abc", "Integer"]),
@@ -56,12 +47,9 @@ RUN = [
     ("run depth=55", ["depth=55 is not 6n+2", "Nearest: 50, 56."]),
     ("run depth=2", ["depth=2", "Nearest: 8."]),
     ("run depth=-8", ["depth=-8", "from 1"]),
-    ("run depth=1000000004", ["depth=1000000004", "to 20,000"]),
     ("run width=4096", ["width=4096", "up to width=1581"]),
-    ("run threads=4096", ["threads=4096", "to 512"]),
     ("run -m seed=range(200000)", ["seed=range(200000)", "10,000 runs"]),
     ("run -m seed=range(2000000000) depth=8,14", ["depth=8,14", "10,000 runs"]),
-    ("run launch.ranks=65", ["launch.ranks=65", "to 64"]),
     (f"run seed={'9' * 6000}", ["seed has a number of 6,000 digits"]),
     ("run device=cuda:99999999999999999999", ["device=cuda:9999", "cpu, cuda"]),
     ("run hydra.launcher._target_=os.system", ["hydra.launcher._target_", "launch="]),
@@ -71,16 +59,10 @@ RUN = [
     ("run arch.gate_bias=-2", ["arch.options.gate_bias", "arch=highway or shortcut_gate"]),
     ("run -m depth=20,55", ["depth=55", "50, 56"]),
     ("run arch.unit=bottleneck depth=26", ["depth=26 is not 9n+2", "Nearest: 20, 29."]),
-    ("run lr=-1", ["lr=-1", "above 0"]),
     ("run lr=nan", ["lr=nan", "above 0"]),
-    ("run momentum=1.5", ["momentum=1.5", "from 0"]),
-    ("run milestones=[0.9,0.1]", ["milestones=[0.9", "milestones=[0.5,0.75]"]),
-    ("run batch_size=0", ["batch_size=0", "from 2"]),
-    ("run steps=0", ["steps=0", "from 1"]),
     # several values
     ("run depth=20,56", ["depth=20,56", "Add -m"]),
     ("run depth=range(8,20)", ["depth=range(8,20)", "Add -m"]),
-    ("run experiment=digits,he2015", ["experiment=digits,he2015", "Add -m"]),
     # what is no override
     ("run depth=[1", ["depth=[1", "key=value"]),
     ("run depth", ["'depth'", "key=value"]),
@@ -90,23 +72,15 @@ RUN = [
     ("run device=cuda", ["device=cuda", "no GPU", "device=cpu", "resexp doctor"]),
     ("run precision=bf16", ["precision=bf16", "avx512_bf16", "precision=fp32"]),
     # data
-    (
-        "run experiment=he2015 data.download=false",
-        ["CIFAR-10", "data.root", "experiment=digits"],
-    ),
+    ("run data=cifar10 data.download=false", ["CIFAR-10", "data.root", "experiment=digits"]),
     ("run data=fashion_mnist data.download=false", ["Fashion-MNIST", "data.root"]),
     ("run data=imagefolder data.root=nowhere", ["data.root=nowhere", "train/<class>"]),
     ("run data.loader=cifar", ["data.loader=cifar", "Did you mean cifar10?"]),
     ("run data.split=45k depth=8 steps=2", ["data.split=45k", "1,437", "data.split=full"]),
     # places
     ("run name=../x", ["name='../x'", "name=first-try"]),
-    ("run name=/abs", ["name='/abs'", "name=first-try"]),
     ("run results=/dev/null/x depth=8 steps=2", ["/dev/null/x", "cannot be written", "results="]),
     ("run results=file depth=8 steps=2", ["file", "cannot be written", "results="]),
-    (
-        "run -m results=/dev/null/x depth=8 steps=2 seed=0,1",
-        ["/dev/null/x", "cannot be written", "results="],
-    ),
     # flags
     ("run --frobnicate", ["--frobnicate", "resexp run --help"]),
     ("run --dry-rum depth=8", ["--dry-rum", "--dry-run"]),
@@ -120,7 +94,6 @@ RUN = [
     ("run hydra.run.dir=x", ["hydra.run.dir", "results= or name="]),
     ("run -m seed=0,1 hydra.sweep.dir=x", ["hydra.sweep.dir", "results= or name="]),
     ("run --json", ["--json goes with --dry-run", "resexp list --json"]),
-    ("run --config-dir", ["--config-dir needs a value", "resexp run --help"]),
 ]
 
 OTHERS = [
@@ -184,46 +157,31 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def check_refused(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_refused(command: str, words: list[str]) -> None:
     """Run ``resexp COMMAND`` here and check how it is refused."""
     before = everything(Path())
-    monkeypatch.setattr(sys, "argv", ["resexp", *command.split()])
-    out, err = io.StringIO(), io.StringIO()
-    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with streams[0], streams[1], pytest.raises(SystemExit) as stop:
-        main()
-    message = err.getvalue()
-    assert stop.value.code == 2, message
-    assert re.fullmatch(r"resexp: \S[^\n]*\n", message), f"not one line: {message}"
-    for word in words:
-        assert word in message
-    assert not re.search(r"Error\b|\w\.\.\s|runtime|defaults list", message), message
-    assert out.getvalue() == ""
+    answer = call(*command.split())
+    assert (answer.code, answer.out) == (2, ""), answer.err
+    assert re.fullmatch(r"resexp: \S[^\n]*\n", answer.err), f"not one line: {answer.err}"
+    assert [word for word in words if word not in answer.err] == [], answer.err
+    assert not re.search(r"Error\b|\w\.\.\s|runtime|defaults list", answer.err), answer.err
     assert everything(Path()) == before
 
 
 @pytest.mark.parametrize(("command", "words"), [*RUN, *OTHERS], ids=lambda one: str(one)[:60])
-def test_what_cannot_be_done_is_refused(
-    command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_refused(command, words, monkeypatch)
+def test_what_cannot_be_done_is_refused(command: str, words: list[str]) -> None:
+    check_refused(command, words)
 
 
 @pytest.mark.parametrize(("command", "words"), WITH_RESULTS, ids=lambda one: str(one)[:60])
-def test_the_readers_refuse(
-    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for arch in ("plain", "residual"):
-        for depth in (20, 56):
-            write_run(tmp_path / "results", arch, depth, 0)
-    check_refused(command, words, monkeypatch)
+def test_the_readers_refuse(command: str, words: list[str], tmp_path: Path) -> None:
+    write_grid(tmp_path / "results", (20, 56), 1)
+    check_refused(command, words)
 
 
-@pytest.mark.parametrize("flag", [flag for flag, valued in config.FLAGS.items() if valued])
-def test_a_flag_without_its_value_is_refused(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_refused(
-        f"run depth=8 {flag}", [f"{flag} needs a value", "resexp run --help"], monkeypatch
-    )
+@pytest.mark.parametrize("flag", [flag for flag, valued in config.FLAGS.items() if valued != ()])
+def test_a_flag_without_its_value_is_refused(flag: str) -> None:
+    check_refused(f"run depth=8 {flag}", [f"{flag} needs a value", "resexp run --help"])
 
 
 @pytest.mark.parametrize(
@@ -238,12 +196,12 @@ def test_a_flag_without_its_value_is_refused(flag: str, monkeypatch: pytest.Monk
     ],
 )
 def test_a_fault_in_ones_own_experiment_is_named_with_its_file_and_line(
-    lines: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lines: str | None, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "experiment").mkdir()
     text = "lr: 0.1" if lines is None else f"# @package _global_\n{lines}"
     (tmp_path / "experiment/mine.yaml").write_text(text)
-    check_refused("run --config-dir . experiment=mine", ["experiment/" + said], monkeypatch)
+    check_refused("run --config-dir . experiment=mine", ["experiment/" + said])
 
 
 @pytest.mark.parametrize(("key", "hint"), list(leaves(Settings)), ids=str)
@@ -269,40 +227,14 @@ def test_milestones_are_rising_shares_of_the_steps(milestones: list[float]) -> N
         Settings(milestones=milestones)
 
 
-def test_no_results_is_said_with_the_command_that_makes_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_results_is_said_with_the_command_that_makes_some(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     for command in ("table", "plot", "verdict"):
-        check_refused(command, ["no runs", "resexp run -m depth=20,56"], monkeypatch)
+        check_refused(command, ["no runs", "resexp run -m depth=20,56"])
 
 
 @pytest.mark.process
-def test_bf16_is_accepted_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_bf16_is_accepted_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "bf16_on_cpu", lambda: True)
-    monkeypatch.setattr(
-        sys, "argv", ["resexp", "run", "precision=bf16", "depth=8", "steps=2", "--dry-run"]
-    )
     monkeypatch.setattr("resexp.launch.dry_run.seconds_per_image", lambda job, size: 0.0)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("command", ["run dpeth=56", "run lr=-1", "run -m depth=8,9"])
-def test_a_real_process_says_one_line_too(command: str, tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[1])
-    result = subprocess.run(
-        [sys.executable, "-m", "resexp", *command.split()],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root},
-        cwd=tmp_path,
-    )
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert re.fullmatch(r"resexp: [^\n]+\n", result.stderr), result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert call("run", "precision=bf16", "depth=8", "steps=2", "--dry-run").code == 0

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_jobs import files_up_to
 from torch import Tensor
 
 from resexp import models
 from resexp.data import Images
 from resexp.runs import checkpoint
+from resexp.runs.records import Unwritten
 from resexp.settings import Settings
 from resexp.train.fit import State, begin, fit
 
@@ -115,151 +119,94 @@ def test_the_newest_two_are_kept(saved: Path, few_digits: Images) -> None:
 # Files that cannot be used
 
 
-def torn(path: Path) -> None:
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zeroed(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def scribbled(path: Path) -> None:
-    path.write_text("step,epoch,lr\n")
-
-
-def without_digest(path: Path) -> None:
-    torch.save({"step": 3}, path)
-
-
-DAMAGE = [torn, emptied, zeroed, scribbled, without_digest]
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_gives_way_to_the_one_before(
-    saved: Path, few_digits: Images, damage: Callable[[Path], None]
-) -> None:
-    newest = saved / checkpoint.NAME
-    damage(newest)
-    contents = newest.read_bytes()
-    state = untrained()
-    warnings = checkpoint.load(saved, state, DIGEST)
-    before = trained(few_digits, 2)
-    before.seconds = state.seconds  # the one number that differs from time to time
-    assert same(state, before)
-    assert len(warnings) == 1
-    assert warnings[0].startswith(f"{newest} cannot be used (")
-    assert warnings[0].endswith("set aside as checkpoint.pt.bad")
-    assert "\n" not in warnings[0]
-    assert names(saved) == {"checkpoint.pt.bad", "checkpoint.before.pt"}
-    assert (saved / "checkpoint.pt.bad").read_bytes() == contents
-    assert checkpoint.load(saved, untrained(), DIGEST) == []  # said once
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_with_both_damaged_a_run_starts_at_its_beginning(
-    saved: Path, damage: Callable[[Path], None]
-) -> None:
-    for name in (checkpoint.NAME, checkpoint.BEFORE):
-        damage(saved / name)
-    state = untrained()
-    warnings = checkpoint.load(saved, state, DIGEST)
-    assert same(state, untrained())
-    assert len(warnings) == 2
-    assert checkpoint.NAME in warnings[0]
-    assert checkpoint.BEFORE in warnings[1]
-    assert names(saved) == {"checkpoint.pt.bad", "checkpoint.before.pt.bad"}
-
-
-def test_another_runs_checkpoint_is_set_aside(saved: Path) -> None:
-    state = untrained()
-    warnings = checkpoint.load(saved, state, "ba9876543210")
-    assert same(state, untrained())
-    assert len(warnings) == 2
-    assert all("it belongs to a run with other settings" in warning for warning in warnings)
-    assert names(saved) == {"checkpoint.pt.bad", "checkpoint.before.pt.bad"}
-
-
-def test_a_state_that_fits_only_half_leaves_nothing_behind(tmp_path: Path) -> None:
-    # The network and all velocities but the last would load before the fault is seen.
-    content = {"digest": DIGEST, **untrained(replace(SETTINGS, seed=3)).state_dict()}
-    content["optimizer"]["velocities"][-1] = torch.zeros(11)
-    for velocity in content["optimizer"]["velocities"][:-1]:
-        velocity.fill_(1)
-    torch.save(content, tmp_path / checkpoint.NAME)
-    state = untrained()
-    assert len(checkpoint.load(tmp_path, state, DIGEST)) == 1
-    assert same(state, untrained())
-
-
-def test_another_networks_state_is_set_aside(tmp_path: Path) -> None:
-    for other in (replace(SETTINGS, depth=14), replace(SETTINGS, width=5)):
-        checkpoint.save(tmp_path, untrained(other), DIGEST)
-        (tmp_path / checkpoint.BEFORE).unlink(missing_ok=True)
-        state = untrained()
-        assert len(checkpoint.load(tmp_path, state, DIGEST)) == 1
-        assert same(state, untrained())
-
-
-# Nothing in a file is run
-
-
 class Trap:
     """An object that makes a file when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
     def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return Path.touch, (self.path,)
+        return Path.touch, (Path("sprung"),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, 2))])
-def test_a_checkpoint_that_would_run_something_is_refused_and_not_run(
-    tmp_path: Path, write: Callable[[Any, Path], None]
-) -> None:
-    sprung = tmp_path / "sprung"
-    run = tmp_path / "run"
-    run.mkdir()
-    write(
-        {"digest": DIGEST, **untrained().state_dict(), "trap": Trap(sprung)}, run / "checkpoint.pt"
+def another(settings: Settings = SETTINGS, **changes: Any) -> Callable[[Path], None]:
+    """Puts in the place of a checkpoint that of another state, some of its entries changed."""
+    return lambda path: torch.save(
+        {"digest": DIGEST, **untrained(settings).state_dict(), **changes}, path
     )
-    state = untrained()
-    warnings = checkpoint.load(run, state, DIGEST)
-    assert not sprung.exists()
-    assert len(warnings) == 1
-    assert names(run) == {"checkpoint.pt.bad"}
-    assert same(state, untrained())
-    pickle.loads(pickle.dumps(Trap(sprung)))
-    assert sprung.exists()  # the trap works
+
+
+def half_fitting(path: Path) -> None:
+    """The network and all velocities but the last would load before the fault is seen."""
+    content = untrained(replace(SETTINGS, seed=3)).state_dict()
+    content["optimizer"]["velocities"][-1] = torch.zeros(11)
+    for velocity in content["optimizer"]["velocities"][:-1]:
+        velocity.fill_(1)
+    torch.save({"digest": DIGEST, **content}, path)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "torn": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "text": lambda path: path.write_text("step,epoch,lr\n"),
+    "without digest": lambda path: torch.save({"step": 3}, path),
+    "another run's": another(digest="ba9876543210"),
+    "another depth's": another(replace(SETTINGS, depth=14)),
+    "another width's": another(replace(SETTINGS, width=5)),
+    "half fitting": half_fitting,
+    "step below 0": another(step=-1),
+    "step of text": another(step="4"),
+    "no step": another(step=None),
+    "no time": another(seconds=nan),
+    "trap": another(trap=Trap()),
+    "old trap": lambda path: path.write_bytes(pickle.dumps(Trap(), 2)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_to_the_beginning(
+    saved: Path, few_digits: Images, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Nothing in it is run, it is set aside as it was, and that is said once."""
+    monkeypatch.chdir(saved)
+    left = {"checkpoint.pt.bad", "checkpoint.before.pt"}
+    for name, expected in ((checkpoint.NAME, trained(few_digits, 2)), (checkpoint.BEFORE, None)):
+        DAMAGE[damage](saved / name)
+        content = (saved / name).read_bytes()
+        state = untrained()
+        (warning,) = checkpoint.load(saved, state, DIGEST)
+        assert warning.startswith(f"{saved / name} cannot be used (")
+        assert warning.endswith(f"set aside as {name}.bad") and "\n" not in warning
+        assert (saved / f"{name}.bad").read_bytes() == content
+        if expected is not None:
+            expected.seconds = state.seconds  # the one number that differs from time to time
+        assert same(state, expected or untrained())
+        assert names(saved) == left
+        left = {"checkpoint.pt.bad", "checkpoint.before.pt.bad"}
+
+
+def test_the_trap_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Trap()))
+    assert names(tmp_path) == {"sprung"}
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/0", bytes(2**24))
+    with pytest.raises(ValueError, match="compressed"):
+        checkpoint.read(tmp_path / "checkpoint.pt")
 
 
 # Interrupted writing
 
 
-def test_a_write_that_fails_leaves_the_newest_as_it_was(
-    saved: Path, few_digits: Images, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_does_not_fit_leaves_the_two_before(
+    saved: Path, few_digits: Images
 ) -> None:
-    before = (saved / checkpoint.NAME).read_bytes()
-
-    def half_written(content: object, file: Any) -> None:
-        file.write(b"PK half of a file")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as context:
-        context.setattr(torch, "save", half_written)
-        with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(saved, trained(few_digits, 5), DIGEST)
-    assert (saved / checkpoint.NAME).read_bytes() == before
-    state = untrained()
-    assert checkpoint.load(saved, state, DIGEST) == []
-    assert state.step == 3
-    checkpoint.save(saved, trained(few_digits, 5), DIGEST)  # over what was left
-    assert names(saved) == {"checkpoint.pt", "checkpoint.before.pt"}
+    before = [(saved / name).read_bytes() for name in (checkpoint.NAME, checkpoint.BEFORE)]
+    with pytest.raises(Unwritten, match=r"checkpoint\.pt could not"), files_up_to(10_000):
+        checkpoint.save(saved, trained(few_digits, 5), DIGEST)
+    assert names(saved) == {checkpoint.NAME, checkpoint.BEFORE}
+    assert before == [(saved / name).read_bytes() for name in (checkpoint.NAME, checkpoint.BEFORE)]
 
 
 def test_a_stop_between_the_two_renames_loses_nothing_that_was_saved(

@@ -4,88 +4,34 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
-import pickle
-import resource
 import stat
 import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from fake_results import write_grid, write_run
+from small_jobs import at, cells, files_up_to, job_in, resexp, row_of
+from test_cli import call
 
-from resexp import config, data, files
+from resexp import config, files
+from resexp.analysis.figures.plot import plot
+from resexp.analysis.report.page import write_report
+from resexp.analysis.results import export_runs, require_runs
+from resexp.analysis.table import render, rows
 from resexp.launch import local
-from resexp.runs import checkpoint, records
+from resexp.runs import checkpoint, preregistration, records
 from resexp.runs import run as running
 from resexp.runs.records import Claim
-from resexp.settings import Arch, Job, Merge, Settings, UsageError
+from resexp.settings import Settings, UsageError
 from resexp.train import fit
 from resexp.train.row import Row
 
-
-def make_job(results: Path, **settings: Any) -> Job:
-    usual: dict[str, Any] = {
-        "arch": Arch(merge=Merge.residual),
-        "depth": 8,
-        "width": 4,
-        "steps": 6,
-        "batch_size": 8,
-        "eval_every": 2,
-        "checkpoint_every": 0.0,
-        "threads": 1,
-        "results": str(results),
-    }
-    one = Settings(**usual | settings)
-    return Job(settings=one, arch="residual", extras={}, overrides=["depth=8"], config="depth: 8\n")
-
-
-@pytest.fixture
-def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: data.Images) -> None:
-    monkeypatch.setattr(running, "load", lambda settings, device: few_digits)
-
-
-def cells(job: Job) -> list[list[str]]:
-    lines = (job.directory / records.METRICS).read_text().splitlines()
-    return [line.split(",")[:-2] for line in lines]
-
-
 # --- a full disk
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file grows beyond ``size`` bytes: a write that would fails part of the way, as on a full
-    disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def row_of(step: int) -> Row:
-    return Row(
-        step=step,
-        epoch=0.5,
-        lr=0.02,
-        train_loss=2.25,
-        train_error=87.5,
-        clean_train_loss=None,
-        clean_train_error=None,
-        test_loss=2.5,
-        test_error=90.0,
-        images_per_second=1234.5,
-        seconds=0.25,
-    )
 
 
 @pytest.mark.parametrize("room", range(0, 40, 3))
@@ -111,103 +57,54 @@ def test_a_first_row_that_does_not_fit_leaves_the_header_to_the_next(tmp_path: P
 
 @pytest.mark.process
 @pytest.mark.usefixtures("few_images")
-@pytest.mark.parametrize("part", ["row", "checkpoint", "record"])
+@pytest.mark.parametrize(
+    ("file", "size", "seconds"),
+    [("metrics.csv", 250, 1e6), ("checkpoint.pt", 20_000, 0.0), ("run.json", 1000, 1e6)],
+)
 def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
-    tmp_path: Path, part: str
+    tmp_path: Path, file: str, size: int, seconds: float
 ) -> None:
-    whole = make_job(tmp_path / "whole")
+    whole, job = (job_in(tmp_path / name, checkpoint_every=seconds) for name in ("whole", "full"))
     local.perform(whole)
-    size = {"row": 300, "checkpoint": 20_000, "record": 1000}[part]
-    job = make_job(tmp_path / "full")
-    started = False
-
-    def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
-        nonlocal started
-        if step == 3 and not started:
-            started = True
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(records.Unwritten, match="could not be written") as caught:
-            local.perform(job, watch)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in records.first_line(caught.value)
-    assert str(job.directory) in records.first_line(caught.value)
-    assert not [path for path in job.directory.iterdir() if path.name == "checkpoint.pt.tmp"]
+    with pytest.raises(records.Unwritten) as caught, ExitStack() as disk:
+        local.perform(job, at(3, lambda: disk.enter_context(files_up_to(size))))
+    said = records.first_line(caught.value)
+    assert said.startswith(f"{job.directory / file} could not be written") and "\n" not in said
+    assert not list(job.directory.glob("*.tmp"))
     assert local.perform(job).claim is Claim.resume
     assert cells(job) == cells(whole)
     assert records.read_record(job.directory)["status"] in records.FINISHED
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
-    tmp_path: Path, few_digits: data.Images
-) -> None:
-    settings = make_job(tmp_path).settings
-    from resexp import models
-
-    state = fit.begin(models.build(settings, 1, 10), settings)
-    checkpoint.save(tmp_path, state, "digest")
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    state.step = 5
-    with (
-        pytest.raises(records.Unwritten, match=r"checkpoint\.pt could not be written"),
-        files_up_to(10_000),
-    ):
-        checkpoint.save(tmp_path, state, "digest")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
-
-
 @pytest.mark.process
-def test_a_figure_that_does_not_fit_leaves_no_half_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fake_results import write_run
-
-    from resexp.cli import main
-
-    for arch in ("plain", "residual"):
-        for depth in (20, 56):
-            write_run(tmp_path, arch, depth, 0)
-    monkeypatch.setattr(sys, "argv", ["resexp", "plot", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop, files_up_to(5000):
-        main()
-    assert stop.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("resexp: ")
-    assert "curves.png could not be written" in error
-    assert error.count("\n") == 1
-    assert not [path for path in tmp_path.rglob("*") if "curves" in path.name]
+def test_a_figure_that_does_not_fit_leaves_no_half_of_it(tmp_path: Path) -> None:
+    write_grid(tmp_path, (20, 56), 1)
+    with files_up_to(5000):
+        answer = call("plot", str(tmp_path))
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert answer.err.startswith("resexp: ")
+    assert "curves.png could not be written" in answer.err
+    assert not list(tmp_path.rglob("*curves*"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_file_system_that_is_really_full(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this system mounts no tmpfs")
-    words = ["depth=8", "width=8", "steps=4", "batch_size=8", "eval_every=2", "checkpoint_every=0"]
-    command = [sys.executable, "-m", "resexp", "run", *words, "threads=1", f"results={disk}/r"]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    words = "run depth=8 width=8 steps=4 batch_size=8 eval_every=2 checkpoint_every=0 threads=1"
     try:
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        ended = resexp(tmp_path, *words.split())
         assert ended.returncode == 1
         assert "could not be written (No space left on device)" in ended.stdout
         assert "Traceback" not in ended.stdout + ended.stderr
-        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
-        again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
-        assert again.returncode == 0
-        (metrics,) = disk.rglob("metrics.csv")
+        subprocess.run(["mount", "-o", "remount,size=9m", str(tmp_path)], check=True)
+        assert resexp(tmp_path, *words.split()).returncode == 0
+        (metrics,) = tmp_path.rglob("metrics.csv")
         assert [line.split(",")[0] for line in metrics.read_text().splitlines()[1:]] == ["2", "4"]
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 # --- a folder that takes no files
@@ -219,11 +116,10 @@ def test_a_read_only_results_folder_is_refused_before_anything(
     def refuse(*words: Any, **more: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    job = make_job(tmp_path / "results")
     monkeypatch.setattr(Path, "mkdir", refuse)
     with (
         pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\).*results="),
-        records.claim(job),
+        records.claim(job_in(tmp_path / "results")),
     ):
         raise AssertionError("claimed")
 
@@ -235,21 +131,16 @@ def test_a_read_only_results_folder_is_refused_before_anything(
 def test_a_clock_that_goes_backwards_changes_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local.perform(make_job(tmp_path / "usual"))
-    now = [2e9]
-
-    def backwards() -> float:
-        now[0] -= 3600
-        return now[0]
-
-    monkeypatch.setattr(time, "time", backwards)
-    monkeypatch.setattr(running, "now", lambda: f"{backwards():.0f}")
-    job = make_job(tmp_path / "set", checkpoint_every=3600.0)
+    usual, job = (job_in(tmp_path / name, checkpoint_every=3600.0) for name in ("usual", "set"))
+    local.perform(usual)
+    hours = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    monkeypatch.setattr(running, "now", lambda: f"{time.time():.0f}")
     saved: list[int] = []
     monkeypatch.setattr(running, "save", lambda job, state, record: saved.append(state.step))
     local.perform(job)
     assert saved == []  # an hour went by on the wall's clock alone
-    assert cells(job) == cells(make_job(tmp_path / "usual"))
+    assert cells(job) == cells(usual)
     assert float((job.directory / "metrics.csv").read_text().split(",")[-1]) >= 0
 
 
@@ -285,7 +176,7 @@ def test_a_slow_evaluation_does_not_put_checkpoints_off(
 
     row = fit.Evaluations.row
     monkeypatch.setattr(fit.Evaluations, "row", slow)
-    local.perform(make_job(tmp_path, checkpoint_every=60.0))
+    local.perform(job_in(tmp_path, checkpoint_every=60.0))
     assert steps == [2, 3, 4, 5]  # after each evaluation, and once it is known, before each
 
 
@@ -293,34 +184,29 @@ def test_a_slow_evaluation_does_not_put_checkpoints_off(
 
 
 @pytest.mark.usefixtures("few_images")
-@pytest.mark.parametrize("what", ["experiment", "run", "metrics.csv", "run.json.tmp", ".lock"])
+@pytest.mark.parametrize("what", ["..", ".", "metrics.csv", "run.json.tmp", ".lock"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_nothing_is_written_through_a_link(tmp_path: Path, what: str, overwrite: bool) -> None:
-    job = make_job(tmp_path / "results", overwrite=overwrite)
-    outside = tmp_path / "outside"
-    if what in ("experiment", "run"):
-        outside.mkdir()
-        link = job.directory if what == "run" else job.directory.parent
-        link.parent.mkdir(parents=True)
-        link.symlink_to(outside)
-    else:
+    """The link is the experiment's folder (..), the run's (.) or a file in it."""
+    job = job_in(tmp_path / "results", overwrite=overwrite)
+    outside, link = tmp_path / "outside", Path(os.path.normpath(job.directory / what))
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    if what.strip("."):
         outside.write_text("precious\n")
-        job.directory.mkdir(parents=True)
-        (job.directory / what).symlink_to(outside)
+    else:
+        outside.mkdir()
     with pytest.raises(UsageError, match="is a link"):
         local.perform(job)
-    if outside.is_dir():
-        assert list(outside.iterdir()) == []
-    else:
-        assert outside.read_text() == "precious\n"
+    assert outside.is_dir() or outside.read_text() == "precious\n"
+    assert not list(tmp_path.glob("outside/*"))
 
 
 @pytest.mark.usefixtures("few_images")
 def test_a_results_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "results").symlink_to(tmp_path / "scratch")
-    job = make_job(tmp_path / "results")
-    assert local.perform(job).record["status"] in ("ok", "collapsed")
+    assert local.perform(job_in(tmp_path / "results")).record["status"] in records.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -331,117 +217,43 @@ def test_a_name_cannot_leave_the_results_folder(name: str) -> None:
         Settings(name=name)
 
 
-@pytest.mark.parametrize("word", ["name=../x", "name=/tmp/x", "name='..'", "data.name=../../x"])
-def test_no_override_names_a_place_outside(word: str, tmp_path: Path) -> None:
-    try:
-        job = config.compose([f"results={tmp_path}", "depth=8", word])
-    except UsageError:
-        return
+def test_the_name_of_the_data_leads_nowhere(tmp_path: Path) -> None:
+    job = config.compose([f"results={tmp_path}", "depth=8", "data.name=../../x"])
     assert job.directory.resolve().parent.parent == tmp_path.resolve()
     assert "/" not in job.run
 
 
-# --- nothing that is read is executed
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return (os.mkdir, ("executed",))
-
-
-@pytest.mark.usefixtures("few_images")
-def test_a_malicious_checkpoint_is_set_aside_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    job = make_job(tmp_path / "results")
-
-    class Stopped(BaseException):
-        pass
-
-    def stop(record: dict[str, Any], step: int, row: Row | None) -> None:
-        if step == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        local.perform(job, stop)
-    torch.save({"digest": Evil(), "network": Evil()}, job.directory / "checkpoint.pt")
-    (job.directory / "checkpoint.before.pt").write_bytes(pickle.dumps(Evil()))
-    outcome = local.perform(job)
-    assert not (tmp_path / "executed").exists()
-    assert len([line for line in outcome.warnings if "cannot be used" in line]) == 2
-    assert [row[0] for row in cells(job)[1:]] == ["2", "4", "6"]
-
-
-TAGS = '!!python/object/apply:os.mkdir ["executed"]\n'
-
-
-@pytest.mark.usefixtures("few_images")
-def test_python_tags_in_a_run_directory_are_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from resexp.analysis.results import find_runs
-    from resexp.commands.doctor_results import inspect
-
-    monkeypatch.chdir(tmp_path)
-    job = make_job(tmp_path / "results")
-    local.perform(job)
-    (job.directory / "config.yaml").write_text(TAGS)
-    assert len(find_runs(tmp_path / "results")) == 1
-    assert local.perform(job).claim is Claim.done
-    (job.directory / "run.json").write_text(TAGS)
-    assert find_runs(tmp_path / "results") == []
-    with pytest.raises(UsageError, match="is not a record"):
-        local.perform(job)
-    assert [one.level for one in inspect(tmp_path / "results")] == ["fail"]
-    assert not (tmp_path / "executed").exists()
+# --- what is read is text
 
 
 SCRIPT = "<script>alert(1)</script>"
 
 
-def write_scripts(root: Path) -> None:
-    """Runs whose every text means something to HTML, Markdown and LaTeX."""
-    from fake_results import write_run
-
+@pytest.mark.process
+def test_a_page_and_a_table_show_a_script_as_text(tmp_path: Path) -> None:
+    """Of runs whose every text means something to HTML, Markdown and LaTeX."""
     arch = f"res_{SCRIPT}|&%$\\frac$#{{}}~^\\input{{x}}"
     for depth in (20, 56):
-        write_run(root, "plain", depth, 0)
-        directory = write_run(root, "residual", depth, 0)
+        write_run(tmp_path, "plain", depth, 0)
+        directory = write_run(tmp_path, "residual", depth, 0)
         record = json.loads((directory / "run.json").read_text())
         record |= {"arch": arch, "run": f"{arch}-{depth}-s0", "error": SCRIPT}
         record |= {"command": f"resexp run {SCRIPT}"}
         record["data"]["name"] = SCRIPT
         record["environment"] |= {"device_name": SCRIPT, "platform": SCRIPT}
         (directory / "run.json").write_text(json.dumps(record))
-
-
-@pytest.mark.process
-def test_a_page_and_a_table_show_a_script_as_text(tmp_path: Path) -> None:
-    from resexp.analysis.figures.plot import plot
-    from resexp.analysis.report.page import write_report
-    from resexp.analysis.results import require_runs
-    from resexp.analysis.table import render, rows
-
-    root = tmp_path / "results"
-    write_scripts(root)
-    page = write_report(root).read_text()
+    page = write_report(tmp_path).read_text()
     assert SCRIPT not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    latex = render(rows(require_runs(root)), "latex")
+    latex, markdown = (render(rows(require_runs(tmp_path)), kind) for kind in ("latex", "markdown"))
     assert "\\input{x}" not in latex
     assert "\\textbackslash" in latex
-    markdown = render(rows(require_runs(root)), "markdown")
     assert SCRIPT not in markdown
-    for path in plot(root, form="svg", which=["curves", "depth"]):
+    for path in plot(tmp_path, form="svg", which=["curves", "depth"]):
         assert SCRIPT not in path.read_text()
 
 
 # --- what is no file, or has no end
-
-
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
 
 
 def endless(path: Path) -> None:
@@ -453,7 +265,7 @@ def sparse(path: Path) -> None:
         file.truncate(10 * 2**30)
 
 
-KINDS = [pipe, endless, sparse, Path.mkdir]
+KINDS = [os.mkfifo, endless, sparse, Path.mkdir]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -461,9 +273,6 @@ KINDS = [pipe, endless, sparse, Path.mkdir]
 def test_readers_neither_wait_for_what_is_no_file_nor_read_without_end(
     tmp_path: Path, kind: Callable[[Path], None], name: str
 ) -> None:
-    from fake_results import write_run
-    from test_cli import call
-
     directory = write_run(tmp_path, "plain", 20, 0)
     (directory / name).unlink(missing_ok=True)
     kind(directory / name)
@@ -476,12 +285,12 @@ def test_readers_neither_wait_for_what_is_no_file_nor_read_without_end(
 
 
 @pytest.mark.usefixtures("few_images")
-@pytest.mark.parametrize("kind", [pipe, Path.mkdir])
+@pytest.mark.parametrize("kind", [os.mkfifo, Path.mkdir])
 @pytest.mark.parametrize("name", ["metrics.csv", "checkpoint.pt", ".lock", "error.txt"])
 def test_a_run_is_not_written_where_one_of_its_files_is_none(
     tmp_path: Path, kind: Callable[[Path], None], name: str
 ) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     job.directory.mkdir(parents=True)
     kind(job.directory / name)
     with pytest.raises(UsageError, match=r"is a pipe, device or folder.*name="):
@@ -493,14 +302,9 @@ def test_a_run_is_not_written_where_one_of_its_files_is_none(
 def test_a_verdict_neither_waits_nor_writes_through_a_link(
     tmp_path: Path, kind: Callable[[Path], None], name: str
 ) -> None:
-    from fake_results import write_run
-    from test_cli import call
-
-    for depth in (20, 56):
-        for arch in ("plain", "residual"):
-            folder = write_run(tmp_path, arch, depth, 0).parent
-    kind(folder / name)
-    answer = call("verdict", str(folder))
+    write_grid(tmp_path, (20, 56), 1)
+    kind(tmp_path / "digits" / name)
+    answer = call("verdict", str(tmp_path / "digits"))
     assert answer.code == (2 if name.startswith("pre") else 4), answer.err
     assert "HYDRA" not in answer.err
 
@@ -515,29 +319,6 @@ def test_no_temporary_name_is_written_through(tmp_path: Path, target: str) -> No
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert not (tmp_path / "report.html").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe", "report.html"]
-
-
-def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("archive/data/0", bytes(2**24))
-    with pytest.raises(ValueError, match="compressed"):
-        checkpoint.read(tmp_path / "checkpoint.pt")
-
-
-@pytest.mark.parametrize(
-    "change", [{"step": -1}, {"step": "4"}, {"step": None}, {"seconds": math.nan}]
-)
-def test_a_checkpoint_of_no_step_is_set_aside(
-    tmp_path: Path, few_digits: data.Images, change: dict[str, Any]
-) -> None:
-    from resexp import models
-
-    settings = make_job(tmp_path).settings
-    state = fit.begin(models.build(settings, 1, 10), settings)
-    torch.save({"digest": "d", **state.state_dict(), **change}, tmp_path / "checkpoint.pt")
-    (warning,) = checkpoint.load(tmp_path, state, "d")
-    assert "set aside" in warning
-    assert (state.step, state.seconds) == (0, 0.0)
 
 
 # --- shapes that nobody writes
@@ -579,34 +360,24 @@ ODD = {
 
 @pytest.mark.parametrize("key", ODD)
 def test_a_record_of_other_types_is_left_out_with_a_word(tmp_path: Path, key: str) -> None:
-    from fake_results import write_run
-    from test_cli import call
-
     directory = write_run(tmp_path, "plain", 20, 0, record={"environment": {}})
-    record = json.loads((directory / "run.json").read_text())
+    record = place = json.loads((directory / "run.json").read_text())
     *groups, name = key.split(".")
-    place = record
     for group in groups:
         place = place[group]
     place[name] = ODD[key]
     (directory / "run.json").write_text(json.dumps(record))
-    answer = call("list", str(directory.parent))
-    assert answer.code == 0
-    assert "is not a record of a run: left out" in answer.err
-    answer = call("show", str(directory))
-    assert answer.code == 2
-    answer = call("doctor", "--results", str(directory.parent))
-    assert answer.code == 1
-    assert "damaged or edited" in answer.out
+    listed, shown = call("list", str(directory.parent)), call("show", str(directory))
+    examined = call("doctor", "--results", str(directory.parent))
+    assert (listed.code, shown.code, examined.code) == (0, 2, 1)
+    assert "is not a record of a run: left out" in listed.err
+    assert "damaged or edited" in examined.out
 
 
 def test_a_run_without_what_later_versions_note_is_shown(tmp_path: Path) -> None:
-    from fake_results import write_run
-    from test_cli import call
-
     directory = write_run(tmp_path, "plain", 20, 0)
     record = json.loads((directory / "run.json").read_text())
-    kept = {*("run", "name", "arch", "depth", "seed", "status", "extras", "settings", "last")}
+    kept = ["run", "name", "arch", "depth", "seed", "status", "extras", "settings", "last"]
     record = {key: record[key] for key in kept} | {"data": {"classes": 10}}
     (directory / "run.json").write_text(json.dumps(record))
     answer = call("show", str(directory))
@@ -614,23 +385,11 @@ def test_a_run_without_what_later_versions_note_is_shown(tmp_path: Path) -> None
     assert "- parameters" in answer.out
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[1]",
-        "a",
-        "{" * 3000,
-        "depth: 20",
-        "&a [*a]",
-        "\0",
-        "!!python/name:os.system",
-        "deep: [56]",
-    ],
-)
-def test_a_preregistration_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
-    from resexp.runs import preregistration
+SHAPES = ["", "[1]", "a", "{" * 3000, "depth: 20", "&a [*a]", "\0", "!!python/name:os.system"]
 
+
+@pytest.mark.parametrize("text", [*SHAPES, "deep: [56]"])
+def test_a_preregistration_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / preregistration.NAME).write_text(text)
     with pytest.raises(UsageError, match="is no preregistration"):
         preregistration.read(tmp_path)
@@ -641,10 +400,6 @@ def test_a_preregistration_of_another_shape_is_refused(tmp_path: Path, text: str
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
-    from fake_results import write_run
-
-    from resexp.analysis.results import export_runs
-
     for seed in (0, 1):
         folder = write_run(tmp_path / "results", "plain", 20, seed).parent
     (exported,) = export_runs(folder, [], tmp_path / "pair")
@@ -653,18 +408,15 @@ def pair(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "/tmp/x", "a/b", "\x1b[2J", "x" * 300, ""])
 def test_no_pair_is_unpacked_outside_its_folder(pair: Path, name: str) -> None:
-    from test_cli import call
-
     for path in pair.iterdir():
         path.write_text(path.read_text().replace("plain-20-s0", name))
-    before = sorted(pair.parent.rglob("*"))
+    top = pair.parent.parent
+    before = set(top.rglob("*"))
     answer = call("export", str(pair), "--unpack")
     assert answer.code in (0, 1, 2)
     assert answer.err.count("\n") <= 1
     assert "HYDRA" not in answer.err
-    made = [path for path in sorted(pair.parent.parent.rglob("*")) if "plain-20-s1" in path.parts]
-    assert all(path.is_relative_to(pair) or "results" in path.parts for path in made)
-    new = [path for path in pair.parent.rglob("*") if path not in before]
+    new = set(top.rglob("*")) - before
     assert all(path.is_relative_to(pair / "plain-20-s1") for path in new)
 
 
@@ -688,8 +440,6 @@ def test_no_pair_is_unpacked_outside_its_folder(pair: Path, name: str) -> None:
 def test_a_damaged_pair_is_refused_in_one_line(
     pair: Path, file: str, damage: Callable[[str], str]
 ) -> None:
-    from test_cli import call
-
     (pair / file).write_text(damage((pair / file).read_text()))
     for words in (["table"], ["export", "--unpack"]):
         answer = call(words[0], str(pair), *words[1:])
@@ -712,8 +462,6 @@ def test_a_damaged_pair_is_refused_in_one_line(
 def test_what_the_machine_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
 ) -> None:
-    from test_cli import call
-
     def refuse(*words: Any) -> None:
         raise error
 
@@ -726,15 +474,7 @@ def test_what_the_machine_refuses_is_one_line(
 
 @pytest.mark.process
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "resexp", "list", "archs"],
-            cwd=tmp_path,
-            env=environment,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        ended = resexp(tmp_path, "list", "archs", stdout=full)
     said = "resexp: the answer could not be written (No space left on device).\n"
     assert (ended.returncode, ended.stderr) == (1, said)

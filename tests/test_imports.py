@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,21 +32,11 @@ ONLY_IN = {
 }
 
 #: Modules that come before training, or read what it left: importing them imports no torch.
-WITHOUT_TORCH = [
-    *("__init__.py", "__main__.py", "cli/", "config.py", "settings/"),
-    *("commands/listing.py", "commands/watch.py", "interactive.py"),
-    "files.py",
-    *("runs/records.py", "runs/messages.py", "runs/stop.py"),
-    *(
-        "console.py",
-        "train/row.py",
-        "launch/cluster.py",
-        "launch/processes.py",
-        "launch/progress.py",
-        "launch/session.py",
-    ),
-    *("analysis/", "_plugins/", "data/__init__.py"),
-]
+WITHOUT_TORCH = ["__init__.py", "__main__.py", "cli/", "config.py", "settings/", "interactive.py"]
+WITHOUT_TORCH += ["commands/listing.py", "commands/watch.py", "files.py", "console.py"]
+WITHOUT_TORCH += ["runs/records.py", "runs/messages.py", "runs/stop.py", "train/row.py"]
+WITHOUT_TORCH += ["launch/cluster.py", "launch/processes.py", "launch/progress.py"]
+WITHOUT_TORCH += ["launch/session.py", "analysis/", "_plugins/", "data/__init__.py"]
 
 
 def imported(tree: ast.AST, *, when_loaded: bool = False) -> Iterator[str]:
@@ -83,50 +73,45 @@ def allowed(module: str, places: list[str]) -> bool:
     return module in places or module.startswith(folders)
 
 
+def users(
+    places: list[str], packages: Iterable[str], *, when_loaded: bool = False
+) -> list[tuple[str, str]]:
+    """Who in some places imports one of these packages, and what of it."""
+    modules = [module for module in MODULES if allowed(module, places)]
+    assert modules != []
+    return [
+        (module, name)
+        for module in modules
+        for name in imported(parse(module), when_loaded=when_loaded)
+        if any(within(name, package) for package in packages)
+    ]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_a_package_is_imported_in_its_place_alone(package: str) -> None:
-    users = [
-        module
-        for module in MODULES
-        if any(within(name, package) for name in imported(parse(module)))
-    ]
-    assert [module for module in users if not allowed(module, ONLY_IN[package])] == []
-    assert users != [] or ONLY_IN[package] == []
+    found = {module for module, _ in users(MODULES, [package])}
+    assert [module for module in found if not allowed(module, ONLY_IN[package])] == []
+    assert found or ONLY_IN[package] == []
 
 
-def test_the_front_and_the_readers_load_without_torch() -> None:
-    slow = ("torch", "torchvision", "numpy.typing")
-    users = [
-        (module, name)
-        for module in MODULES
-        if allowed(module, WITHOUT_TORCH)
-        for name in imported(parse(module), when_loaded=True)
-        if any(within(name, package) for package in slow)
-    ]
-    assert users == []
+#: ``resexp probe`` loads all probes, to list their claims, but not what draws them.
+PROBES = [module for module in MODULES if module.startswith("probes/") and "drawing" not in module]
+DRAWING = ["matplotlib", "resexp.analysis.figures", "resexp.probes.drawing"]
 
 
-def test_a_probe_loads_without_what_draws_it() -> None:
-    """``resexp probe`` loads them all, to list their claims."""
-    drawing = ("matplotlib", "resexp.analysis.figures", "resexp.probes.drawing")
-    users = [
-        (module, name)
-        for module in MODULES
-        if module.startswith("probes/") and module != "probes/drawing.py"
-        for name in imported(parse(module), when_loaded=True)
-        if any(within(name, package) for package in drawing)
-    ]
-    assert users == []
-
-
-def test_torchvision_is_imported_only_where_it_is_used() -> None:
-    users = [
-        module
-        for module in MODULES
-        if any(within(name, "torchvision") for name in imported(parse(module), when_loaded=True))
-    ]
-    assert users == []
+@pytest.mark.parametrize(
+    ("places", "packages"),
+    [
+        (WITHOUT_TORCH, ["torch", "torchvision", "numpy.typing"]),
+        (PROBES, DRAWING),
+        (MODULES, ["torchvision"]),
+    ],
+)
+def test_what_is_slow_is_loaded_only_where_it_is_used(
+    places: list[str], packages: list[str]
+) -> None:
+    assert users(places, packages, when_loaded=True) == []
 
 
 @pytest.mark.parametrize(
@@ -134,48 +119,25 @@ def test_torchvision_is_imported_only_where_it_is_used() -> None:
 )
 def test_leaves_know_nothing_above_them(leaf: str) -> None:
     above = ["cli", "config", "runs.run", "launch", "commands", "probes", "bench"]
-    modules = [module for module in MODULES if allowed(module, [leaf])]
-    users = [
-        (module, name)
-        for module in modules
-        for name in imported(parse(module))
-        if any(within(name, f"resexp.{upper}") for upper in above)
-    ]
-    assert modules != []
-    assert users == []
+    assert users([leaf], [f"resexp.{upper}" for upper in above]) == []
 
 
 def test_the_analysis_knows_records_and_settings_only() -> None:
-    known = {
-        "resexp.analysis",
-        "resexp.console",  # a leaf itself: how wide a screen is, how tables stand on it
-        "resexp.files",
-        "resexp.runs.preregistration",
-        "resexp.runs.records",
-        "resexp.settings",
-        "resexp.train.row",
-    }
-    users = [
-        (module, name)
-        for module in MODULES
-        if module.startswith("analysis/")
-        for name in imported(parse(module))
-        if within(name, "resexp") and not any(within(name, one) for one in known)
-    ]
-    assert [user for user in users if user[1] != "resexp"] == []
+    known = ["analysis", "files", "runs.preregistration", "runs.records", "settings", "train.row"]
+    known.append("console")  # a leaf itself: how wide a screen is, how tables stand on it
+    found = {name for _, name in users(["analysis/"], ["resexp"])} - {"resexp"}
+    unknown = [name for name in found if not any(within(name, f"resexp.{one}") for one in known)]
+    assert unknown == []
 
 
 def test_arrows_between_folders_run_one_way() -> None:
-    arrows: dict[str, set[str]] = {}
+    left: dict[str, set[str]] = {}
     for module in MODULES:
         room = Path(module).parts[0].removesuffix(".py")
-        if room == "_plugins":  # Hydra calls them, and they call back
-            continue
-        for name in imported(parse(module)):
-            if within(name, "resexp") and name.count("."):
-                arrows.setdefault(room, set()).add(name.split(".")[1])
-    rooms = {Path(module).parts[0].removesuffix(".py") for module in MODULES}
-    left = {room: (to & rooms) - {room} for room, to in arrows.items()}
+        names = {name.split(".")[1] for _, name in users([module], ["resexp"]) if "." in name}
+        left[room] = left.get(room, set()) | names - {room}
+    del left["_plugins"]  # Hydra calls them, and they call back
+    left = {room: to & left.keys() for room, to in left.items()}
     while free := [room for room, to in left.items() if not to & left.keys()]:
         for room in free:
             del left[room]
@@ -221,14 +183,9 @@ def absent(*packages):
 
 import resexp
 absent("typer", "rich", "numpy")
-for words in (["--help"], ["run", "--help"], ["plot", "--help"], ["--version"]):
-    call(*words)
-    absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
-for words in (
-    *(["list", "archs"], ["list", "settings"], ["list"]),
-    *(["show", "plain-20-s0"], ["watch", "--once"]),
-):
-    call(*words)
+for words in ("--help", "run --help", "plot --help", "--version", "list archs", "list settings",
+              "list", "show plain-20-s0", "watch --once"):
+    call(*words.split())
     absent("torch", "hydra", "omegaconf", "pandas", "matplotlib", "numpy")
 for words in (["table"], ["verdict"], ["doctor", "--results", "results"]):
     call(*words)

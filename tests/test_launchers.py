@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -20,17 +17,16 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
-from test_pool import jobs_in
+from small_jobs import ENVIRONMENT, job_in, jobs_in, resexp
 
-import resexp
 from resexp.config import explain, launch
 from resexp.launch import cluster
-from resexp.launch.local import perform
+from resexp.launch.local import perform, run_all
 from resexp.launch.session import Session
 from resexp.runs.messages import Failed, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, claim, read_record, write_record
 from resexp.runs.run import record_failure
-from resexp.runs.stop import Interrupted, Stop, stop_signals, submitit_listens
+from resexp.runs.stop import Interrupted, stop_signals, submitit_listens
 from resexp.settings import Job, Launch, Settings, UsageError
 from resexp.settings.choices import config_folder
 
@@ -174,9 +170,9 @@ def test_what_others_did_is_read_from_the_run_directories(tmp_path: Path) -> Non
     assert session.tally()[:4] == [
         "1 done, 1 skipped (finished before), 1 left to another process, 3 failed, "
         "1 stopped and saved",
-        f"  plain-8-s2   E   ({failed.directory / ERROR})",
-        f"  plain-8-s3   no data   ({broken.directory / ERROR})",
-        "  plain-8-s6   the launcher ended it without a word: run it again (node lost)"
+        f"  residual-8-s2   E   ({failed.directory / ERROR})",
+        f"  residual-8-s3   no data   ({broken.directory / ERROR})",
+        "  residual-8-s6   the launcher ended it without a word: run it again (node lost)"
         f"   ({lost.directory / ERROR})",
     ]
     assert session.stopped == [saved]
@@ -192,8 +188,7 @@ def test_a_stopped_run_is_no_failure(tmp_path: Path) -> None:
         write_status(jobs[1], status="interrupted")
 
     session = followed(jobs, launch)
-    assert session.tally()[0] == "1 done, 1 stopped and saved"
-    assert session.exit_code == 75
+    assert (session.tally()[0], session.exit_code) == ("1 done, 1 stopped and saved", 75)
 
 
 def test_messages_come_while_the_launcher_waits_and_of_new_records_alone(
@@ -216,13 +211,12 @@ def test_messages_come_while_the_launcher_waits_and_of_new_records_alone(
     assert list(messages) == []
 
 
-@pytest.mark.process
 def test_a_worker_records_what_keeps_its_run_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (job,) = jobs_in(Path("out"), range(1))
-    refused = replace(job, settings=replace(job.settings, device="cuda:7"))
+    monkeypatch.setattr(cluster, "run_in_processes", lambda jobs, at_a_time: run_all(jobs))
+    refused = job_in(Path("out"), device="cuda:7")
     os.mkdir("submitted-from")
     cluster.work(refused, str(tmp_path / "submitted-from"), 0)
     text = (tmp_path / "submitted-from" / refused.directory / ERROR).read_text()
@@ -247,15 +241,6 @@ def test_who_listened_before_hears_of_the_signals_behind_the_first() -> None:
             signal.signal(one, handler)
 
 
-def test_a_second_ctrl_c_quits_and_other_signals_do_not() -> None:
-    stop = Stop()
-    stop.note(signal.SIGTERM, None)
-    stop.note(signal.SIGUSR2, None)
-    assert stop.signum == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):
-        stop.note(signal.SIGINT, None)
-
-
 class Requeued(Exception):
     """What the stand-in for submitit's handler does in place of leaving the process."""
 
@@ -265,7 +250,6 @@ def test_under_submitit_a_run_goes_on_after_sigterm_and_leaves_by_its_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its handlers pass SIGTERM over, and queue the job again on SIGUSR2."""
-    (job,) = jobs_in(tmp_path, range(1))
     passed_over = []
 
     def bypass(signum: int, frame: FrameType | None) -> None:
@@ -277,16 +261,16 @@ def test_under_submitit_a_run_goes_on_after_sigterm_and_leaves_by_its_signal(
     bypass.__module__ = "submitit.core.job_environment"
     sent = iter([signal.SIGTERM, signal.SIGUSR2])
 
-    def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
+    def stopped(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
         yield jobs[0], Stopped()
         raise Interrupted(next(sent))
 
-    monkeypatch.setattr(cluster, "run_in_processes", run_all)
+    monkeypatch.setattr(cluster, "run_in_processes", stopped)
     before = [signal.signal(signal.SIGTERM, bypass), signal.signal(signal.SIGUSR2, requeue)]
     try:
         assert submitit_listens()
         with pytest.raises(Requeued):
-            cluster.work(job, str(tmp_path), 0)
+            cluster.work(job_in(tmp_path), str(tmp_path), 0)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR2, before[1])
@@ -300,13 +284,13 @@ def test_a_killed_child_costs_its_run_alone(
     first, second = jobs_in(tmp_path, range(2))
     died = WorkerDied("the process of this run was killed by signal 9: run it again to go on")
 
-    def run_all(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
+    def dies(jobs: list[Job], at_a_time: int) -> Iterator[Any]:
         record_failure(jobs[0], died)
         yield jobs[0], Failed(died)
 
     def launch() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(cluster, "run_in_processes", run_all)
+            patch.setattr(cluster, "run_in_processes", dies)
             cluster.work(first, str(tmp_path), 0)
         perform(second)
 
@@ -331,15 +315,9 @@ def test_four_runs_by_a_real_launcher(words: list[str], package: str, tmp_path: 
     """Under Ray at half a logical GPU each: two at a time."""
     if not installed(package):
         pytest.skip(f"{package} is not installed")
-    root = str(Path(resexp.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "resexp", "run", *TINY]
-    first, again = (
-        subprocess.run(
-            [*command, *extra], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        for extra in (words, ["threads=1"])
-    )
+    alone = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    first = resexp(tmp_path, "run", *TINY, *words, env=alone)
+    again = resexp(tmp_path, "run", *TINY, "threads=1", env=alone)
     assert (first.returncode, first.stdout.splitlines()[0]) == (0, "4 done"), first.stderr
     assert again.stdout.splitlines()[0] == "4 skipped (finished before)"
 

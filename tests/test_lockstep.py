@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
-from test_pool import jobs_in, numbers
+from small_jobs import cells, jobs_in
 
 from resexp import data
 from resexp.data import Images
@@ -29,20 +29,13 @@ from resexp.train import fit as fitting
 from resexp.train.fit import State, fit
 from resexp.train.optimizers import OPTIMIZERS
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("few_images")]
 
-
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch, few_digits: Images) -> None:
-    """Train on forty images, unknown outside, and let the disk flush when it likes."""
-    monkeypatch.setattr(running, "_newest", None)
-    monkeypatch.setattr(running, "_loaded", WeakValueDictionary())
-    monkeypatch.setattr(data, "load", lambda settings: replace(few_digits))
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+LOAD = running.load
 
 
 def eight(folder: Path) -> list[Job]:
-    archs = [Arch(merge=merge) for merge in (Merge.plain, Merge.residual)]
+    archs = Arch(), Arch(merge=Merge.residual)
     return [job for arch in archs for job in jobs_in(folder, range(4), arch=arch)]
 
 
@@ -95,14 +88,15 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
     assert len(ends) == 8
     for job in alone:
         perform(job)
-    same = [numbers(job) == numbers(one) for job, one in zip(jobs, alone, strict=True)]
+    same = [cells(job) == cells(one) for job, one in zip(jobs, alone, strict=True)]
     assert same == [job is not victim for job in jobs]
     assert read_record(victim.directory)["status"] == "failed"
     assert "out of memory" in (victim.directory / "error.txt").read_text()
     assert sum((job.directory / "error.txt").exists() for job in jobs) == 1
 
     assert all_over(jobs)
-    assert numbers(victim) == numbers(alone[2])
+    assert cells(victim) == cells(alone[2])
+    assert not (victim.directory / "error.txt").exists()
 
 
 def test_every_optimizer_has_the_numbers_of_a_run_of_its_own(tmp_path: Path) -> None:
@@ -114,7 +108,7 @@ def test_every_optimizer_has_the_numbers_of_a_run_of_its_own(tmp_path: Path) -> 
     assert all_over(jobs)
     for job, its in zip(jobs, alone, strict=True):
         perform(its)
-        assert numbers(job) == numbers(its)
+        assert cells(job) == cells(its)
 
 
 def test_steps_are_taken_in_turn_and_the_next_begins_when_one_ends(tmp_path: Path) -> None:
@@ -128,25 +122,26 @@ def test_steps_are_taken_in_turn_and_the_next_begins_when_one_ends(tmp_path: Pat
 
 
 def test_images_are_loaded_once_for_all_and_once_for_each_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: Images
 ) -> None:
     loads: list[str] = []
 
     def load(settings: Data) -> Images:
         loads.append(settings.name)
-        return replace(few)
+        return replace(few_digits)  # unknown outside
 
-    few = data.load(Data())
     monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(running, "load", LOAD)
+    monkeypatch.setattr(running, "_newest", None)
+    monkeypatch.setattr(running, "_loaded", WeakValueDictionary())
     other = Data(name="others")
     jobs = [*jobs_in(tmp_path / "a", range(2)), *jobs_in(tmp_path / "b", range(2), data=other)]
     mixed = [jobs[0], jobs[2], jobs[1], jobs[3]]
     assert all_over(mixed)
     assert loads == ["digits", "others"]
     gc.collect()
-    assert [key[0] for key in running._loaded] == [
-        repr(other)
-    ]  # the newest alone is kept for the next sweep
+    (key,) = running._loaded  # the newest alone is kept for the next sweep
+    assert key[0] == repr(other)
 
 
 def test_what_is_done_or_held_by_another_process_is_skipped(tmp_path: Path) -> None:
@@ -173,9 +168,9 @@ def test_a_run_stopped_while_its_row_is_computed_is_saved_with_the_row(
         see = signal_at(jobs[1], 3, signal.SIGTERM)
         together(jobs, lambda job, it: (turns.append((it.step, it.row is None)), see(job, it)))
     assert turns[-2:] == [(3, True), (3, True)]
-    assert [numbers(job) for job in jobs] == [numbers(twin)[:2] for twin in alone]
+    assert [cells(job) for job in jobs] == [cells(twin)[:2] for twin in alone]
     assert all_over(jobs)
-    assert [numbers(job) for job in jobs] == [numbers(twin) for twin in alone]
+    assert [cells(job) for job in jobs] == [cells(twin) for twin in alone]
 
 
 @pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -194,7 +189,7 @@ def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(
     assert steps[:4] == [4, 4, 3, 0]  # each from where it stood
     for job, twin in zip(jobs, alone, strict=True):
         perform(twin)
-        assert numbers(job) == numbers(twin)
+        assert cells(job) == cells(twin)
 
 
 def test_after_a_failure_with_fail_fast_runs_are_saved_and_no_more_is_begun(
@@ -238,11 +233,8 @@ def test_threads_are_each_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             yield row
 
     monkeypatch.setattr(running, "fit", watched)
-    jobs = [
-        *jobs_in(tmp_path, range(1), threads=1),
-        *jobs_in(tmp_path, range(1, 2), threads=2, steps=2),
-    ]
-    assert all_over(jobs)
+    more = jobs_in(tmp_path, range(1, 2), threads=2, steps=2)
+    assert all_over([*jobs_in(tmp_path, range(1), threads=1), *more])
     assert used == {(1, 1), (2, 2)}
 
 

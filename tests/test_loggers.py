@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_jobs import job_in
 
 from resexp.launch import local
 from resexp.runs import loggers, records
 from resexp.runs import run as running
-from resexp.runs.loggers import QUIET, Guarded, Logger, check_loggers, open_loggers
-from resexp.settings import Job, Settings, UsageError, as_dict
+from resexp.runs.loggers import QUIET, Logger, check_loggers, open_loggers
+from resexp.settings import Settings, UsageError, as_dict
 
 RECORD: dict[str, Any] = {
     "run": "plain-20-s0",
@@ -56,78 +57,72 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key)
 
 
-def faked(monkeypatch: pytest.MonkeyPatch, opener: Any, name: str = "json") -> str:
-    """A logger's name for ``opener``; json is a package that is always there."""
-    monkeypatch.setitem(loggers.LOGGERS, name, opener)
-    return name
+def opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, real: Any, **record: Any
+) -> tuple[Logger, list[str]]:
+    """The logger of ``real``, under the name of a package that is there, and its warnings."""
+    said: list[str] = []
+    monkeypatch.setitem(loggers.LOGGERS, "json", lambda place, record: real)
+    (logger,) = open_loggers(["json", "json"], folder, RECORD | record, said.append)
+    return logger, said
 
 
 # --- guarding
 
 
-def test_values_reach_a_logger_that_works() -> None:
-    fake, said = Fake(), list[str]()
-    guarded: Logger = Guarded("fake", fake, said.append)
-    guarded.log(1, {"test_error": 5.0})
-    guarded.close()
-    guarded.close()
+def test_values_reach_a_logger_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, said = opened(tmp_path, monkeypatch, fake := Fake())
+    logger.log(1, {"test_error": 5.0})
+    logger.close()
+    logger.close()
     assert (fake.taken, fake.closed, said) == ([(1, {"test_error": 5.0})], 1, [])
 
 
-def test_a_logger_that_breaks_is_reported_once_and_left_alone() -> None:
-    fake, said = Fake("log"), list[str]()
-    guarded = Guarded("fake", fake, said.append)
+def test_a_logger_that_breaks_is_reported_once_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, said = opened(tmp_path, monkeypatch, fake := Fake("log"))
     for step in range(5):
-        guarded.log(step, {"test_error": 5.0})
-    guarded.close()
+        logger.log(step, {"test_error": 5.0})
+    logger.close()
     assert [step for step, _ in fake.taken] == [0]
     assert fake.closed == 1  # it may hold files open
     assert said == [
-        "logger fake stopped (OSError: disk full); training goes on, metrics.csv has every number"
+        "logger json stopped (OSError: disk full); training goes on, metrics.csv has every number"
     ]
 
 
-def test_a_logger_that_breaks_while_closing_is_reported_once() -> None:
-    said = list[str]()
-    guarded = Guarded("fake", Fake("close"), said.append)
-    guarded.log(1, {})
-    guarded.close()
-    guarded.close()
+def test_a_logger_that_breaks_while_closing_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, said = opened(tmp_path, monkeypatch, Fake("close"))
+    logger.log(1, {})
+    logger.close()
+    logger.close()
     assert len(said) == 1 and "no way out" in said[0]
 
 
-def test_ctrl_c_is_not_swallowed() -> None:
-    class Stopped(Fake):
-        def log(self, step: int, values: dict[str, float]) -> None:
-            raise KeyboardInterrupt
-
+def test_ctrl_c_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    monkeypatch.setattr(fake, "log", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        Guarded("fake", Stopped(), lambda text: None).log(1, {})
+        opened(tmp_path, monkeypatch, fake)[0].log(1, {})
 
 
 # --- opening
 
 
-def test_no_names_are_no_loggers_and_no_folders(tmp_path: Path) -> None:
-    assert open_loggers([], tmp_path, RECORD) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_logger_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+def test_what_cannot_be_logged_to_is_refused_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(UsageError, match=r"unknown logger wand. Did you mean wandb\?"):
-        open_loggers(["wand"], tmp_path, RECORD)
+        check_loggers(["wand"])
     with pytest.raises(UsageError, match=r"Choose from tensorboard, mlflow, wandb\."):
         check_loggers(["neptune"])
-
-
-def test_an_absent_package_is_refused_with_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = faked(monkeypatch, None, "no_such_package")
+    monkeypatch.setitem(loggers.LOGGERS, name := "no_such_package", Fake)
     with pytest.raises(UsageError) as refusal:
-        open_loggers([name], tmp_path, RECORD)
+        check_loggers([name])
     assert str(refusal.value) == f"loggers=[{name}] needs pip install '.[{name}]' in the clone."
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_logger_has_an_extra_of_its_name() -> None:
@@ -139,38 +134,23 @@ def test_every_logger_has_an_extra_of_its_name() -> None:
 def test_a_logger_that_does_not_open_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(place: Path, record: dict[str, Any]) -> Logger:
-        raise ValueError("bad file")
-
+    monkeypatch.setitem(loggers.LOGGERS, "json", lambda place, record: int("bad file"))
     said: list[str] = []
-    assert open_loggers([faked(monkeypatch, broken)], tmp_path, RECORD, said.append) == []
-    assert len(said) == 1 and "logger json stopped (ValueError: bad file)" in said[0]
-
-
-def test_warnings_go_to_stderr_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = faked(monkeypatch, lambda place, record: Fake("log"))
-    (logger,) = open_loggers([name, name], tmp_path, RECORD)
-    for step in range(3):
-        logger.log(step, {})
+    (logger,) = open_loggers(["json"], tmp_path, RECORD, said.append)
+    logger.log(1, {})
     logger.close()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("resexp: logger json stopped")
-    assert captured.err.count("\n") == 1
+    assert len(said) == 1 and "logger json stopped (ValueError: invalid literal" in said[0]
 
 
 def test_a_fresh_run_starts_an_empty_folder_and_a_resumed_one_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = faked(monkeypatch, lambda place, record: Fake())
-    old = tmp_path / name / "old"
+    old = tmp_path / "json" / "old"
     old.parent.mkdir()
     old.write_text("")
-    open_loggers([name], tmp_path, RECORD | {"last": {"step": 40}})
+    opened(tmp_path, monkeypatch, Fake(), last={"step": 40})
     assert old.exists()
-    open_loggers([name], tmp_path, RECORD)
+    opened(tmp_path, monkeypatch, Fake())
     assert old.parent.exists() and not old.exists()
 
 
@@ -178,14 +158,14 @@ def test_nothing_is_sent_unless_a_person_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
-    open_loggers([faked(monkeypatch, lambda place, record: Fake())], tmp_path, RECORD)
+    opened(tmp_path, monkeypatch, Fake())
     assert os.environ["WANDB_MODE"] == "online"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_no_logger_is_imported_before_it_is_asked_for() -> None:
     code = (
-        "import sys; import resexp.runs.loggers as l; l.open_loggers([], None, {'last': {}}); "
+        "import sys; import resexp.runs.loggers as l; l.open_loggers([], None, {}, print); "
         "print(*{'torch', 'tensorboard', 'mlflow', 'wandb'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -227,7 +207,7 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     for last, values in ((0, {22: 40.0, 44: 20.0}), (22, {44: 21.0})):
         record = RECORD | {"last": {"step": last} if last else {}}
-        (logger,) = open_loggers(["tensorboard"], tmp_path, record)
+        (logger,) = open_loggers(["tensorboard"], tmp_path, record, pytest.fail)
         for step, value in values.items():
             logger.log(step, {"test_error": value})
         logger.close()
@@ -276,17 +256,15 @@ def test_wandb_writes_offline_into_the_run_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("few_images")
 def test_a_run_feeds_its_loggers_what_its_csv_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ear = Fake()
     monkeypatch.setattr(running, "check_loggers", lambda names: None)
     monkeypatch.setattr(running, "open_loggers", lambda *arguments: [ear])
-    settings = Settings(depth=8, width=4, steps=4, eval_every=2, batch_size=8, threads=1)
-    settings = replace(settings, results=str(tmp_path), loggers=["ear"])
-    job = Job(settings=settings, arch="plain", extras={}, overrides=[], config="")
+    job = job_in(tmp_path, loggers=["ear"])
     local.perform(job)
-    rows = records.keep_rows(job.directory, 4)
-    said = [(step, values["test_error"]) for step, values in ear.taken]
-    assert said == [(row.step, row.test_error) for row in rows]
-    assert (len(said), ear.closed) == (2, 1)
+    rows = records.keep_rows(job.directory, 6)
+    assert ear.taken == [(row.step, records.as_written(row)) for row in rows]
+    assert (len(rows), ear.closed) == (3, 1)

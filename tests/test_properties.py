@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,12 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_jobs import cells, job_in, kill, killed
 
-from resexp import config, data
+from resexp import config
+from resexp.data import Images
 from resexp.launch import local
 from resexp.runs import records
 from resexp.runs import run as running
-from resexp.settings import Arch, Job, Merge, Settings, as_dict, flatten
+from resexp.settings import as_dict, flatten
 from resexp.train.row import TIME_COLUMNS, Row
 
 pytestmark = pytest.mark.process
@@ -70,74 +71,36 @@ def test_overrides_come_back_as_they_went_in(values: dict[str, Any]) -> None:
     assert again.extras == job.extras
 
 
-def make_job(results: Path, steps: int, eval_every: int, clean_every: int) -> Job:
-    one = Settings(
-        arch=Arch(merge=Merge.residual),
-        depth=8,
-        width=2,
-        steps=steps,
-        batch_size=4,
-        eval_every=eval_every,
-        clean_every=clean_every,
-        checkpoint_every=1e9,
-        threads=1,
-        results=str(results),
-    )
-    return Job(settings=one, arch="residual", extras={}, overrides=[], config="")
-
-
-class Killed(BaseException):
-    """The end of the process."""
-
-
-def saving_and_killing(
-    patch: pytest.MonkeyPatch, saved: int, killed: int, steps: int
-) -> local.Watch:
+def saving_and_killing(patch: pytest.MonkeyPatch, saved: int, end: int, steps: int) -> local.Watch:
     """A watcher that has a checkpoint written after one step and kills after another."""
 
     def watch(record: dict[str, Any], step: int, row: Row | None) -> None:
         patch.setattr(running.checkpoint.Timer, "due", lambda *_, **__: step == saved)
-        if killed <= step < steps:
-            raise Killed
+        if end <= step < steps:
+            kill()
 
     return watch
 
 
-def cells(job: Job) -> list[list[str]]:
-    lines = (job.directory / records.METRICS).read_text().splitlines()
-    return [line.split(",")[:-2] for line in lines]
-
-
 @settings(deadline=None, max_examples=12)
 @given(st.data())
-def test_a_run_saved_and_killed_at_random_steps_equals_one_that_was_not(choose: Any) -> None:
+def test_a_run_saved_and_killed_at_random_steps_equals_one_that_was_not(
+    few_digits: Images, choose: Any
+) -> None:
     """Saved at one step, killed at another at or after it, several times over."""
     steps = choose.draw(st.integers(1, 9), "steps")
-    shape = steps, choose.draw(st.integers(1, 10), "every"), choose.draw(st.integers(1, 3), "clean")
-    digits = data.load(Settings().data)
-    few = replace(
-        digits,
-        train_images=digits.train_images[:16],
-        train_labels=digits.train_labels[:16],
-        test_images=digits.test_images[:8],
-        test_labels=digits.test_labels[:8],
-    )
+    shape: dict[str, Any] = {"steps": steps, "width": 2, "batch_size": 4, "checkpoint_every": 1e9}
+    shape["eval_every"] = choose.draw(st.integers(1, 10), "every")
+    shape["clean_every"] = choose.draw(st.integers(1, 3), "clean")
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "load", lambda settings, device: few)
-        whole, parts = (make_job(Path(folder) / name, *shape) for name in ("whole", "parts"))
+        patch.setattr(running, "load", lambda settings, device: few_digits)
+        whole, parts = (job_in(Path(folder) / name, **shape) for name in ("whole", "parts"))
         local.perform(whole)
         for _ in range(choose.draw(st.integers(1, 3), "kills")):
-            saved, killed = sorted(choose.draw(st.tuples(*[st.integers(1, steps)] * 2), "at"))
-
-            watch = saving_and_killing(patch, saved, killed, steps)
-            try:
-                local.perform(parts, watch)
-            except Killed:
-                continue
+            saved, end = sorted(choose.draw(st.tuples(*[st.integers(1, steps)] * 2), "at"))
+            killed(parts, saving_and_killing(patch, saved, end, steps))
         local.perform(parts)
         assert cells(parts) == cells(whole)
-        last = [records.read_record(job.directory)["last"] for job in (parts, whole)]
-        for one in last:
-            for key in TIME_COLUMNS:
-                assert math.isfinite(one.pop(key))
-        assert last[0] == last[1]
+        mine, its = (records.read_record(job.directory)["last"] for job in (parts, whole))
+        assert all(math.isfinite(mine.pop(key)) and its.pop(key) for key in TIME_COLUMNS)
+        assert mine == its

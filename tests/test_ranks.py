@@ -6,13 +6,13 @@ import copy
 import os
 import re
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from small_jobs import cells, job_in
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -23,7 +23,7 @@ from resexp.data import batches
 from resexp.launch.local import Watch, perform
 from resexp.launch.ranks import RankFailed
 from resexp.models.layers import Norm
-from resexp.runs.records import METRICS, Claim, look, read_record
+from resexp.runs.records import Claim, look, read_record
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Job, Launch, Merge, Precision, Settings, UsageError, identity
 from resexp.settings import as_dict as plain
@@ -204,30 +204,17 @@ def test_synchronised_networks_keep_their_names_and_values() -> None:
 
 # --- whole runs
 
-COMMON = Settings(
-    depth=8,
-    width=4,
-    arch=Arch(merge=Merge.residual),
-    steps=8,
-    batch_size=9,
-    eval_every=4,
-    lr=0.05,
-    crop_padding=1,
-    flip=True,
-    threads=1,
-    device="cpu",
-)
+COMMON: dict[str, Any] = {"steps": 8, "batch_size": 9, "eval_every": 4, "lr": 0.05}
+COMMON |= {"crop_padding": 1, "flip": True, "device": "cpu", "checkpoint_every": 60.0}
 
 
 def make_job(results: Path, ranks: int, **settings: Any) -> Job:
-    changed = replace(COMMON, launch=Launch(ranks=ranks), results=str(results), **settings)
-    return Job(settings=changed, arch="residual", extras={}, overrides=[], config="")
+    return job_in(results, launch=Launch(ranks=ranks), **COMMON | settings)
 
 
 def numbers(job: Job) -> list[list[float]]:
     """metrics.csv without its columns of time and the empty clean ones of its first row."""
-    lines = (job.directory / METRICS).read_text().splitlines()[1:]
-    return [[float(cell) for cell in line.split(",")[:-2] if cell] for line in lines]
+    return [[float(cell) for cell in row if cell] for row in cells(job)[1:]]
 
 
 def signal_at(step: int) -> Watch:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_jobs import job_in, row_of
 
 from resexp.runs import records
-from resexp.runs.records import Claim
-from resexp.settings import (
-    BnEval,
-    Job,
-    Settings,
-    UsageError,
-    as_dict,
-)
-from resexp.train.row import COLUMNS, TIME_COLUMNS, Row
+from resexp.runs.records import FINISHED, UNFINISHED, Claim
+from resexp.settings import BnEval, Job, UsageError, as_dict
+from resexp.train.row import COLUMNS, TIME_COLUMNS
 
 HEADER = (
     "step,epoch,lr,train_loss,train_error,clean_train_loss,clean_train_error,test_loss,test_error,"
@@ -41,35 +33,7 @@ def refused(*words: str) -> Iterator[None]:
         yield
     message = str(caught.value)
     assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-def make_job(results: Path, **settings: Any) -> Job:
-    return Job(
-        settings=Settings(depth=8, results=str(results), **{"lr": 0.05} | settings),
-        arch="plain",
-        extras={},
-        overrides=["depth=8"],
-        config="depth: 8\n",
-    )
-
-
-def make_row(step: int, **changes: Any) -> Row:
-    row = Row(
-        step=step,
-        epoch=0.98,
-        lr=0.05,
-        train_loss=2.25,
-        train_error=87.5,
-        clean_train_loss=None,
-        clean_train_error=None,
-        test_loss=2.5,
-        test_error=90.0,
-        images_per_second=1234.5,
-        seconds=0.25,
-    )
-    return replace(row, **changes)
+    assert [word for word in words if word not in message] == []
 
 
 def write_status(job: Job, status: str, **changes: Any) -> None:
@@ -83,7 +47,7 @@ def write_status(job: Job, status: str, **changes: Any) -> None:
 
 
 def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
-    records.append_row(tmp_path, make_row(22))
+    records.append_row(tmp_path, row_of(22))
     text = (tmp_path / "metrics.csv").read_text()
     assert text == f"{HEADER}\n22,0.98,0.05,2.25,87.5,,,2.5,90,1234.5,0.25\n"
     assert TIME_COLUMNS == ("images_per_second", "seconds")
@@ -93,14 +57,9 @@ def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     ("value", "text"),
     [
         (None, ""),
-        (0, "0"),
-        (64_000, "64000"),
         (12_345_678, "12345678"),  # a step keeps all its digits
         (0.0, "0"),
-        (0.1, "0.1"),
         (1 / 3, "0.3333333"),
-        (100 * 325 / 360, "90.27778"),
-        (1e-4, "0.0001"),
         (1.25e-9, "1.25e-09"),
         (12_345_678.9, "1.234568e+07"),
         (math.nan, "nan"),
@@ -126,16 +85,14 @@ def test_a_row_reads_back_to_seven_digits(
     step: int, values: list[float], clean: tuple[float | None, float | None]
 ) -> None:
     names = [key for key in COLUMNS if key != "step" and not key.startswith("clean_")]
-    cells = dict(zip(names, values, strict=True))
-    row = Row(step=step, clean_train_loss=clean[0], clean_train_error=clean[1], **cells)
-    line = ",".join(records.spell(getattr(row, key)) for key in COLUMNS) + "\n"
-    again = asdict(records.parse_row(line))
-    assert again.pop("step") == step
-    for key, value in asdict(row).items():
-        if key != "step":
-            assert again[key] == (
-                value if value is None else pytest.approx(value, 1e-6, nan_ok=True)
-            )
+    cells = dict(zip(names, values, strict=True)) | {"step": step}
+    cells |= {"clean_train_loss": clean[0], "clean_train_error": clean[1]}
+    line = ",".join(records.spell(cells[key]) for key in COLUMNS) + "\n"
+    again = records.parse_row(line)
+    assert again.step == step
+    for key, value in cells.items():
+        close = None if value is None else pytest.approx(value, 1e-6, nan_ok=True)
+        assert getattr(again, key) == close
 
 
 @pytest.mark.parametrize(
@@ -149,19 +106,17 @@ def test_a_line_that_is_no_row_is_refused(line: str) -> None:
 
 def test_rows_after_the_step_are_cut(tmp_path: Path) -> None:
     for step in (22, 44, 66):
-        records.append_row(tmp_path, make_row(step))
+        records.append_row(tmp_path, row_of(step))
     assert [row.step for row in records.keep_rows(tmp_path, 44)] == [22, 44]
+    records.append_row(tmp_path, row_of(50))
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == HEADER
-    assert [line.split(",")[0] for line in lines[1:]] == ["22", "44"]
-    records.append_row(tmp_path, make_row(50))
-    assert [row.step for row in records.keep_rows(tmp_path, 50)] == [22, 44, 50]
+    assert [line.split(",")[0] for line in lines] == ["step", "22", "44", "50"]
 
 
 def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
-    records.append_row(tmp_path, make_row(22))
+    records.append_row(tmp_path, row_of(22))
     whole = (tmp_path / "metrics.csv").read_text()
-    records.append_row(tmp_path, make_row(44))
+    records.append_row(tmp_path, row_of(44))
     both = (tmp_path / "metrics.csv").read_text()
     for length in range(len(whole), len(both)):
         (tmp_path / "metrics.csv").write_text(both[:length])
@@ -177,14 +132,14 @@ def test_a_file_without_a_row_to_keep_is_removed_so_that_the_header_comes_again(
         path.write_text(text)
         assert records.keep_rows(tmp_path, 10**6) == []
         assert not path.exists()
-    records.append_row(tmp_path, make_row(22))
+    records.append_row(tmp_path, row_of(22))
     assert records.keep_rows(tmp_path, 21) == []
     assert not path.exists()
     assert records.keep_rows(tmp_path, 21) == []
 
 
 def test_a_record_holds_a_row_as_the_csv_has_it() -> None:
-    written = records.as_written(make_row(22, lr=0.00020000000000000004))
+    written = records.as_written(row_of(22, lr=0.00020000000000000004))
     assert written["lr"] == 0.0002
     assert written["step"] == 22
     assert isinstance(written["step"], int)
@@ -216,37 +171,32 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    path = tmp_path / "run.json"
-    records.write_atomically(path, "old\n")
-
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    path = tmp_path / "run.json"
+    records.write_atomically(path, "old\n")
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(OSError):
         records.write_atomically(path, "new and longer\n")
     assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    real_fsync, real_replace = os.fsync, os.replace
-
-    def fsync(file: int) -> None:
-        calls.append("fsync")
-        real_fsync(file)
+    real = os.replace
 
     def rename(source: Path, target: Path) -> None:
-        calls.append(f"rename to {target.name}")
-        assert source.read_text() == "new\n"
-        real_replace(source, target)
+        calls.append(f"rename {source.read_text()} to {target.name}")
+        real(source, target)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync"))
     monkeypatch.setattr(os, "replace", rename)
-    records.write_atomically(tmp_path / "run.json", "new\n")
-    assert calls == ["fsync", "rename to run.json"]
+    records.write_atomically(tmp_path / "run.json", "new")
+    assert calls == ["fsync", "rename new to run.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -260,7 +210,7 @@ def test_the_first_line_of_an_error_is_short() -> None:
 
 
 def test_no_directory_or_an_empty_one_is_new(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     assert records.look(job) is Claim.new
     assert not job.directory.exists()
     job.directory.mkdir(parents=True)
@@ -270,7 +220,7 @@ def test_no_directory_or_an_empty_one_is_new(tmp_path: Path) -> None:
 
 
 def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     job.directory.mkdir(parents=True)
     (job.directory / "thesis.tex").write_text("all of it")
     with refused("thesis.tex", "not a run", "name=", "overwrite=true"):
@@ -278,65 +228,52 @@ def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"status": "ok"}', '{"status": 1, "settings": {}}', "\x00"]
+    "text", ["", "{", "[]", "null", '{"status": "ok"}', '{"status": 1, "settings": {}}', "\udcff"]
 )
 def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     job.directory.mkdir(parents=True)
-    (job.directory / "run.json").write_text(text)
+    (job.directory / "run.json").write_text(text, errors="surrogateescape")
     with refused(str(job.directory / "run.json"), "overwrite=true"):
         records.look(job)
-    (job.directory / "run.json").write_bytes(b"\xff\xfe")
-    with refused("overwrite=true"):
-        records.look(job)
 
 
-@pytest.mark.parametrize(
-    ("status", "claim"),
-    [
-        ("ok", Claim.done),
-        ("collapsed", Claim.done),
-        ("diverged", Claim.done),
-        ("running", Claim.resume),
-        ("interrupted", Claim.resume),
-        ("failed", Claim.resume),
-    ],
-)
-def test_the_status_says_whether_to_go_on(tmp_path: Path, status: str, claim: Claim) -> None:
-    job = make_job(tmp_path)
-    write_status(job, status)
-    assert records.look(job) is claim
-    assert records.look(make_job(tmp_path, overwrite=True)) is Claim.new
+@pytest.mark.parametrize("status", [*FINISHED, *UNFINISHED])
+def test_the_status_says_whether_to_go_on(tmp_path: Path, status: str) -> None:
+    write_status(job_in(tmp_path), status)
+    claim = Claim.done if status in ("ok", "collapsed", "diverged") else Claim.resume
+    assert records.look(job_in(tmp_path)) is claim
+    assert records.look(job_in(tmp_path, overwrite=True)) is Claim.new
 
 
 @pytest.mark.parametrize("status", ["ok", "running"])
 def test_other_settings_are_refused_by_their_key(tmp_path: Path, status: str) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     write_status(job, status, lr=0.2)
-    with refused("lr=0.2", "lr=0.05", "name=", "overwrite=true"):
+    with refused("lr=0.2,", "lr=0.02.", "name=", "overwrite=true"):
         records.look(job)
-    write_status(job, status, arch={"merge": "residual"})
-    with refused("arch.merge=residual", "arch.merge=plain"):
+    write_status(job, status, arch={"merge": "plain"})
+    with refused("arch.merge=plain,", "arch.merge=residual."):
         records.look(job)
-    assert records.look(make_job(tmp_path, overwrite=True)) is Claim.new
+    assert records.look(job_in(tmp_path, overwrite=True)) is Claim.new
 
 
 def test_an_older_record_lacks_only_what_was_then_at_its_default(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     settings = as_dict(job.settings)
     del settings["bn_eval"], settings["data"]["split"]
     job.directory.mkdir(parents=True)
     records.write_record(job.directory, {"settings": settings, "status": "ok"})
     assert records.look(job) is Claim.done
     with refused("bn_eval=ema", "bn_eval=recalibrated"):
-        records.look(make_job(tmp_path, bn_eval=BnEval.recalibrated))
+        records.look(job_in(tmp_path, bn_eval=BnEval.recalibrated))
 
 
 # --- who may write
 
 
 def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     with records.claim(job) as first:
         assert first is Claim.new
         with records.claim(job) as second:
@@ -345,47 +282,8 @@ def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
         assert third is Claim.new
 
 
-def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    script = (
-        "import os, sys\n"
-        "from resexp.runs.records import claim\n"
-        "from resexp.settings import Job, Settings\n"
-        "job = Job(settings=Settings(depth=8, results=sys.argv[1]), arch='plain', extras={},\n"
-        "          overrides=[], config='')\n"
-        "with claim(job) as state:\n"
-        "    print(state, flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    os._exit(9)\n"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    with other:
-        assert other.stdout is not None
-        assert other.stdin is not None
-        assert other.stdout.readline() == "new\n"
-        with records.claim(job) as state:
-            assert state is Claim.busy
-        other.stdin.write("die\n")
-    assert other.returncode == 9
-    with records.claim(job) as state:
-        assert state is Claim.new
-
-
-def test_where_nothing_can_be_written_nothing_is_claimed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with refused("cannot be written", "results="), records.claim(make_job(tmp_path / "file")):
-        raise AssertionError("claimed")
-    assert (tmp_path / "file").read_text() == "not a folder"
-
-
 def test_overwriting_removes_a_runs_files_and_no_others(tmp_path: Path) -> None:
-    job = make_job(tmp_path, overwrite=True)
+    job = job_in(tmp_path, overwrite=True)
     write_status(job, "ok", lr=0.2)
     ours = ["metrics.csv", "config.yaml", "error.txt", "checkpoint.pt", "checkpoint.before.pt"]
     ours += ["checkpoint.pt.bad", "checkpoint.pt.tmp"]
@@ -398,7 +296,7 @@ def test_overwriting_removes_a_runs_files_and_no_others(tmp_path: Path) -> None:
 
 
 def test_a_refused_directory_is_let_go(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
+    job = job_in(tmp_path)
     write_status(job, "ok", lr=0.2)
     for _ in range(2):
         with refused("lr=0.2"), records.claim(job):

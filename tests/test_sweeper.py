@@ -12,7 +12,6 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
-    IntegrationTestSuite,
     LauncherTestSuite,
 )
 from hydra.types import RunMode
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_cli import call, run
 
-from resexp.config import PLUGINS, composed
+from resexp.config import composed
 from resexp.settings.choices import config_folder
 
 pytestmark = pytest.mark.process
@@ -115,7 +114,6 @@ def test_hydra_finds_the_launcher() -> None:
 
 
 #: Hydra's own suites for launchers, in an application that is not resexp.
-FLAGS = ["-m", "hydra/job_logging=disabled", "hydra/launcher=together"]
 chdir = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working")
 
 
@@ -130,16 +128,4 @@ class TestHydrasRules(LauncherTestSuite):
     ("launcher_name", "overrides"), [("together", ["hydra.sweeper.max_batch_size=2"])]
 )
 class TestHydrasRulesInBatches(BatchedSweeperTestSuite):
-    pass
-
-
-@pytest.fixture
-def plugins_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process that does not import resexp find the launcher."""
-    monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
-
-
-@pytest.mark.usefixtures("plugins_on_the_path")
-@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, FLAGS)])
-class TestHydrasRulesInAProcess(IntegrationTestSuite):
     pass

@@ -11,11 +11,10 @@ import importlib.util
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from resexp.settings import UsageError, flatten
 from resexp.settings.choices import nearest
@@ -27,18 +26,6 @@ QUIET = {
     "WANDB_MODE": "offline",
     "WANDB_ERROR_REPORTING": "false",
 }
-
-
-class Logger(Protocol):
-    """Somewhere that numbers go."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Take the numbers of one evaluation, by the names of metrics.csv's columns."""
-        ...
-
-    def close(self) -> None:
-        """Write what is not written yet. Nothing is logged afterwards."""
-        ...
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -54,36 +41,17 @@ def check_loggers(names: Sequence[str]) -> None:
             raise UsageError(f"loggers=[{name}] needs pip install '.[{name}]' in the clone.")
 
 
-def say(warning: str) -> None:
-    print(f"resexp: {warning}", file=sys.stderr)
-
-
 def open_loggers(
-    names: Sequence[str],
-    directory: Path,
-    record: dict[str, Any],
-    warn: Callable[[str], None] = say,
+    names: Sequence[str], directory: Path, record: dict[str, Any], warn: Callable[[str], None]
 ) -> list[Logger]:
-    """A guarded logger for each name, writing under the run directory ``directory``.
+    """A logger for each name that ``check_loggers`` let pass, in the run directory ``directory``.
 
     ``record`` is run.json; where it has a last step the run is resumed and its logs go on, else
-    what an earlier run left in the logger's folder is removed. A logger that cannot be opened is
-    left out, after one call of ``warn``. Raises UsageError as ``check_loggers`` does.
+    what an earlier run left in the logger's folder is removed.
     """
-    check_loggers(names)
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    loggers: list[Logger] = []
-    for name in dict.fromkeys(names):
-        place = directory / name
-        try:
-            if last_step(record) == 0 and place.exists():
-                shutil.rmtree(place)
-            place.mkdir(parents=True, exist_ok=True)
-            loggers.append(Guarded(name, LOGGERS[name](place, record), warn))
-        except Exception as error:
-            warn(complaint(name, error))
-    return loggers
+    return [Logger(name, directory / name, record, warn) for name in dict.fromkeys(names)]
 
 
 def last_step(record: dict[str, Any]) -> int:
@@ -91,38 +59,48 @@ def last_step(record: dict[str, Any]) -> int:
     return int(record["last"].get("step", 0))
 
 
-def complaint(name: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    return f"logger {name} stopped ({reason}); training goes on, metrics.csv has every number"
+class Logger:
+    """One of LOGGERS, whose first exception is its last: ``warn`` is told, and nothing raised."""
 
-
-class Guarded:
-    """A logger whose first exception is its last: said once, and never raised."""
-
-    def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, place: Path, record: dict[str, Any], warn: Callable[[str], None]
+    ) -> None:
         self.name, self.warn = name, warn
-        self.logger: Logger | None = logger
+        self.real: Any = None
+        with self.guarded():
+            if last_step(record) == 0 and place.exists():
+                shutil.rmtree(place)
+            place.mkdir(parents=True, exist_ok=True)
+            self.real = LOGGERS[name](place, record)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        if self.logger is None:
-            return
-        try:
-            self.logger.log(step, values)
-        except Exception as error:
-            self.warn(complaint(self.name, error))
-            broken, self.logger = self.logger, None
-            with suppress(Exception):  # it may hold files open; a second error is not news
-                broken.close()
+        """Take the numbers of one evaluation, by the names of metrics.csv's columns."""
+        if self.real is not None:
+            with self.guarded():
+                self.real.log(step, values)
 
     def close(self) -> None:
-        logger, self.logger = self.logger, None
-        if logger is None:
-            return
+        """Write what is not written yet."""
+        real, self.real = self.real, None
+        if real is not None:
+            with self.guarded():
+                real.close()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
         try:
-            logger.close()
+            yield
         except Exception as error:
-            self.warn(complaint(self.name, error))
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+            self.warn(
+                f"logger {self.name} stopped ({reason}); training goes on, metrics.csv has every "
+                "number"
+            )
+            broken, self.real = self.real, None
+            if broken is not None:
+                with suppress(Exception):  # it may hold files open; a second error is not news
+                    broken.close()
 
 
 class TensorBoard:
@@ -206,7 +184,7 @@ class WeightsAndBiases:
 
 
 #: By name, which is also that of the package to import and of the extra that installs it.
-LOGGERS: dict[str, Callable[[Path, dict[str, Any]], Logger]] = {
+LOGGERS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WeightsAndBiases,
