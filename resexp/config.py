@@ -33,15 +33,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from resexp.launch.cluster import start_ray, work
 from resexp.launch.session import Instead, Session
-from resexp.settings import (
-    Job,
-    Settings,
-    UsageError,
-    as_dict,
-    circumstances,
-    complete,
-    earlier,
-)
+from resexp.settings import Job, Settings, UsageError
 from resexp.settings.choices import (
     OPTIONS,
     config_folder,
@@ -54,6 +46,7 @@ from resexp.settings.choices import (
     own_options,
     values,
 )
+from resexp.settings.job import as_dict, circumstances, complete, earlier
 
 ConfigStore.instance().store(name="schema", node=Settings, provider="resexp")
 
@@ -63,36 +56,23 @@ PLUGINS = Path(__file__).parent / "_plugins"
 if PLUGINS.is_dir() and str(PLUGINS) not in sys.path:
     sys.path.append(str(PLUGINS))
 
-WHAT_TO_PRINT = ("job", "hydra", "all")
-WHAT_TO_EXPLAIN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-
 #: Hydra's flags that make sense here, and the values each takes: none (), these, or any (None).
 FLAGS: dict[str, tuple[str, ...] | None] = {
     "-m": (),
-    "--multirun": (),
-    "--cfg": WHAT_TO_PRINT,
-    "-c": WHAT_TO_PRINT,
+    "--cfg": ("job", "hydra", "all"),
     "--resolve": (),
     "--package": None,
-    "-p": None,
-    "--info": WHAT_TO_EXPLAIN,
-    "-i": WHAT_TO_EXPLAIN,
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "--config-dir": None,
-    "-cd": None,
     "--config-name": None,
-    "-cn": None,
     "--hydra-help": (),
 }
+#: Their other names.
+ALIASES = {"--multirun": "-m", "-c": "--cfg", "-p": "--package", "-i": "--info"}
+ALIASES |= {"-cd": "--config-dir", "-cn": "--config-name"}
 
-#: Those that ask, and train nothing.
-QUESTIONS = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
-
-#: Those of which Hydra takes one: by its short name, each.
-EXCLUSIVE = {"-m": "-m", "--multirun": "-m", "--cfg": "--cfg", "-c": "--cfg"}
-EXCLUSIVE |= {"--info": "--info", "-i": "--info"}
-
-#: Flags whose value is a folder of one's own configs.
-OWN_CONFIGS = {"--config-dir", "-cd"}
+#: Those that ask, and train nothing; and those of which Hydra takes one.
+QUESTIONS, EXCLUSIVE = {"--cfg", "--info", "--hydra-help"}, {"-m", "--cfg", "--info"}
 
 #: Settings of Hydra's that say where it would write.
 FOLDERS = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.chdir"}
@@ -142,7 +122,7 @@ def launch(arguments: Sequence[str], instead: Instead | None = None) -> Session:
     """
     global session
     flags, overrides = split(arguments)
-    several = bool({"-m", "--multirun"} & set(flags))
+    several = "-m" in flags
     command = shlex.join(["resexp", "run", *flags, *overrides])
     if not several and not QUESTIONS & set(flags):  # a run is a sweep of one
         flags.append("-m")
@@ -176,16 +156,12 @@ def before_launch(launcher: DictConfig) -> None:
         start_ray(*(OmegaConf.to_container(part, resolve=True) for part in (ray.init, ray.remote)))
 
 
-def jobs(loader: ConfigLoader, whole: DictConfig, sweep: Sequence[Sequence[str]]) -> list[Job]:
-    """The jobs of a sweep, ``whole`` being the configuration that Hydra composed for all."""
-    return [to_job(config, config.hydra) for config in composed(loader, whole, sweep)]
-
-
 def composed(
     loader: ConfigLoader, whole: DictConfig, sweep: Sequence[Sequence[str]]
 ) -> Iterator[DictConfig]:
     """Every job's configuration; of the ``hydra`` node it has the parts named in ``KEPT``.
 
+    ``whole`` is the configuration that Hydra composed for all.
     Composing takes Hydra 100 ms, so it does that once for each choice of options, such as arch;
     values, such as depth, are then set in copies, by the same function of Hydra's.
     """
@@ -247,7 +223,9 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
     with open_dict(config), read_write(config):
         config.pop("hydra", None)
     if not config.data.name:
-        config.data.name = root_name(config.data.root)
+        # From its place: cifar10-jpeg of .../cifar10-jpeg.tar.xz.
+        stem = re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(config.data.root).name)
+        config.data.name = stem or "imagefolder"
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
     if not hydra_config.runtime.choices.get("arch"):
@@ -264,11 +242,6 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
     )
 
 
-def root_name(root: str) -> str:
-    """A data set's name from its place: cifar10-jpeg of .../cifar10-jpeg.tar.xz."""
-    return re.sub(r"(\.tar)?(\.\w{1,3})?$", "", Path(root).name) or "imagefolder"
-
-
 def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) -> dict[str, Any]:
     """The typed overrides that name a run beside arch, depth and seed, with their values."""
     flat = complete(as_dict(settings))
@@ -283,7 +256,7 @@ def extras(overrides: Sequence[str], settings: Settings, choices: DictConfig) ->
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags (with their values) and overrides: people mix them, Hydra's parser cannot.
+    """Flags by one name each, with their values, and overrides: Hydra's parser does not mix them.
 
     Raises UsageError for a flag that is none of Hydra's, or that lacks its value.
     """
@@ -295,8 +268,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(readable(word))
             continue
         flag, equals, value = word.partition("=")
+        flag = ALIASES.get(flag, flag)
         if flag not in FLAGS:
-            hint = nearest(flag, [*FLAGS, "--dry-run"])
+            hint = nearest(flag, [*FLAGS, *ALIASES, "--dry-run"])
             raise UsageError(f"unknown flag {flag}.{hint} See resexp run --help.")
         flags.append(flag)
         known = FLAGS[flag]
@@ -308,7 +282,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             choice = f": one of {', '.join(known)}" if known else ""
             raise UsageError(f"{what}{choice}. See resexp run --help.")
         flags.append(value)
-    asked = list(dict.fromkeys(EXCLUSIVE[flag] for flag in flags if flag in EXCLUSIVE))
+    asked = [flag for flag in dict.fromkeys(flags) if flag in EXCLUSIVE]
     if len(asked) > 1:
         raise UsageError(f"{' and '.join(asked)} do not go together. Give one of them.")
     if any(word.startswith("arch.merge=") for word in overrides):  # then of any arch's options
@@ -372,7 +346,7 @@ def check(flags: Sequence[str], overrides: Sequence[str], several: bool) -> None
 
 def own_folders(words: Sequence[str]) -> list[Path]:
     """The folders of one's own configs that a command line names."""
-    return [Path(value) for flag, value in pairwise(words) if flag in OWN_CONFIGS]
+    return [Path(value) for flag, value in pairwise(words) if flag == "--config-dir"]
 
 
 def no_option(group: str, option: str, there: list[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -142,6 +144,36 @@ def test_arrows_between_folders_run_one_way() -> None:
         for room in free:
             del left[room]
     assert left == {}, "these rooms need each other"
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """``{"torch"}`` of ``["torch>=2.11"]``."""
+    return {re.split(r"[<>=!~;\[ ]", one)[0].lower() for one in requirements}
+
+
+def modules(requirements: list[str]) -> set[str]:
+    """What can be imported where these are installed."""
+    unlike = {
+        "hydra-core": {"hydra", "omegaconf"},
+        "hydra-ray-launcher": {"ray"},
+        "torchvision": {"torchvision", "numpy", "PIL"},
+        "mlflow-skinny": {"mlflow"},
+        "pyyaml": {"yaml"},
+        "torch": {"torch", "triton"},  # for CUDA; without it engine=triton is refused
+    }
+    return {module for name in distributions(requirements) for module in unlike.get(name, {name})}
+
+
+@pytest.mark.process
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    known = {"resexp", *modules(project["dependencies"]), *sys.stdlib_module_names}
+    optional = project["optional-dependencies"]
+    extras = [one for key in optional if key not in ("test", "dev") for one in optional[key]]
+    for when_loaded, there in ((True, known), (False, known | modules(extras))):
+        for module in MODULES:
+            names = imported(parse(module), when_loaded=when_loaded)
+            assert {name.partition(".")[0] for name in names} <= there, module
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:

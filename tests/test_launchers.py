@@ -61,50 +61,43 @@ def installed(package: str) -> bool:
     return find_spec(f"hydra_plugins.{package}") is not None
 
 
-@pytest.fixture(params=["as the package has it", "written down here"])
-def schemas(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Compose on the real schemas where the packages are installed, and on our copy of them."""
-    real = request.param == "as the package has it"
-    if not real:
-        for name, schema in SCHEMAS.items():
+def composed(*overrides: str) -> tuple[Any, Any]:
+    """The settings and the launcher's part of a composed configuration, resolved.
+
+    On the real schemas of the packages that are installed, and our copies of the others.
+    """
+    for name, schema in SCHEMAS.items():
+        if not installed(PACKAGES[name]):
             ConfigStore.instance().store(group="hydra/launcher", name=name, node=schema)
-    return real
-
-
-def composed(real: bool, *overrides: str) -> tuple[Any, Any]:
-    """The settings and the launcher's part of a composed configuration, resolved."""
-    launcher = overrides[0].replace("launch=slurm", "launch=submitit_slurm").partition("=")[2]
-    if real and not installed(PACKAGES[launcher]):
-        pytest.skip(f"{PACKAGES[launcher]} is not installed")
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = hydra.compose("config", list(overrides), return_hydra_config=True)
         return config, OmegaConf.to_container(config.hydra.launcher, resolve=True)
 
 
-def test_joblib_runs_as_many_as_asked_or_one_a_core(schemas: bool) -> None:
-    config, launcher = composed(schemas, "launch=joblib")
+def test_joblib_runs_as_many_as_asked_or_one_a_core() -> None:
+    config, launcher = composed("launch=joblib")
     assert (config.threads, launcher["n_jobs"]) == (1, -1)
-    assert composed(schemas, "launch=joblib", "launch.jobs=4")[1]["n_jobs"] == 4
+    assert composed("launch=joblib", "launch.jobs=4")[1]["n_jobs"] == 4
 
 
-def test_ray_is_told_shares_of_a_gpu_and_keeps_nothing_for_itself(schemas: bool) -> None:
-    config, launcher = composed(schemas, "launch=ray", "launch.cores=2", "launch.address=auto")
+def test_ray_is_told_shares_of_a_gpu_and_keeps_nothing_for_itself() -> None:
+    config, launcher = composed("launch=ray", "launch.cores=2", "launch.address=auto")
     init, remote = launcher["ray"]["init"], launcher["ray"]["remote"]
     assert (remote["num_gpus"], remote["num_cpus"], config.threads) == (0.5, 2, 2)
     assert (init["address"], init["object_store_memory"]) == ("auto", None)
-    assert composed(schemas, "launch=ray", "launch.gpus=0")[1]["ray"]["remote"]["num_gpus"] == 0
+    assert composed("launch=ray", "launch.gpus=0")[1]["ray"]["remote"]["num_gpus"] == 0
 
 
-def test_slurm_is_told_limits_and_to_queue_again(schemas: bool) -> None:
+def test_slurm_is_told_limits_and_to_queue_again() -> None:
     words = ["launch=slurm", "launch.partition=gpu", "launch.minutes=30", "results='~/out'"]
-    config, launcher = composed(schemas, *words)
+    config, launcher = composed(*words)
     assert launcher["submitit_folder"] == f"{Path.home()}/out/.slurm/%j"
     assert (launcher["partition"], launcher["timeout_min"]) == ("gpu", 30)
     assert (launcher["gpus_per_node"], launcher["cpus_per_task"], config.threads) == (1, 1, 1)
     assert (launcher["tasks_per_node"], launcher["max_num_timeout"]) == (1, 100)
     assert launcher["additional_parameters"] == {"requeue": True}
     assert not config.hydra.job_logging.disable_existing_loggers
-    assert composed(schemas, "launch=slurm", "launch.gpus=0")[1]["gpus_per_node"] is None
+    assert composed("launch=slurm", "launch.gpus=0")[1]["gpus_per_node"] is None
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray", "slurm"])

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
-from small_jobs import cells, jobs_in
+from small_jobs import cells, job_in, jobs_in
 
 from resexp import data
 from resexp.data import Images
@@ -35,8 +35,13 @@ LOAD = running.load
 
 
 def eight(folder: Path) -> list[Job]:
+    """Plain and residual runs by every optimizer."""
     archs = Arch(), Arch(merge=Merge.residual)
-    return [job for arch in archs for job in jobs_in(folder, range(4), arch=arch)]
+    return [
+        job_in(folder, arch=arch, optimizer=rule, seed=seed)
+        for arch in archs
+        for seed, rule in enumerate(OPTIMIZERS)
+    ]
 
 
 def together(
@@ -85,7 +90,7 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
         patch.setattr(running, "fit", failing(victim, 4))
         ends = together(jobs)
     assert {run for run, end in ends.items() if isinstance(end, Failed)} == {victim.run}
-    assert len(ends) == 8
+    assert len(ends) == len(jobs) == 8
     for job in alone:
         perform(job)
     same = [cells(job) == cells(one) for job, one in zip(jobs, alone, strict=True)]
@@ -97,18 +102,6 @@ def test_one_of_eight_fails_and_seven_have_the_numbers_of_separate_runs(
     assert all_over(jobs)
     assert cells(victim) == cells(alone[2])
     assert not (victim.directory / "error.txt").exists()
-
-
-def test_every_optimizer_has_the_numbers_of_a_run_of_its_own(tmp_path: Path) -> None:
-    def each(folder: Path) -> list[Job]:
-        named = enumerate(OPTIMIZERS)
-        return [job for i, one in named for job in jobs_in(folder, range(i, i + 1), optimizer=one)]
-
-    jobs, alone = each(tmp_path / "together"), each(tmp_path / "alone")
-    assert all_over(jobs)
-    for job, its in zip(jobs, alone, strict=True):
-        perform(its)
-        assert cells(job) == cells(its)
 
 
 def test_steps_are_taken_in_turn_and_the_next_begins_when_one_ends(tmp_path: Path) -> None:
@@ -173,14 +166,11 @@ def test_a_run_stopped_while_its_row_is_computed_is_saved_with_the_row(
     assert [cells(job) for job in jobs] == [cells(twin) for twin in alone]
 
 
-@pytest.mark.parametrize(("one", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(
-    tmp_path: Path, one: signal.Signals, code: int
-) -> None:
+def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     jobs, alone = jobs_in(tmp_path / "stopped", range(4)), jobs_in(tmp_path / "alone", range(4))
     with pytest.raises(Interrupted) as stop:
-        together(jobs, signal_at(jobs[1], 4, one), at_a_time=3)
-    assert stop.value.exit_code == code
+        together(jobs, signal_at(jobs[1], 4, signal.SIGINT), at_a_time=3)
+    assert stop.value.exit_code == 130
     begun = jobs[:3]
     assert {read_record(job.directory)["status"] for job in begun} == {"interrupted"}
     assert not jobs[3].directory.exists()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from test_imports import distributions
 
 ROOT = Path(__file__).parents[1]
 TINY = ["depth=8", "steps=2", "batch_size=8", "threads=1"]
@@ -74,53 +72,12 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert f"\nVersion: {PROJECT['version']}\n" in metadata
     assert f"\nRequires-Python: {PROJECT['requires-python']}\n" in metadata
     required = [line.split(": ")[1] for line in metadata.splitlines() if "Requires-Dist: " in line]
-    needed = names([line for line in required if "extra ==" not in line])
-    assert needed == names(PROJECT["dependencies"])
+    needed = distributions([line for line in required if "extra ==" not in line])
+    assert needed == distributions(PROJECT["dependencies"])
     assert {"torch", "torchvision", "typer", "hydra-core", "pandas", "matplotlib"} <= needed
     assert "resexp = resexp.__main__:main" in archive.read(f"{info}/entry_points.txt").decode()
     licences = [name for name in archive.namelist() if name.startswith(f"{info}/licenses/")]
     assert {name.rsplit("/", 1)[-1] for name in licences} == {"LICENSE", "DIGITS_LICENSE.txt"}
-
-
-def names(requirements: list[str]) -> set[str]:
-    """``{"torch"}`` of ``["torch>=2.11"]``."""
-    return {re.split(r"[<>=!~;\[ ]", one)[0].lower() for one in requirements}
-
-
-@pytest.mark.process
-def test_every_import_is_a_declared_dependency() -> None:
-    needed = names(PROJECT["dependencies"])
-    known = {"resexp", *modules(needed), *sys.stdlib_module_names}
-    optional = PROJECT["optional-dependencies"]
-    extras = names([one for key in optional if key not in ("test", "dev") for one in optional[key]])
-    for path in (ROOT / "resexp").rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        assert imports(tree.body) <= known, path
-        assert imports(ast.walk(tree)) <= known | modules(extras), path
-
-
-def modules(packages: set[str]) -> set[str]:
-    """What can be imported where these are installed."""
-    unlike = {
-        "hydra-core": {"hydra", "omegaconf"},
-        "hydra-ray-launcher": {"ray"},
-        "torchvision": {"torchvision", "numpy", "PIL"},
-        "mlflow-skinny": {"mlflow"},
-        "pyyaml": {"yaml"},
-        "torch": {"torch", "triton"},  # for CUDA; without it engine=triton is refused
-    }
-    return {module for name in packages for module in unlike.get(name, {name})}
-
-
-def imports(nodes: Iterable[ast.AST]) -> set[str]:
-    """The packages that these statements import."""
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(str(node.module).partition(".")[0])
-    return found
 
 
 WHERE = """

@@ -41,6 +41,13 @@ class Above(Range):
         return f"above {self.least:,}, at most {self.most:,}"
 
 
+class Mark(Enum):
+    """Of a setting: why it is no part of a run's identity, or not always of its digest."""
+
+    here = "says where and how a run is carried out: no number of it depends on this"
+    later = "had this default before there was a choice: only another value changes the digest"
+
+
 #: What a value of each type is called.
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
@@ -67,7 +74,7 @@ def bare(hint: Any) -> Any:
 
 
 def said(hint: Any, kind: type) -> Any:
-    """What of one ``kind`` is said about a type: its Range, its meaning (str); or None."""
+    """What of one ``kind`` is said about a type: its Range, Mark, meaning (str); or None."""
     extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     return next((one for one in extras if isinstance(one, kind)), None)
 

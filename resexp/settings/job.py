@@ -5,39 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from resexp.settings.fields import UsageError, bare, checked, hints, leaves
-from resexp.settings.schema import Arch, Launch, Settings
+from resexp.settings.fields import Mark, UsageError, bare, checked, hints, leaves, said
+from resexp.settings.schema import Arch, Settings
 
-#: Settings that say where and how a run is carried out. They are not part of its identity.
-CIRCUMSTANCES = frozenset(
-    [
-        "remark",
-        "name",
-        "results",
-        "device",
-        "engine",
-        "threads",
-        "checkpoint_every",
-        "keep_checkpoint",
-        "overwrite",
-        "fail_fast",
-        "loggers",
-    ]
-) | {
-    "data.root",
-    "data.download",
-    "data.cache",
-    "data.stream",
-    "data.workers",
-    *(f"launch.{one.name}" for one in fields(Launch)),
-}
+MARKS = {key: said(hint, Mark) for key, hint in leaves(Settings)}
+LAUNCH = {key for key in MARKS if key.startswith("launch.")}
+CIRCUMSTANCES = frozenset(LAUNCH | {key for key in MARKS if MARKS[key] is Mark.here})
+LATER = frozenset(key for key in MARKS if MARKS[key] is Mark.later)
 
 #: Options of merge rules that every arch had as settings of its own up to version 0.1, and their
 #: defaults then. Runs go by these keys for ever (arch.gate_bias, not arch.options.gate_bias): in
@@ -49,19 +30,6 @@ MOVED = {
     "arch.gate_bias": -2.0,
     "arch.branch_start": 0.0,
 }
-
-#: Settings that came later: runs had this default before there was a choice. It is no part of their
-#: digests, so that runs keep theirs, and checkpoints and preregistrations with it.
-LATER = frozenset(
-    {
-        "optimizer",
-        "arch.activation",
-        "arch.slope",
-        "seeds.weights",
-        "seeds.batches",
-        "seeds.augmentation",
-    }
-)
 
 
 def earlier(key: str) -> str:

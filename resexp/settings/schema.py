@@ -14,7 +14,9 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Annotated, Any
 
-from resexp.settings.fields import Above, Range, UsageError, check_range, leaves
+from resexp.settings.fields import Above, Mark, Range, UsageError, check_range, leaves
+
+HERE, LATER = Mark.here, Mark.later
 
 
 class Merge(StrEnum):
@@ -166,8 +168,8 @@ class Arch:
     order: Annotated[Order, "order of a block's layers"] = Order.original
     unit: Annotated[Unit, "convolutions of a branch"] = Unit.basic
     norm: Annotated[Normalisation, "normalisation layers"] = Normalisation.batch
-    activation: Annotated[Activation, "what stands for each ReLU"] = Activation.relu
-    slope: Annotated[float, Range(0, 1), "of leaky_relu where x < 0"] = 0.01
+    activation: Annotated[Activation, "what stands for each ReLU", LATER] = Activation.relu
+    slope: Annotated[float, Range(0, 1), "of leaky_relu where x < 0", LATER] = 0.01
     bottleneck_stride: Annotated[BottleneckStride, "which strides"] = BottleneckStride.first
     skip_span: Annotated[int, Range(1, 3), "convolutions that a skip of a basic unit spans"] = 2
     skip_stages: Annotated[list[int] | None, "stages with skips, from 1; null: all"] = None
@@ -185,9 +187,9 @@ MOST_SEED = 2**63 - 1
 class Seeds:
     """Seeds of their own for what ``seed`` decides, to ask which of it matters. null: ``seed``."""
 
-    weights: Annotated[int | None, Range(0, MOST_SEED), "of the initial weights"] = None
-    batches: Annotated[int | None, Range(0, MOST_SEED), "of the order of images"] = None
-    augmentation: Annotated[int | None, Range(0, MOST_SEED), "of crops and mirrors"] = None
+    weights: Annotated[int | None, Range(0, MOST_SEED), "of the initial weights", LATER] = None
+    batches: Annotated[int | None, Range(0, MOST_SEED), "of the order of images", LATER] = None
+    augmentation: Annotated[int | None, Range(0, MOST_SEED), "of crops and mirrors", LATER] = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -196,13 +198,15 @@ class Data:
 
     name: Annotated[str, "what the set is called"] = "digits"
     loader: Annotated[str, "module of resexp.data.sets that reads it"] = "digits"
-    root: Annotated[str, "folder of the files; of an imagefolder: a folder, tar or zip"] = "data"
-    download: Annotated[bool, "fetch with torchvision what is not in root"] = True
+    root: Annotated[str, "folder of the files; of an imagefolder: a folder, tar or zip", HERE] = (
+        "data"
+    )
+    download: Annotated[bool, "fetch with torchvision what is not in root", HERE] = True
     split: Annotated[Split, "which images train"] = Split.full
     size: Annotated[int | None, Range(8, 1024), "pixels a side of an imagefolder's squares"] = None
-    cache: Annotated[str, "where decoded image folders are kept"] = "~/.cache/resexp"
-    stream: Annotated[Stream, "decode an imagefolder batch by batch"] = Stream.auto
-    workers: Annotated[int, Range(0, 256), "processes that decode; 0: a core each, to 16"] = 0
+    cache: Annotated[str, "where decoded image folders are kept", HERE] = "~/.cache/resexp"
+    stream: Annotated[Stream, "decode an imagefolder batch by batch", HERE] = Stream.auto
+    workers: Annotated[int, Range(0, 256), "processes that decode; 0: a core each, to 16", HERE] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +259,7 @@ class Settings:
 
     # recipe
     recipe: Annotated[str, "name of the settings below as a whole"] = "digits"
-    optimizer: Annotated[str, "rule of a step; chosen, it brings its lr and decay"] = "sgd"
+    optimizer: Annotated[str, "rule of a step; chosen, it brings its lr and decay", LATER] = "sgd"
     lr: Annotated[float, Above(0, 10**6), "learning rate at the start"] = 0.02
     momentum: Annotated[float, Range(0, 0.9999999), "of the steps before; beta 1 of AdamW"] = 0.9
     nesterov: Annotated[bool, "Nesterov's momentum"] = False
@@ -290,17 +294,17 @@ class Settings:
     threshold: Annotated[float, Above(0, 100), "least rise of log10 clean loss"] = 0.3
 
     # where and how, not what: changing these changes no number of a run
-    remark: Annotated[str, "said with the figures"] = ""
-    name: Annotated[str, "folder under results"] = "digits"
-    results: Annotated[str, "folder of all runs"] = "results"
-    device: Annotated[str, "auto, cpu, cuda or cuda:1"] = "auto"
-    engine: Annotated[Engine, "how a training step is carried out"] = Engine.auto
-    threads: Annotated[int, Range(0, 512), "CPU threads; 0: one a core, or fewer"] = 0
-    checkpoint_every: Annotated[float, Range(0, 10**9), "seconds"] = 60.0
-    keep_checkpoint: Annotated[bool, "keep it when the run is done"] = False
-    overwrite: Annotated[bool, "replace the run that is there"] = False
-    fail_fast: Annotated[bool, "the first failure of a sweep ends it"] = False
-    loggers: Annotated[list[str], "tensorboard, mlflow, wandb"] = field(default_factory=list)
+    remark: Annotated[str, "said with the figures", HERE] = ""
+    name: Annotated[str, "folder under results", HERE] = "digits"
+    results: Annotated[str, "folder of all runs", HERE] = "results"
+    device: Annotated[str, "auto, cpu, cuda or cuda:1", HERE] = "auto"
+    engine: Annotated[Engine, "how a training step is carried out", HERE] = Engine.auto
+    threads: Annotated[int, Range(0, 512), "CPU threads; 0: one a core, or fewer", HERE] = 0
+    checkpoint_every: Annotated[float, Range(0, 10**9), "seconds", HERE] = 60.0
+    keep_checkpoint: Annotated[bool, "keep it when the run is done", HERE] = False
+    overwrite: Annotated[bool, "replace the run that is there", HERE] = False
+    fail_fast: Annotated[bool, "the first failure of a sweep ends it", HERE] = False
+    loggers: Annotated[list[str], "tensorboard, mlflow, wandb", HERE] = field(default_factory=list)
     launch: Launch = field(default_factory=Launch)
 
     def __post_init__(self) -> None:

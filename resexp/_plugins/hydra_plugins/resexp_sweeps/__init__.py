@@ -82,7 +82,9 @@ class TogetherLauncher(BasicLauncher):
                 f"hydra/sweeper={sweeper} chooses runs by how others went: they are not known "
                 "before they train. Leave it away to plan a sweep, or to fix one."
             )
-        jobs = config.jobs(self.hydra_context.config_loader, self.config, job_overrides)
+        loader = self.hydra_context.config_loader
+        composed = config.composed(loader, self.config, job_overrides)
+        jobs = [config.to_job(one, one.hydra) for one in composed]
         chosen = session.plan(jobs, here=self.others is None)
         planned = [jobs[index] for index in chosen]
         if planned and self.others is None:
