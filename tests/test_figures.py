@@ -104,8 +104,7 @@ def test_artists_hold_the_charts_numbers(results: Path, kind: Kind) -> None:
             np.testing.assert_allclose(np.array(artist.get_data(), float), [x, points.y])
         assert axis.get_xlim() == (panel.x.low / panel.x.per, panel.x.high / panel.x.per)
         assert axis.get_ylim() == (panel.y.low, panel.y.high)
-        scale = ("symlog" if panel.y.linear else "log") if panel.y.logarithmic else "linear"
-        assert (axis.get_xscale(), axis.get_yscale()) == ("linear", scale)
+        assert (axis.get_xscale(), axis.get_yscale()) == ("linear", panel.y.kind)
         assert (axis.get_title() or axis.get_title(loc="left")) == panel.title
     (drawn_legend,) = figure.legends
     assert [text.get_text() for text in drawn_legend.get_texts()] == legend(chart)
@@ -342,9 +341,9 @@ def test_failed_runs_are_crosses_and_count_in_the_mean(results: Path) -> None:
 
 def test_an_axis_is_logarithmic_where_most_errors_would_lie_on_its_floor(results: Path) -> None:
     for panel in depth(find_runs(results)).panels:
-        assert (panel.y.logarithmic, panel.y.linear, panel.y.high) == (True, 1, 100)
+        assert (panel.y.kind, panel.y.high) == ("symlog", 100)
     even = depth(find_runs(results, ["arch=plain", "depth=32,56"])).panels[0].y
-    assert (even.logarithmic, even.low) == (False, 0) and even.high > 76
+    assert (even.kind, even.low) == ("linear", 0) and even.high > 76
 
 
 def test_a_depth_whose_number_would_touch_another_has_none() -> None:

@@ -46,15 +46,15 @@ def write(runs: Sequence[Exported], folder: Path) -> None:
     columns = [key for key in keys if key not in shared]
     once = json.dumps({key: records[0][key] for key in shared}, sort_keys=True)
     table = zip(*(cells[key] for key in columns), strict=True)
-    rows = [
-        [name, *line.rstrip("\n").split(",")]
-        for name, (_, lines) in zip(names, runs, strict=True)
-        for line in lines[1:]
-    ]
-    header = max((lines[0].rstrip("\n") for _, lines in runs if lines), key=len, default="")
+    # Rows of sets without masks lack the columns of overlaps.
+    header = max((lines[0] for _, lines in runs if lines), key=len, default="").strip().split(",")
+    rows = []
+    for name, (_, lines) in zip(names, runs, strict=True):
+        split = [line.rstrip("\n").split(",") for line in lines[1:]]
+        rows += [[name, *row, *[""] * (len(header) - len(row))] for row in split]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RUNS, f"# {once}\n{spelled([columns, *table])}")
-    write_atomically(folder / ROWS, spelled([["run", *header.split(",")], *padded(rows)]))
+    write_atomically(folder / ROWS, spelled([["run", *header], *rows]))
 
 
 def read(folder: Path) -> list[Exported]:
@@ -121,12 +121,6 @@ def metrics(columns: list[str], rows: list[list[str]]) -> list[str]:
     wide = len(columns) == len(with_overlap) and any("".join(row[len(plain) :]) for row in rows)
     width = len(with_overlap if wide else plain)
     return [",".join(row[:width]) + "\n" for row in (columns, *rows)]
-
-
-def padded(rows: list[list[str]]) -> list[list[str]]:
-    """Rows of equal length: those of sets without masks lack the columns of overlaps."""
-    width = max(map(len, rows), default=0)
-    return [row + [""] * (width - len(row)) for row in rows]
 
 
 def spelled(rows: Sequence[Sequence[str]]) -> str:

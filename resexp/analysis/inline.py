@@ -93,7 +93,7 @@ def runs_of(results: Runs, filters: Sequence[str]) -> Sequence[Run]:
 def shown(runs: Sequence[Run], caption: str) -> str:
     """HTML: what ``resexp table`` says, and the curves of each experiment."""
     headings, body, notes = tables.cells(tables.rows(runs))
-    lines = [[heading.replace("|", " ").strip() for heading in headings], *body]
+    lines = [map(tables.joined, headings), *body]
     rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) for line in lines)
     parts = [f"<table><caption>{escape(caption)}</caption>", *rows, "</table>"]
     parts += [f"<p>{escape(note)}</p>" for note in notes]

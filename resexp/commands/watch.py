@@ -28,10 +28,7 @@ from resexp.settings import UsageError
 from resexp.train.row import Row
 
 LOOK_EVERY = 2.0  # seconds between two looks
-PATIENCE = (
-    15.0  # seconds without a run at work until it ends: the next of a sweep may be on its way
-)
-
+PATIENCE = 15.0  # without a run at work until it ends: the next of a sweep may be on its way
 HEIGHTS = "_.:-=+*#", "▁▂▃▄▅▆▇█"  # of a sparkline, in ASCII and in Unicode
 CURVE = 16  # the least columns for a sparkline and what stands before it
 STATES = {"interrupted": "stopped", "running": "killed"}  # of a run that no process is at

@@ -38,25 +38,13 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same on every machine
     "font.size": 7.5,  # sizes and widths in points; pt() gives others
-    "figure.titlesize": 7.5,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 7.5,
-    "axes.labelpad": 3,
+    **{"figure.titlesize": 7.5, "axes.labelsize": 7.5, "axes.labelpad": 3, "legend.fontsize": 7},
+    **{"axes.titlesize": 8.5, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{f"{axis}tick.{key}": value for axis in "xy" for key, value in TICKS.items()},
-    "legend.fontsize": 7,
+    **{"axes.edgecolor": "#444444", "axes.labelcolor": "#222222", "text.color": "#222222"},
+    **{"axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.5},
     "legend.edgecolor": "none",
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#444444",
-    "axes.labelcolor": "#222222",
-    "text.color": "#222222",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.5,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "resexp",  # the same figure, the same bytes
     "pdf.fonttype": 42,
@@ -198,17 +186,9 @@ def setting_word(run: Run, key: str) -> str:
 
 #: Archs whose names are not words; of the others the underscores go.
 NAMES = {
-    "preact": "pre-activation",
-    "se": "squeeze-and-excitation",
-    "rezero": "ReZero",
-    "skipinit": "SkipInit",
-    "fixup": "Fixup",
-    "resnet": "ResNet",
-    "vgg": "VGG",
-    "unet": "U-Net",
-    "densenet": "DenseNet",
-    "repvgg": "RepVGG",
-    "diracnet": "DiracNet",
+    **{"preact": "pre-activation", "se": "squeeze-and-excitation", "rezero": "ReZero"},
+    **{"skipinit": "SkipInit", "fixup": "Fixup", "resnet": "ResNet", "vgg": "VGG"},
+    **{"unet": "U-Net", "densenet": "DenseNet", "repvgg": "RepVGG", "diracnet": "DiracNet"},
 }
 
 

@@ -95,8 +95,7 @@ class Scale:
     ticks: int | Sequence[float] | None = None  # how many, or which; None leaves it to matplotlib
     form: str = ""  # of its numbers, such as {x:,.0f}
     per: int = 1  # what its numbers are divided by where they are written
-    logarithmic: bool = False
-    linear: float = 0.0  # where logarithmic, linear from 0 to here
+    kind: str = "linear"  # or log, or symlog: linear up to 1
 
 
 @dataclass(slots=True)
@@ -225,9 +224,9 @@ def title_lines(panel: Panel, width: float) -> tuple[list[str], list[str], float
 def set_scale(axis: Axes, which: str, scale: Scale) -> None:
     """The range, ticks and label of the x or the y axis."""
     one = axis.xaxis if which == "x" else axis.yaxis
-    if scale.logarithmic:
-        linear = {"linthresh": scale.linear, "linscale": 0.4} if scale.linear else {}
-        getattr(axis, f"set_{which}scale")("symlog" if linear else "log", **linear)
+    if scale.kind != "linear":
+        foot = {"linthresh": 1, "linscale": 0.4} if scale.kind == "symlog" else {}
+        getattr(axis, f"set_{which}scale")(scale.kind, **foot)
         one.set_minor_locator(NullLocator())
     axis.set(**{f"{which}lim": (scale.low / scale.per, scale.high / scale.per)})
     if isinstance(scale.ticks, int):

@@ -271,7 +271,7 @@ def error_scale(panels: Sequence[Panel]) -> Scale:
     if means[-1] < CROWDED * means[len(means) // 2] or means[-1] < 10:
         return Scale("final error (%)", 0, min(100.0, 1.06 * max(1.0, *values(panels))))
     ticks = [0, 1, 3, 10, 30, 100]
-    return Scale("final error (%), log from 1 on", 0, 100, ticks, logarithmic=True, linear=1)
+    return Scale("final error (%), log from 1 on", 0, 100, ticks, kind="symlog")
 
 
 def values(panels: Sequence[Panel]) -> list[float]:

@@ -44,7 +44,7 @@ def seeds(runs: Sequence[Run]) -> Chart:
         heading=heading(runs),
         part=part(len(drawn), len(groups)),
         panels=[
-            Panel("learning rate", steps, Scale("", least, most, ticks, logarithmic=True), rates),
+            Panel("learning rate", steps, Scale("", least, most, ticks, kind="log"), rates),
             Panel("images per second", steps, speed, speeds),
         ],
         keys=[

@@ -51,7 +51,7 @@ def surface(runs: Sequence[Run]) -> Chart:
     if len(lengths) < 2 or len(rates) < 2:
         raise Nothing("surface needs several steps and rates: steps=220,660 lr=0.005,0.02.")
     low, high = 0.9 * lengths[0], 1.1 * lengths[-1]
-    x = Scale("steps trained", low, high, lengths, "{x:,.0f}", logarithmic=True)
+    x = Scale("steps trained", low, high, lengths, "{x:,.0f}", kind="log")
     y = Scale("clean training error at the end (%)", 0, 100)
     archs = grouped(finals, lambda final: final.run.arch)
     panels = [
