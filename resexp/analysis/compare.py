@@ -91,7 +91,8 @@ def compare(a: list[Run], b: list[Run], labels: tuple[str, str] = ("A", "B")) ->
         sides.append(Side(label, len(runs), [run.run for run in runs if id(run) not in known]))
     networks = grouped(pairs, lambda one: one.network)
     means = {name: intervals(some) for name, some in networks.items()}
-    return Comparison(*sides, differing(a, b, matched), pairs, means, intervals(pairs))
+    one, other = sides
+    return Comparison(one, other, differing(a, b, matched), pairs, means, intervals(pairs))
 
 
 # --- which runs belong together

@@ -55,15 +55,16 @@ class Seen:
 
     def cells(self) -> dict[str, str]:
         """How far it is, its newest errors, and the time that it needs or how it ended."""
-        last, steps = self.rows[-1] if self.rows else None, self.run.setting("steps")
-        left = self.state
-        if last is not None and left == "running":
-            left = f"{duration(last.seconds / last.step * (steps - last.step))} left"
+        steps = self.run.setting("steps")
+        if not self.rows:
+            return {"step": f"0/{steps:,}", "train": "-", "test": "-", "left": self.state}
+        last = self.rows[-1]
+        left = f"{duration(last.seconds / last.step * (steps - last.step))} left"
         return {
-            "step": f"{last.step if last else 0:,}/{steps:,}",
-            "train": percent(last.train_error if last else None),
-            "test": percent(last.test_error if last else None),
-            "left": left,
+            "step": f"{last.step:,}/{steps:,}",
+            "train": percent(last.train_error),
+            "test": percent(last.test_error),
+            "left": left if self.state == "running" else self.state,
         }
 
     def spark(self, width: int, heights: str) -> str:
@@ -120,16 +121,16 @@ def look(root: Path, filters: Sequence[str]) -> tuple[list[Seen], int]:
     for run in find_runs(root, filters, []):
         works = run.status in UNFINISHED and run.path in held
         seen.append(Seen(run, "running" if works else STATES.get(run.status, run.status)))
-    seen.sort(key=lambda one: str(one.run.record.get("started") or ""), reverse=True)
-    seen.sort(key=lambda one: one.state != "running")
-    return seen, sum(not (place / RECORD).exists() for place in held)
+    newest = sorted(seen, key=lambda one: str(one.run.record.get("started") or ""), reverse=True)
+    starting = sum(not (place / RECORD).exists() for place in held)
+    return sorted(newest, key=lambda one: one.state != "running"), starting
 
 
 def tally(seen: Sequence[Seen], starting: int = 0) -> str:
     """2 running, 1 starting, 12 ok, 1 stopped."""
-    states = Counter(one.state for one in seen)
-    counts = {"running": states.pop("running", 0), "starting": starting, **states}
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    states = Counter(running=0, starting=starting)
+    states.update(one.state for one in seen)
+    return ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
 def table(seen: Sequence[Seen], width: int, height: int, encoding: str) -> list[str]:

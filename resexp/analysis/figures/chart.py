@@ -174,8 +174,12 @@ def draw(chart: Chart, page: Page = SCREEN) -> Figure:
             unused.remove()
         for index, (axis, panel) in enumerate(zip(axes, chart.panels, strict=False)):
             draw_panel(axis, panel, f"p{index}", row - more)
-            lowest = index + columns >= len(chart.panels)
-            label_outside(axis, chart.labels, index % columns == 0, lowest)
+            first, lowest = index % columns == 0, index + columns >= len(chart.panels)
+            if chart.labels != "each" and not first:
+                axis.set_ylabel("")
+            if chart.labels == "outer":
+                axis.tick_params(labelleft=first, labelbottom=lowest)
+                axis.set_xlabel(axis.get_xlabel() if lowest else "")
             title, notes, size = titles[index]
             if notes:
                 style: dict[str, Any] = {"fontsize": pt(7), "color": "#666666", "va": "bottom"}
@@ -238,16 +242,6 @@ def set_scale(axis: Axes, which: str, scale: Scale) -> None:
     if scale.form:
         one.set_major_formatter(scale.form)
     one.set_label_text(scale.label)
-
-
-def label_outside(axis: Axes, labels: str, left: bool, lowest: bool) -> None:
-    """Take away the labels that the panels beside and below have too."""
-    if labels in ("left", "outer") and not left:
-        axis.set_ylabel("")
-    if labels == "outer":
-        axis.tick_params(labelleft=left, labelbottom=lowest)
-        if not lowest:
-            axis.set_xlabel("")
 
 
 def draw_line(axis: Axes, line: Line, per: int) -> Tagged:

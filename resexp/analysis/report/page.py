@@ -57,8 +57,7 @@ def write_report(
     """
     runs = require_runs(root, filters)
     folders = {run.experiment for run in runs}
-    beside = root if len(folders) > 1 or (root / RECORD).exists() else folders.pop()
-    path = out or beside
+    path = out or (root if len(folders) > 1 or (root / RECORD).exists() else folders.pop())
     path = path / FILE if path.is_dir() or path.suffix[:4] != ".htm" else path
     # Written in ASCII, the rest as character references: no locale can spoil it.
     text = page(runs, filters, baseline).encode("ascii", "xmlcharrefreplace").decode("ascii")
@@ -169,10 +168,10 @@ def verdict_table(found: verdict.Verdict) -> dict[str, Any]:
 
 
 def changes(change: Change) -> list[str]:
-    d = signed(change.train_error.d, 1).replace("-", MINUS)
+    d = change.train_error.d
     return [
         interval(change.train_error, 1),
-        "" if math.isnan(change.train_error.d) else d,
+        "" if math.isnan(d) else signed(d, 1).replace("-", MINUS),
         "" if math.isnan(change.p) else f"{change.p:.3g}",
         interval(change.loss, 2),
         interval(change.test_error, 1),
@@ -198,7 +197,7 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
     """A row a network: means over seeds, failures, and published numbers where there are any."""
     lines = table.rows(runs)
     headings, rows, notes = table.cells(lines)
-    titles = [table.joined(heading) for heading in headings]
+    titles = map(table.joined, headings)
     return {
         "caption": "Numbers of the last step; means over finished runs (standard deviation).",
         "headings": [title[0].upper() + title[1:] for title in titles],
@@ -239,19 +238,14 @@ def run_list(runs: Sequence[Run]) -> dict[str, Any]:
     """
     texts = ["".join(run.lines()).encode() for run in runs]
     packed = sum(map(len, texts)) > MOST_CSV
-    link = as_packed_link if packed else as_link
-    return {
-        "together": sum(map(bool, texts)) > 1 and not packed,
-        "folds": [
-            fold(run) | {"csv": link(text) if text else "", "packed": packed and bool(text)}
-            for run, text in zip(runs, texts, strict=True)
-        ],
-    }
-
-
-def as_packed_link(text: bytes) -> str:
-    packed = base64.b64encode(gzip.compress(text, mtime=0)).decode()
-    return f"data:application/gzip;base64,{packed}"
+    folds = []
+    for run, text in zip(runs, texts, strict=True):
+        link = as_link(text) if text else ""
+        if text and packed:
+            short = base64.b64encode(gzip.compress(text, mtime=0)).decode()
+            link = f"data:application/gzip;base64,{short}"
+        folds.append(fold(run) | {"csv": link, "packed": packed and bool(text)})
+    return {"together": sum(map(bool, texts)) > 1 and not packed, "folds": folds}
 
 
 def fold(run: Run) -> dict[str, Any]:
