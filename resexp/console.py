@@ -48,19 +48,17 @@ def _fold(line: str, room: int) -> list[str]:
     command = COMMAND.search(line)
     if "  " in line.strip():  # what stands between gaps stays together
         line = re.sub(r"\S+( \S+)+", _kept_together, line)
+    wrap = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False)
+    wrap.width = room - 2 if command else room
     for hang in (indent, 2):  # a name that is too long there may fit further left
-        parts = textwrap.wrap(
-            line,
-            room - 2 if command else room,
-            subsequent_indent=" " * hang,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        wrap.subsequent_indent = " " * hang
+        parts = wrap.wrap(line)
         if max(map(len, parts)) <= room:
             break
-    begun = next((i for i, part in enumerate(parts) if "resexp " in part), 0) if command else 0
-    ends = [" \\" if command and begun <= i < len(parts) - 1 else "" for i in range(len(parts))]
-    return [part.replace(KEPT, " ") + end for part, end in zip(parts, ends, strict=True)]
+    if command:
+        begun = next((i for i, part in enumerate(parts) if "resexp " in part), 0)
+        parts[begun:-1] = [f"{part} \\" for part in parts[begun:-1]]
+    return [part.replace(KEPT, " ") for part in parts]
 
 
 def _kept_together(words: re.Match[str]) -> str:
@@ -115,8 +113,7 @@ def grid(
 def _broken(row: Sequence[str], last: int, room: int) -> list[list[str]]:
     """A row whose last cell is broken between words, as rows."""
     parts = textwrap.wrap(row[last], room, break_long_words=False, break_on_hyphens=False) or [""]
-    blank = [""] * len(row)
-    return [[*(row if i == 0 else blank)[:last], part] for i, part in enumerate(parts)]
+    return [[*row[:last], parts[0]], *([*[""] * last, part] for part in parts[1:])]
 
 
 def _block(head: Sequence[str], row: Sequence[str]) -> list[str]:
@@ -134,9 +131,7 @@ def duration(seconds: float) -> str:
         if value < most - 0.5 or not most:
             break
         value /= most if unit != "h" else 24
-    return (
-        f"{value:.1f}".removesuffix(".0") + f" {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
-    )
+    return f"{value:,.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}".replace(".0 ", " ")
 
 
 def counted(number: int, noun: str) -> str:

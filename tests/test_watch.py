@@ -16,10 +16,6 @@ from resexp.runs.lock import hold
 AT_WORK = {"status": "running", "rows": 4}  # of 10, 22 steps and 1.1 seconds apart
 
 
-def started(number: int) -> dict[str, str]:
-    return {"started": f"2026-01-01T00:00:{number:02}"}
-
-
 def pictured(root: Path, *words: str) -> list[str]:
     answer = call("watch", str(root), "--once", *words)
     assert (answer.code, answer.err) == (0, "")
@@ -34,19 +30,18 @@ def test_it_fits_and_counts_the_rest(
     monkeypatch.setenv("LINES", str(height))
     long = {"lr": 0.01759375662862636, "data.name": "a-set-with-a-very-long-name-of-its-own"}
     for seed in range(29):
-        write_run(tmp_path, "plain", 20, seed, record=started(seed), extras=long if seed else {})
+        record = {"started": f"2026-01-01T00:00:{seed:02}"}
+        write_run(tmp_path, "plain", 20, seed, record=record, extras=long if seed else {})
     lines = pictured(tmp_path)
-    assert len(lines) <= height
-    assert max(map(len, lines)) <= width
+    assert len(lines) <= height and max(map(len, lines)) <= width
     assert lines[0].startswith("29 ok   ")
     runs = [line for line in lines if line.startswith("plain-20-s")]
-    assert runs[0].startswith("plain-20-s28")
-    assert all(run.endswith(" ok") for run in runs)
+    assert runs[0].startswith("plain-20-s28") and all(run.endswith(" ok") for run in runs)
     assert f"and {29 - len(runs)} more: {29 - len(runs)} ok" in lines
 
 
 def test_every_state_is_told_and_those_at_work_come_first(tmp_path: Path) -> None:
-    write_run(tmp_path, "plain", 8, 0, record=started(9))
+    write_run(tmp_path, "plain", 8, 0, record={"started": "2026-01-01T00:00:09"})
     write_run(tmp_path, "plain", 8, 1, status="running")  # and no process
     write_run(tmp_path, "plain", 8, 2, status="interrupted", rows=0)
     write_run(tmp_path, "plain", 8, 3, status="diverged")

@@ -51,34 +51,30 @@ TEST_METRICS = {
 }
 TRAIN_METRIC = "train_error_pct"
 
-#: Settings that a footnote compares, and how a value is said.
-PHRASES = {
+#: Settings that a footnote compares, and how a value is said: in a phrase, or in words of its own.
+PHRASES: dict[str, str | dict[Any, str]] = {
     "arch.shortcut": "shortcut option {}",
-    "data.split": "{}",
+    "data.split": {
+        "full": "all 50,000 images trained on",
+        "45k": "45,000 of 50,000 images trained on",
+    },
     "epochs": "{} epochs",
     "steps": "{} steps",
     "batch_size": "batch {}",
     "lr": "learning rate {}",
     "lr_drop": "rate times {} at each drop",
     "momentum": "momentum {}",
-    "normalise": "pictures normalised by {}",
+    "normalise": {
+        "pixel_mean": "a mean picture subtracted",
+        "channel_std": "channels normalised",
+        "none": "pictures normalised by none",
+    },
     "milestones": "drops at {} of the steps",
-    "nesterov": "{}",
+    "nesterov": {True: "Nesterov momentum", False: "momentum without Nesterov"},
     "weight_decay": "weight decay {}",
     "crop_padding": "crop padding {}",
-    "flip": "{}",
-    "precision": "{}",
-}
-WORDS: dict[tuple[str, Any], str] = {
-    ("data.split", "full"): "all 50,000 images trained on",
-    ("data.split", "45k"): "45,000 of 50,000 images trained on",
-    ("nesterov", True): "Nesterov momentum",
-    ("nesterov", False): "momentum without Nesterov",
-    ("flip", True): "mirrored images",
-    ("flip", False): "no mirrored images",
-    ("precision", "fp16"): "fp16 mixed precision",
-    ("normalise", "pixel_mean"): "a mean picture subtracted",
-    ("normalise", "channel_std"): "channels normalised",
+    "flip": {True: "mirrored images", False: "no mirrored images"},
+    "precision": {"fp16": "fp16 mixed precision"},
 }
 #: Details that are told if a source is silent, but for the value that goes without saying.
 UNSAID = {
@@ -145,20 +141,12 @@ SOURCES: dict[str, dict[str, Any]] = {
 #: Sources that trained by the recipe of He et al. 2015.
 BY_HE2015 = ("He2015", "He2016", "independent replication README", *REPLICATIONS)
 
-#: What a row has of a published error, in percent, where there is none.
-NO_ERROR: dict[str, Any] = {
-    "published_test_error": None,
-    "published_test_error_sd": None,  # over its runs
-    "published_bound": "",  # or ">" where the value is only a bound
-    "published_runs": None,  # None where not said
-    "published_statistic": None,  # what the value is over, such as mean of 5 runs
-    "published_train_error": None,
-    "published_source": None,
-    "published_verified": None,
-    "published_remark": None,  # in what these runs differ, or why there is no value
-    "difference": None,  # ours minus theirs, percent points, where they compare
-    "z": None,  # the difference over its standard error, where both spreads are known
-}
+#: What a row has of a published error; the difference is ours minus theirs, in points.
+COLUMNS = (
+    *("published_test_error", "published_test_error_sd", "published_bound", "published_runs"),
+    *("published_statistic", "published_train_error", "published_source", "published_verified"),
+    *("published_remark", "difference", "z"),
+)
 
 
 @cache
@@ -249,9 +237,10 @@ def published_beside(run: Run) -> dict[str, Any]:
 
 
 def beside(run: Run, ours: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every published error of this run's network, the paper's first; ``NO_ERROR`` if none is.
+    """Every published error of this run's network as ``COLUMNS``, the paper's first.
 
-    ``ours`` are the numbers of the finished runs like this one, as ``table.line`` has them.
+    One without values, but a remark, if there is none. Errors in percent; ``ours`` are the numbers
+    of the finished runs like this one, as ``table.line`` has them.
     """
     found, metrics = matching(run), list(TEST_METRICS)
     tested = sorted(
@@ -267,7 +256,7 @@ def beside(run: Run, ours: Mapping[str, Any]) -> list[dict[str, Any]]:
         why = "no error of this network was read at a source"
         if run.data not in CIFAR10:
             why = f"no published error is shown: those are of CIFAR-10, these runs of {run.data}"
-        return [NO_ERROR | {"published_remark": why}]
+        return [dict.fromkeys(COLUMNS) | {"published_bound": "", "published_remark": why}]
     train = {
         (row["network"], row["source"]): float(row["value"])
         for row in found[::-1]
@@ -280,23 +269,16 @@ def beside(run: Run, ours: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in once.values():
         value, sd = float(row["value"]), float(row["std"]) if row["std"] else None
         statistic, runs, bound = TEST_METRICS[row["metric"]]
-        one = NO_ERROR | {
-            "published_test_error": value,
-            "published_test_error_sd": sd,
-            "published_bound": bound,
-            "published_runs": runs or None,
-            "published_statistic": statistic,
-            "published_train_error": train.get((row["network"], row["source"])),
-            "published_source": row["source"],
-            "published_verified": row["verified"],
-            "published_remark": remark(run, row) or None,
-        }
+        difference = z = None
         # A mean of all seeds is not to be measured by somebody's best, nor by a bound.
         alike = not bound and not statistic.startswith("best") and comparable(run)
         if ours["test_error"] is not None and alike:
-            one["difference"] = ours["test_error"] - value
-            one["z"] = z_value(one["difference"], ours["test_error_sd"], ours["seeds"], sd, runs)
-        published.append(one)
+            difference = ours["test_error"] - value
+            z = z_value(difference, ours["test_error_sd"], ours["seeds"], sd, runs)
+        its_train, source = train.get((row["network"], row["source"])), row["source"]
+        held = (value, sd, bound, runs or None, statistic, its_train, source, row["verified"])
+        differs = remark(run, row) or None
+        published.append(dict(zip(COLUMNS, (*held, differs, difference, z), strict=True)))
     return published
 
 
@@ -388,8 +370,9 @@ def _spelled(keys: Sequence[str], settings: dict[str, Any]) -> str:
 
 
 def _said(key: str, value: Any) -> str:
+    phrase = PHRASES[key]
+    if isinstance(phrase, dict):
+        return phrase.get(value, str(value))
     if isinstance(value, list):
         value = ", ".join(f"{share:g}" for share in value)
-    elif (key, value) in WORDS:
-        return WORDS[key, value]
-    return PHRASES[key].format(f"{value:,}" if type(value) is int else value)
+    return phrase.format(f"{value:,}" if type(value) is int else value)

@@ -32,7 +32,7 @@ def rows(runs: Sequence[Run], published: bool = False) -> list[Row]:
 
     A diverged run counts at chance; a failed or unfinished one is counted and has no error. With
     ``published`` a dict for every published error of a network, whose numbers are repeated, with
-    the keys of ``published.NO_ERROR`` in place of the three that begin so; one without values if
+    the keys of ``published.COLUMNS`` in place of the three that begin so; one without values if
     there is no published error.
     """
     ordered = sorted(runs, key=lambda run: (run.name, str(run.experiment), *order(run)))
