@@ -84,28 +84,20 @@ def rate_lines(found: Mapping[Schedule, list[Network]], depths: int, series: int
 
     Each lies under the one before it, wider and lighter, so that it shows where both agree.
     """
-    return [
-        Line(
-            name=users_name(users, depths, series),
-            tags=("rate",),
-            x=[0.0, *(float(step) for step, _ in schedule)],
-            y=[schedule[0][1], *(rate for _, rate in schedule)],
-            colour=TONES[rank % len(TONES)],
-            width=1.2 + 1.1 * min(rank, 2),
-            stairs=True,
-            above=3 - 0.1 * rank,
-        )
-        for rank, (schedule, users) in enumerate(found.items())
-    ]
-
-
-def users_name(users: Sequence[Network], depths: int, series: int) -> str:
-    """Whose learning rate it is, by what tells them apart: depths, series or both."""
-    at = sorted({network.depth for network in users})
-    of = list(dict.fromkeys(network.label for network in users))
-    layers = f"{', '.join(map(str, at))} layers" if len(at) < depths else ""
-    names = "; ".join(of) if len(of) < series else ""
-    return ", ".join(filter(None, [names, layers])) or "all networks"
+    lines = []
+    for rank, (schedule, users) in enumerate(found.items()):
+        at = sorted({network.depth for network in users})
+        of = list(dict.fromkeys(network.label for network in users))
+        # Whose it is, by what tells them apart: depths, series or both.
+        names = "; ".join(of) if len(of) < series else ""
+        layers = f"{', '.join(map(str, at))} layers" if len(at) < depths else ""
+        whose = ", ".join(filter(None, [names, layers])) or "all networks"
+        x = [0.0, *(float(step) for step, _ in schedule)]
+        y = [schedule[0][1], *(rate for _, rate in schedule)]
+        line = Line(whose, ("rate",), x, y, TONES[rank % len(TONES)], 1.2 + 1.1 * min(rank, 2))
+        line.stairs, line.above = True, 3 - 0.1 * rank
+        lines.append(line)
+    return lines
 
 
 def speed_line(network: Network, stroke: Any) -> Line:

@@ -44,10 +44,7 @@ FINDING = {"probe", "claim", "source", "verdict", "sentence", "recipe", "command
 
 
 def write_report(
-    root: Path,
-    out: Path | None = None,
-    filters: Sequence[str] = (),
-    baseline: str | None = None,
+    root: Path, out: Path | None = None, filters: Sequence[str] = (), baseline: str | None = None
 ) -> Path:
     """Write the report of the runs under ``root`` to ``out``, which may be a folder.
 
