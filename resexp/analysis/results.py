@@ -100,10 +100,11 @@ class Run:
     @cached_property
     def series(self) -> str:
         """The line it belongs to in a figure: ``residual`` or ``residual,arch.shortcut=B``."""
-        words = [
-            f"{key}={spell(self.extras[key])}" for key in sorted(self.extras.keys() - self.shared)
-        ]
-        return ",".join([self.arch, *words])
+        return ",".join([self.arch, *self.typed(self.extras.keys() - self.shared)])
+
+    def typed(self, keys: Iterable[str]) -> list[str]:
+        """Those of ``keys`` in which it differs from its experiment, as they were typed."""
+        return [f"{key}={spell(self.extras[key])}" for key in sorted(keys) if key in self.extras]
 
     @property
     def data(self) -> str:
@@ -229,10 +230,11 @@ def find_runs(
         runs = _runs_below(root, skipped)
     for key, values in [_filter(text, runs) for text in filters]:
         runs = [run for run in runs if _holds(run, key, values)]
-    typed = [{(key, spell(value)) for key, value in run.extras.items()} for run in runs]
+    if runs:
+        common = set.intersection(*({*run.typed(run.extras)} for run in runs))
+        shared = {word.partition("=")[0] for word in common if word[:5] not in ("arch.", "twin=")}
     for run in runs:
-        common = {key for key, _ in set.intersection(*typed)}
-        run.shared = frozenset(key for key in common if key[:5] not in ("arch.", "twin"))
+        run.shared = frozenset(shared)
     return sorted(runs, key=lambda run: (run.name, str(run.path.parent), *order(run)))
 
 

@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 # In the order of resexp --help.
-from resexp.cli import train, results, networks, doctor  # isort: skip
+from resexp.cli import train, results, networks  # isort: skip
 from resexp.cli.app import app
 from resexp.console import folded, width
 from resexp.runs.records import Unwritten
 from resexp.runs.stop import exit_code, stop_signals
 from resexp.settings import UsageError
 
-__all__ = ["app", "doctor", "main", "networks", "results", "train"]
+__all__ = ["app", "main", "networks", "results", "train"]
 
 
 def version(wanted: bool) -> None:

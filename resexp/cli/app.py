@@ -27,17 +27,12 @@ app = typer.Typer(
 )
 
 
-def completer(incomplete: str) -> list[str]:
-    """Offer settings and their values on TAB."""
-    return complete(incomplete)
-
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
         help="Settings, in any order: resexp list settings shows all.",
-        autocompletion=completer,
+        autocompletion=complete,
     ),
 ]
 Selection = Annotated[

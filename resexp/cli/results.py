@@ -99,8 +99,8 @@ def table(
     rows = tables.rows(runs, published=published)
     written = tables.render(rows, "json" if as_json else form.value)
     if form is Form.text and not as_json:
-        common = [f"{key}={results.spell(runs[0].extras[key])}" for key in sorted(runs[0].shared)]
-        written += f"\nAll runs: {', '.join(common)}." if common else ""
+        common = ", ".join(runs[0].typed(runs[0].shared))
+        written += f"\nAll runs: {common}." if common else ""
         written = folded(written, width())
     print(written)
 

@@ -80,7 +80,8 @@ def text(found: Sequence[Value], axis: str) -> str:
     """The values as aligned lines, the smallest rise first."""
     first = found[0].verdict
     heads = [axis, "rise in points (95 %)", "one-sided 95 %", "n", f"{first.baseline} networks"]
-    rows, notes = [], []
+    rows: list[list[str]] = []
+    notes: list[str] = []
     for one in sorted(found, key=lambda one: one.verdict.arms[0].change.train_error.mean):
         own, *others = one.verdict.arms
         rows.append([one.value, *cells(own.change, math.nan)[:3], one.reading])

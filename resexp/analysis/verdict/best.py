@@ -72,14 +72,9 @@ def by_network(runs: Sequence[Run], setting: str) -> dict[str, list[Run]]:
 
     A recipe is named by the typed settings in which some of the runs differ.
     """
-    keys = sorted({key for run in runs for key in run.extras} - {setting})
+    keys = {key for run in runs for key in run.extras} - {setting}
     varied = [key for key in keys if len({spell(run.extras.get(key)) for run in runs}) > 1]
-
-    def name(run: Run) -> str:
-        words = [f"{key}={spell(run.extras[key])}" for key in varied if key in run.extras]
-        return ",".join([f"{run.arch}-{run.depth}", *words])
-
-    return grouped(runs, name)
+    return grouped(runs, lambda run: ",".join([f"{run.arch}-{run.depth}", *run.typed(varied)]))
 
 
 def each_at_best(

@@ -129,8 +129,7 @@ def of_arch(key: str) -> bool:
 
 def arm_of(run: Run) -> str:
     """The kind of network: the arch label and what of the arch and its twin was typed beside it."""
-    extras = sorted((key, spell(value)) for key, value in run.extras.items() if of_arch(key))
-    return ",".join([run.arch, *(f"{key}={value}" for key, value in extras)])
+    return ",".join([run.arch, *run.typed(filter(of_arch, run.extras))])
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
