@@ -30,7 +30,7 @@ def carry_out(*more: str) -> list[str]:
 @pytest.mark.process
 def test_every_command_of_the_lesson_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = carry_out("width=1", "steps=101", "batch_size=16", "threads=1")
+    said = carry_out("width=1", "steps=3", "batch_size=4", "threads=1")
     assert len(COMMANDS) == 4 and "curves.png" in said[2] and "gradients" in said[3]
     assert {run.depth for run in find_runs(tmp_path / "results" / "lesson")} == {20, 56}
 

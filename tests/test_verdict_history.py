@@ -79,10 +79,9 @@ def test_whatever_is_not_as_fixed_was_chosen_after(fixed: Path, change: str) -> 
     if change == "seed":
         write_sweep(fixed, range(5, 6))
     elif change == "depths":
-        for arch in ("plain", "residual"):
-            for seed in SEEDS:
-                write_run(fixed, arch, 32, seed)
         shallow = 32
+        for arch in ("plain", "residual"):
+            write_run(fixed, arch, shallow, 0)
     elif change == "file":
         path.write_text(path.read_text() + "# looks better so\n")
     elif change == "settings":
@@ -112,26 +111,18 @@ def test_what_was_begun_or_decides_nothing_cannot_be_preregistered(
     assert not list(tmp_path.rglob(preregistration.NAME))
 
 
-def test_it_is_about_the_depths_that_the_verdict_compares_and_not_written_over(
-    tmp_path: Path,
-) -> None:
-    """With 8 and 20 layers the shallow one is 8, though 20 is the usual reference."""
-    words = ["preregister", f"results={tmp_path}", "depth=8,20", "arch=plain", "seed=0"]
-    invoke(*words)
-    held = preregistration.read(tmp_path / "digits")
-    assert held is not None and (held.shallow, held.deep) == (8, 20)
-    with pytest.raises(UsageError, match="already"):
-        invoke(*words, "lr=0.1")
-
-
 def test_a_run_carries_the_hash_of_what_was_fixed(tmp_path: Path) -> None:
-    words = [f"results={tmp_path}", "arch=plain", "depth=8,14", "seed=0", "steps=2", "data.size=40"]
+    """Of the depths that the verdict compares: 8 against 20, though 20 is the usual reference."""
+    words = [f"results={tmp_path}", "arch=plain", "depth=8,20", "width=4", "steps=2"]
     invoke("preregister", *words)
     invoke("run", "-m", *words)
+    fixed, hashed = preregistration.read(tmp_path / "digits"), preregistration.fingerprint
+    assert fixed is not None and (fixed.shallow, fixed.deep) == (8, 20)
     found = find_runs(tmp_path)
-    held = preregistration.fingerprint(tmp_path / "digits")
-    assert [run.record["preregistration"] for run in found] == [held, held]
-    assert history.when_fixed(found, 8, 14).startswith(history.FIXED)
+    assert [run.record["preregistration"] for run in found] == [hashed(tmp_path / "digits")] * 2
+    assert history.when_fixed(found, 8, 20).startswith(history.FIXED)
+    with pytest.raises(UsageError, match="already"):  # it is not written over
+        invoke("preregister", *words[:-1], "steps=3")
 
 
 # --- seeds added after a verdict
@@ -186,8 +177,8 @@ def rates(tmp_path: Path) -> Path:
             for seed in (*SEEDS, 90, 91):
                 # On the seeds that are judged, the value not chosen would look perfect.
                 perfect = seed < 90 and error != min(errors.values())
-                values = {"clean_error": 0.0 if perfect else error + seed % 7 / 10}
-                values["clean_loss"] = values["clean_error"] / 40 + 1e-6
+                clean = 0.0 if perfect else error + seed % 7 / 10
+                values = {"clean_error": clean, "clean_loss": clean / 40 + 1e-6}
                 write_run(tmp_path, arch, depth, seed, extras={"lr": lr}, **values)
     return tmp_path
 

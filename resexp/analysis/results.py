@@ -108,7 +108,6 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The name of the set it trained on."""
         return str(self.record["data"].get("name") or self.setting("data.name"))
 
     @property
@@ -122,7 +121,6 @@ class Run:
 
     @property
     def experiment(self) -> Path:
-        """The experiment folder that it lies in."""
         return self.path.parent
 
     @cached_property
@@ -259,7 +257,6 @@ def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
 
 
 def _exported(folder: Path) -> list[Run]:
-    """The runs of an exported pair."""
     runs = []
     for record, lines in export.read(folder):
         if reason := fault(record):

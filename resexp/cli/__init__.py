@@ -21,7 +21,6 @@ __all__ = ["app", "main", "networks", "results", "train"]
 
 
 def version(wanted: bool) -> None:
-    """Print versions and stop."""
     if wanted:
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as installed
@@ -98,6 +97,5 @@ def of_machine(error: OSError | MemoryError) -> str:
 
 
 def fail(message: str, code: int) -> int:
-    """One line on stderr; the exit code."""
     print(folded(f"resexp: {message}", width(sys.stderr)), file=sys.stderr)
     return code

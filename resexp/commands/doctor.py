@@ -31,7 +31,6 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything that a run with these settings needs."""
     return [
         Finding("ok", "versions", versions()),
         found("torchvision", torchvision),
@@ -57,7 +56,6 @@ def found(what: str, look: Callable[[], str], otherwise: str = "fail") -> Findin
 
 
 def versions() -> str:
-    """Python, torch, Hydra and this code."""
     commit, dirty = checkout()
     code = f"commit {commit[:9]}{' + changes' if dirty else ''}" if commit else "no git checkout"
     return (
@@ -81,7 +79,6 @@ def torchvision() -> str:
 
 
 def configs() -> str:
-    """The shipped configuration files."""
     folder = choices.config_folder()
     if not choices.options("arch"):
         raise UsageError(f"none in {folder}: install resexp again")
@@ -89,7 +86,6 @@ def configs() -> str:
 
 
 def processor() -> str:
-    """The CPU and its threads."""
     known = cpu_flags()
     vector = [one for one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if one in known]
     name, units = device_name(torch.device("cpu")), " ".join(vector) or platform.machine()
@@ -97,7 +93,6 @@ def processor() -> str:
 
 
 def gpus() -> list[Finding]:
-    """Every GPU that torch can use."""
     if not torch.cuda.is_available():
         cuda = torch.version.cuda
         built = f"torch is built for CUDA {cuda}" if cuda else "CPU build"
@@ -123,7 +118,6 @@ def device(settings: Settings) -> str:
 
 
 def bf16(settings: Settings) -> str:
-    """Whether precision=bf16 would be accepted."""
     check_precision(Precision.bf16, choose_device(settings.device))
     return "precision=bf16 can be used"
 

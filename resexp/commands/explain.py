@@ -66,7 +66,6 @@ def example() -> dict[str, list[float]]:
 
 
 def of_three(merge: Merge) -> Block:
-    """A block on three channels, all weights zero."""
     arch = Arch(merge=merge, order=Order.full_preactivation, norm=Normalisation.none)
     norm = Norm(eps=1e-5, momentum=0.1, kind=arch.norm)
     one, _ = block(arch, 3, 3, 1, Place(number=2, count=2, stage=1), norm)
@@ -110,8 +109,6 @@ next: resexp explain arch=residual depth=20""".format(**said)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A row of the table."""
-
     layer: str
     kind: str
     shape: str
@@ -120,7 +117,6 @@ class Layer:
 
 
 def layers(call: Call) -> list[Layer]:
-    """The rows of a call and of all within it."""
     return [row for one in call.walk() for row in own_row(one)]
 
 
@@ -134,7 +130,6 @@ def own_row(call: Call) -> list[Layer]:
 
 
 def by(shape: tuple[int, ...]) -> str:
-    """16x8x8."""
     return "x".join(map(str, shape)) or "-"
 
 
@@ -144,7 +139,6 @@ def joins(module: nn.Module) -> bool:
 
 
 def kind(module: nn.Module) -> str:
-    """What a layer is, in a few words."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         transposed = "transposed " if isinstance(module, nn.ConvTranspose2d) else ""
         said, stride = f"{by(module.kernel_size)} {transposed}convolution", module.stride[0]
@@ -231,7 +225,6 @@ def in_turn(call: Call) -> list[Call]:
 
 
 def kinds_in(call: Call) -> list[str]:
-    """What the layers within a call are."""
     found = [kind(inner.module) for inner in call.walk() if not inner.calls]
     return [word for word in found if word != "sequential"]
 
@@ -257,7 +250,6 @@ class Explanation:
     whole: Call | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         plain = asdict(replace(self, whole=None))
         del plain["whole"]
         return plain

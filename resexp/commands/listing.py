@@ -62,7 +62,6 @@ SPARE = ("updated", "name", "seconds", "clean_train_error")
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """Rows as aligned columns under a header."""
     if not rows:
         return "none"
     keys = [*rows[0]]
@@ -73,7 +72,6 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(key: str, value: Any) -> str:
-    """A value as people read it in its column."""
     if key.endswith("_error"):
         return percent(value)
     if value is None:

@@ -54,6 +54,5 @@ def preregister(
 
 
 def shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The settings that all have alike."""
     first, *others = settings
     return {key: value for key, value in first.items() if all(one[key] == value for one in others)}

@@ -59,7 +59,6 @@ def compare(network: nn.Module, twin: nn.Module) -> tuple[list[tuple[Tensor, Ten
 
 
 def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
-    """Order, crop and mirror of the first batches."""
     steps = min(STEPS_CHECKED, settings.steps)
     plans = [batches.planned(one, 0, steps, count) for one in (settings, twin)]
     parts = ("index", "dy", "dx", "mirror")
@@ -68,7 +67,6 @@ def same_batches(settings: Settings, twin: Settings, count: int) -> Check:
 
 
 def same_rates(settings: Settings, twin: Settings) -> Check:
-    """The learning rate at every step."""
     traces = [[learning_rate(one, step) for step in range(one.steps)] for one in (settings, twin)]
     levels = ", ".join(f"{level:g}" for level in sorted(set(traces[0]), reverse=True))
     detail = f"{settings.steps:,} steps at {levels}"

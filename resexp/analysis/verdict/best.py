@@ -33,7 +33,6 @@ class Choice:
         return len(self.tried) > 1 and self.value in (min(self.tried), max(self.tried))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         kept = ("network", "value", "loss", "tried", "at_edge")
         return {key: getattr(self, key) for key in kept}
 
@@ -125,7 +124,6 @@ def commands(choices: Sequence[Choice], seeds: str) -> list[str]:
 
 
 def table(choices: Sequence[Choice], setting: str) -> list[str]:
-    """The choices as aligned lines."""
     rows = []
     for choice in choices:
         tried = ", ".join(spell(value) for value in sorted(choice.tried))

@@ -67,8 +67,6 @@ class Change:
 
 @dataclass(slots=True)
 class Arm:
-    """One kind of network, deep against shallow."""
-
     series: str
     change: Change
     rising: int  # seeds whose error rises at every depth trained between: a note, no clause
@@ -159,7 +157,6 @@ def changes(numbers: Endpoints, shallow: int, deep: int) -> dict[int, Endpoint]:
 
 
 def at_depth(numbers: Endpoints, wanted: int) -> dict[int, Endpoint]:
-    """The final numbers of one depth, by seed."""
     return {seed: found for (depth, seed), found in sorted(numbers.items()) if depth == wanted}
 
 

@@ -123,7 +123,6 @@ def conditions(run: Run) -> dict[str, Any]:
 
 
 def of_arch(key: str) -> bool:
-    """Whether a setting chooses the network."""
     return key == "twin" or key.startswith("arch.")
 
 
