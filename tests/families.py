@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -104,44 +103,6 @@ def size(of: Settings, pixels: int, classes: int, channels: int = 3) -> models.S
     with torch.device("meta"):
         network = models.structure(of, channels, classes, (pixels, pixels))
         return models.measure(network, channels, (pixels, pixels))
-
-
-def same_values(network: nn.Module, other: nn.Module, names: list[tuple[str, str]]) -> None:
-    """Give two networks without values the same ones: random, of a size that signals survive.
-
-    ``names`` are the pairs of their entries.
-    """
-    generator = torch.Generator().manual_seed(11)
-    mine, theirs = (one.to_empty(device="cpu").state_dict() for one in (network, other))
-    assert sorted(key for key, _ in names) == sorted(mine)
-    assert sorted(key for _, key in names) == sorted(theirs)
-    for key, name in names:
-        value = mine[key]
-        assert value.shape == theirs[name].shape
-        value.uniform_(-1, 1, generator=generator)
-        if value.dim() > 1:
-            value *= math.sqrt(6 / value.shape[1:].numel())
-        elif key.endswith(("weight", "running_var")):
-            value.abs_().add_(0.5)
-        theirs[name].copy_(value)
-
-
-def uncounted(network: nn.Module) -> nn.Module:
-    """A network whose batch normalisation has no counter of batches, as ours has none."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    return network
-
-
-def same_logits(network: nn.Module, other: nn.Module) -> None:
-    """Assert that two networks answer alike, in units of their answers' spread."""
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        mine, theirs = network.eval()(x), other.eval()(x)
-    spread = theirs.std()
-    assert spread > 0.01
-    torch.testing.assert_close(mine / spread, theirs / spread, rtol=0, atol=1e-4)
 
 
 def enlarged(images: data.Images, times: int) -> data.Images:

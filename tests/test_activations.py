@@ -273,8 +273,7 @@ def test_gradients_grow_through_batch_norm_as_computed(one: Nonlinearity, growth
 
 
 @pytest.mark.parametrize(
-    ("words", "ratio"),
-    [("", 3950), ("activation=tat", 8.9), ("init=dirac", 19)],
+    ("words", "ratio"), [("", 3950), ("activation=tat", 8.9), ("init=dirac", 19)]
 )
 def test_relative_gradients_of_plain_56_span_what_another_program_measured(
     words: str, ratio: float

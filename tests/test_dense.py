@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torchvision
-from families import same_logits, same_values, settings, size, uncounted
+from families import settings, size
 from torch import nn
 
 from resexp import models
@@ -18,29 +17,6 @@ from resexp.settings import Normalisation, Settings, Twin
 
 def dense(name: str, depth: int, growth: int, twin: Twin = Twin.none) -> Settings:
     return settings(name, depth, twin=twin, options={"growth": growth})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("depth", "growth"), [(161, 48), (169, 32), (201, 32)])
-def test_depths_for_imagenet_have_torchvisions_layers(depth: int, growth: int) -> None:
-    with torch.device("meta"):
-        other = getattr(torchvision.models, f"densenet{depth}")()
-    found = size(settings("densenet", depth, options={"growth": growth}), 64, 1000)
-    assert found.parameters == models.count(other)
-
-
-@pytest.mark.process
-def test_the_weights_of_torchvisions_densenet_give_its_logits() -> None:
-    with torch.device("meta"):
-        network = models.structure(settings("densenet", 121), 3, 1000, (64, 64))
-        other = uncounted(torchvision.models.densenet121())
-    pairs = list(zip(network.state_dict(), other.state_dict(), strict=True))  # in one order
-    for mine, theirs in pairs:  # stem.norm1.bias: features.norm0.bias
-        kind, value = mine.split(".")[-2:]
-        assert theirs.split(".")[-1] == value
-        assert theirs.split(".")[-2].rstrip("0123456789") == kind.rstrip("0123456789")
-    same_values(network, other, pairs)
-    same_logits(network, other)
 
 
 # Structure

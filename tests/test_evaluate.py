@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -26,16 +27,14 @@ RECALIBRATED = replace(SMALL, bn_eval=BnEval.recalibrated)
 def network(few_digits: Images) -> nn.Module:
     """A network with running statistics of some training, in training mode."""
     network = models.build(SMALL, few_digits.channels, len(few_digits.classes))
-    statistics = batches.statistics(few_digits.train_images, SMALL.normalise)
     with torch.no_grad():
         for some in torch.split(few_digits.train_images, 10):
-            network(batches.prepare(some, statistics))
+            network(batches.prepare(some, stats(few_digits)))
     return network
 
 
-@pytest.fixture
-def statistics(few_digits: Images) -> batches.Statistics:
-    return batches.statistics(few_digits.train_images, SMALL.normalise)
+def stats(images: Images) -> batches.Statistics:
+    return batches.statistics(images.train_images, SMALL.normalise)
 
 
 def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -55,33 +54,35 @@ def everything(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def on_test(
-    network: nn.Module, images: Images, statistics: batches.Statistics
-) -> tuple[float, float]:
-    score = evaluate(network, images.test_images, images.test_labels, statistics, Precision.fp32)
+def on_test(network: nn.Module, images: Images) -> tuple[float, float]:
+    sets = images.test_images, images.test_labels
+    score = evaluate(network, *sets, stats(images), Precision.fp32)
     return score.loss, score.error
+
+
+def evaluating(
+    network: nn.Module, settings: Settings, images: Images
+) -> AbstractContextManager[None]:
+    return evaluation_mode(network, settings, images, stats(images))
 
 
 # Loss and error
 
 
 def test_batches_placed_by_the_device_are_the_same_batches_again_and_again(
-    network: nn.Module,
-    few_digits: Images,
-    statistics: batches.Statistics,
-    monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, few_digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a GPU replays one: whole batches by a repeated step, then what is left over."""
     monkeypatch.setattr(module, "EVALUATION_BATCH", 7)
     network.eval()
     sets = few_digits.train_images, few_digits.train_labels
-    expected = evaluate(network, *sets, statistics, Precision.fp32)
+    expected = evaluate(network, *sets, stats(few_digits), Precision.fp32)
     turns: list[None] = []
 
     def ready(step: Callable[[], None]) -> Callable[[], None]:
         return lambda: (turns.append(None), step())[1]
 
-    whole = module.Evaluation(network, *sets, statistics, Precision.fp32, ready)
+    whole = module.Evaluation(network, *sets, stats(few_digits), Precision.fp32, ready)
     for times in (1, 2):
         whole.start()
         assert whole.score() == expected
@@ -89,10 +90,10 @@ def test_batches_placed_by_the_device_are_the_same_batches_again_and_again(
 
 
 def test_loss_and_error_are_those_of_one_image_at_a_time_in_double_precision(
-    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+    network: nn.Module, few_digits: Images
 ) -> None:
     network.eval()
-    loss, error = on_test(network, few_digits, statistics)
+    loss, error = on_test(network, few_digits)
     careful = copy.deepcopy(network).double()
     mean = few_digits.train_images.double().mean(0)
     losses, wrong = [], 0
@@ -117,17 +118,16 @@ def test_loss_and_error_are_those_of_one_image_at_a_time_in_double_precision(
 def test_the_size_of_evaluation_batches_does_not_matter(
     network: nn.Module,
     few_digits: Images,
-    statistics: batches.Statistics,
     monkeypatch: pytest.MonkeyPatch,
     limit: str,
     most: int,
     size: int,
 ) -> None:
-    loss, error = on_test(network.eval(), few_digits, statistics)
+    loss, error = on_test(network.eval(), few_digits)
     monkeypatch.setattr(module, limit, most)
     sizes: list[int] = []
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    assert on_test(network, few_digits, statistics) == (pytest.approx(loss, abs=1e-6), error)
+    assert on_test(network, few_digits) == (pytest.approx(loss, abs=1e-6), error)
     assert sizes == 24 // size * [size] + [24 % size] * (24 % size > 0)
 
 
@@ -137,35 +137,25 @@ def test_the_size_of_evaluation_batches_does_not_matter(
 @pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_network_as_it_was(
-    network: nn.Module,
-    few_digits: Images,
-    statistics: batches.Statistics,
-    settings: Settings,
-    training: bool,
+    network: nn.Module, few_digits: Images, settings: Settings, training: bool
 ) -> None:
     network.train(training)
     recording: list[bool] = []
     network.register_forward_hook(lambda _m, _i, logits: recording.append(logits.requires_grad))
     before = everything(network)
-    with evaluation_mode(network, settings, few_digits, statistics):
+    with evaluating(network, settings, few_digits):
         assert not any(module.training for module in network.modules())
-        on_test(network, few_digits, statistics)
+        on_test(network, few_digits)
     assert everything(network) == before
     assert recording and not any(recording)
 
 
 @pytest.mark.parametrize("settings", [SMALL, RECALIBRATED], ids=lambda s: s.bn_eval)
 def test_an_error_inside_leaves_the_network_as_it_was_too(
-    network: nn.Module,
-    few_digits: Images,
-    statistics: batches.Statistics,
-    settings: Settings,
+    network: nn.Module, few_digits: Images, settings: Settings
 ) -> None:
     before = everything(network)
-    with (
-        pytest.raises(ZeroDivisionError),
-        evaluation_mode(network, settings, few_digits, statistics),
-    ):
+    with pytest.raises(ZeroDivisionError), evaluating(network, settings, few_digits):
         raise ZeroDivisionError
     assert everything(network) == before
 
@@ -203,11 +193,7 @@ def batch_statistics(network: nn.Module, some: list[Tensor]) -> list[tuple[Tenso
     ("images", "sizes"), [(40, [16, 16]), (32, [16, 16]), (16, [16]), (11, [11])]
 )
 def test_recalibrated_statistics_are_the_average_over_whole_clean_batches(
-    network: nn.Module,
-    few_digits: Images,
-    statistics: batches.Statistics,
-    images: int,
-    sizes: list[int],
+    network: nn.Module, few_digits: Images, images: int, sizes: list[int]
 ) -> None:
     fewer = replace(
         few_digits,
@@ -215,12 +201,12 @@ def test_recalibrated_statistics_are_the_average_over_whole_clean_batches(
         train_labels=few_digits.train_labels[:images],
     )
     some = [
-        batches.prepare(batch, statistics)
+        batches.prepare(batch, stats(fewer))
         for batch in torch.split(fewer.train_images[: sum(sizes)], SMALL.batch_size)
     ]
     assert [len(batch) for batch in some] == sizes
     expected = batch_statistics(network, some)
-    with evaluation_mode(network, RECALIBRATED, fewer, statistics):
+    with evaluating(network, RECALIBRATED, fewer):
         assert len(norms(network)) == len(expected) == 7
         for norm, (mean, variance) in zip(norms(network), expected, strict=True):
             running_mean, running_var = (
@@ -233,31 +219,29 @@ def test_recalibrated_statistics_are_the_average_over_whole_clean_batches(
 
 
 def test_recalibration_does_not_depend_on_the_moving_average(
-    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+    network: nn.Module, few_digits: Images
 ) -> None:
-    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
-        expected = on_test(network, few_digits, statistics)
+    with evaluating(network, RECALIBRATED, few_digits):
+        expected = on_test(network, few_digits)
     for norm in norms(network):
         norm.get_buffer("running_mean").fill_(100)
         norm.get_buffer("running_var").fill_(1e6)
     network.eval()  # nor on the mode before
-    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
-        assert on_test(network, few_digits, statistics) == expected
+    with evaluating(network, RECALIBRATED, few_digits):
+        assert on_test(network, few_digits) == expected
 
 
 def test_the_moving_average_is_used_as_it_is_unless_asked_otherwise(
-    network: nn.Module, few_digits: Images, statistics: batches.Statistics
+    network: nn.Module, few_digits: Images
 ) -> None:
-    moving = on_test(copy.deepcopy(network).eval(), few_digits, statistics)
-    with evaluation_mode(network, SMALL, few_digits, statistics):
-        assert on_test(network, few_digits, statistics) == moving
-    with evaluation_mode(network, RECALIBRATED, few_digits, statistics):
-        assert on_test(network, few_digits, statistics) != moving
+    moving = on_test(copy.deepcopy(network).eval(), few_digits)
+    with evaluating(network, SMALL, few_digits):
+        assert on_test(network, few_digits) == moving
+    with evaluating(network, RECALIBRATED, few_digits):
+        assert on_test(network, few_digits) != moving
 
 
-def test_test_images_are_normalised_with_training_statistics(
-    few_digits: Images,
-) -> None:
+def test_test_images_are_normalised_with_training_statistics(few_digits: Images) -> None:
     # A network whose loss shows its input: the mean over the pixels is the logit of class 0.
     class Brightness(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -279,7 +263,6 @@ def test_preactivation_networks_are_recalibrated_to_their_last_norm(few_digits: 
     arch = replace(SMALL.arch, order=Order.full_preactivation)
     settings = replace(RECALIBRATED, arch=arch)
     network = models.build(settings, 1, 10)
-    statistics = batches.statistics(few_digits.train_images, settings.normalise)
-    with evaluation_mode(network, settings, few_digits, statistics):
+    with evaluating(network, settings, few_digits):
         assert all(norm.get_buffer("running_mean").any() for norm in norms(network))
     assert not any(norm.get_buffer("running_mean").any() for norm in norms(network))

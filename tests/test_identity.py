@@ -149,10 +149,7 @@ OLDER = [
     ("arch=highway", "highway-20-s0"),
     ("arch=highway gate_bias=-6", "highway-20-s0,arch.gate_bias=-6.0"),
     ("arch=fixup", "fixup-20-s0"),
-    (
-        "arch=scaled_shortcut shortcut_scale=0.25",
-        "scaled_shortcut-20-s0,arch.shortcut_scale=0.25",
-    ),
+    ("arch=scaled_shortcut shortcut_scale=0.25", "scaled_shortcut-20-s0,arch.shortcut_scale=0.25"),
     (
         "arch=residual arch.merge=scaled arch.branch_start=1",
         "residual-20-s0,arch.branch_start=1.0,arch.merge=scaled",

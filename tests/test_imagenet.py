@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from families import (
-    same_logits,
-    same_values,
-    settings,
-    size,
-    uncounted,
-)
+from families import norms, settings, size
 from torch import nn
 
 from resexp import config, models
@@ -22,97 +17,67 @@ from resexp.models import imagenet, vgg
 from resexp.models.blocks import Block, Stages
 from resexp.models.layers import Dropout
 from resexp.models.merges import draw, drawn
-from resexp.settings import (
-    BottleneckStride,
-    Merge,
-    Normalisation,
-    Order,
-    Settings,
-    Shortcut,
-    Twin,
-)
-
-PAPER = 64  # channels of the first stage
-
-
-def resnet(depth: int, shortcut: Shortcut = Shortcut.B, **changes: object) -> Settings:
-    return settings("resnet", depth, width=PAPER, shortcut=shortcut, **changes)  # type: ignore[arg-type]
-
-
-def torchvisions(depth: int) -> Settings:
-    return resnet(depth, bottleneck_stride=BottleneckStride.middle)
-
+from resexp.settings import BottleneckStride, Merge, Normalisation, Order, Settings, Twin
 
 # Torchvision's networks
 
 
-def in_torchvision(name: str, stages: tuple[int, ...]) -> str:
-    """What torchvision's ResNet calls the entry ``name`` of ours."""
-    for ours, theirs in (
-        (r"stem\.conv1", "conv1"),
-        (r"stem\.norm1", "bn1"),
-        (r"classifier", "fc"),
-        (r"branch\.conv(\d)", r"conv\1"),
-        (r"branch\.norm(\d)", r"bn\1"),
-        (r"merge\.shortcut\.conv1", "downsample.0"),
-        (r"merge\.shortcut\.norm1", "downsample.1"),
-    ):
-        name = re.sub(ours, theirs, name)
-    if block := re.match(r"blocks\.(\d+)\.", name):
-        index, stage = int(block[1]), 0
-        while index >= stages[stage]:
-            index, stage = index - stages[stage], stage + 1
-        name = f"layer{stage + 1}.{index}.{name[block.end() :]}"
-    return name
+def torchvisions_vgg(depth: int, norm: bool) -> nn.Module:
+    """torchvision's VGG of width 4: its 140 million weights would take their time."""
+    plan: list[str | int] = []
+    for count, factor in zip(vgg.STAGES[depth], vgg.WIDTHS, strict=True):
+        plan += [*[factor * 4] * count, "M"]
+    layers = torchvision.models.vgg.make_layers(plan, batch_norm=norm)
+    network = torchvision.models.VGG(layers, init_weights=False)
+    kinds = [*2 * [nn.Linear, nn.ReLU, nn.Dropout], nn.Linear]
+    assert [type(layer) for layer in network.classifier] == kinds
+    for place, shape in ((0, (32 * 49, 256)), (3, (256, 256)), (6, (256, 1000))):
+        network.classifier[place] = nn.Linear(*shape)
+    return network
 
 
-def values_of(network: nn.Module) -> list[str]:
-    """The names in a state, but for counters that we do without."""
-    return [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+MIDDLE = {"width": 64, "bottleneck_stride": BottleneckStride.middle}
+SLOW = [("resnet101", MIDDLE), ("resnet152", MIDDLE)]
+SLOW += [("densenet161", {"options": {"growth": 48}}), ("densenet169", {}), ("densenet201", {})]
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "depth", [18, 34, 50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (101, 152))]
+    ("name", "how"),
+    [
+        *((f"resnet{depth}", MIDDLE) for depth in (18, 34, 50)),
+        ("densenet121", {}),
+        *((f"vgg{depth}", {"width": 4}) for depth in (11, 19)),
+        *((f"vgg{depth}", {"width": 4, "norm": Normalisation.batch}) for depth in (11, 19)),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
+    ],
 )
-def test_the_weights_of_torchvisions_resnet_give_its_logits(depth: int) -> None:
+def test_the_weights_of_torchvisions_networks_give_their_logits(
+    name: str, how: dict[str, Any]
+) -> None:
+    """Random weights of a size that signals survive; answers in units of their spread."""
+    family, depth = name.rstrip("0123456789"), int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
     with torch.device("meta"):
-        network = models.structure(torchvisions(depth), 3, 1000, (64, 64))
-        other = uncounted(getattr(torchvision.models, f"resnet{depth}")())
-    stages = imagenet.STAGES[depth]
-    same_values(network, other, [(key, in_torchvision(key, stages)) for key in values_of(network)])
-    same_logits(network, other)
-
-
-def torchvisions_vgg(depth: int, width: int, norm: bool) -> nn.Module:
-    """torchvision's VGG, with fewer channels: its 140 million weights take their time."""
-    plan: list[str | int] = []
-    for count, factor in zip(vgg.STAGES[depth], vgg.WIDTHS, strict=True):
-        plan += [*[factor * width] * count, "M"]
-    network = torchvision.models.VGG(
-        torchvision.models.vgg.make_layers(plan, batch_norm=norm), init_weights=False
-    )
-    assert [type(layer) for layer in network.classifier] == [
-        *[nn.Linear, nn.ReLU, nn.Dropout] * 2,
-        nn.Linear,
-    ]
-    hidden = 64 * width
-    network.classifier[0] = nn.Linear(8 * width * 49, hidden)
-    network.classifier[3] = nn.Linear(hidden, hidden)
-    network.classifier[6] = nn.Linear(hidden, 1000)
-    return uncounted(network)
-
-
-@pytest.mark.parametrize("norm", [Normalisation.none, Normalisation.batch])
-@pytest.mark.parametrize("depth", [11, 19])
-def test_the_weights_of_torchvisions_vgg_give_its_logits(depth: int, norm: Normalisation) -> None:
-    with torch.device("meta"):
-        network = models.structure(settings("vgg", depth, width=4, norm=norm), 3, 1000, (64, 64))
-        other = torchvisions_vgg(depth, 4, norm is Normalisation.batch)
-    pairs = list(zip(network.state_dict(), other.state_dict(), strict=True))  # in one order
-    assert all(ours.split(".")[-1] == theirs.split(".")[-1] for ours, theirs in pairs)
-    same_values(network, other, pairs)
-    same_logits(network, other)
+        network = models.structure(settings(family, depth, **how), 3, 1000, (64, 64))
+        made = torchvisions_vgg(depth, "norm" in how) if family == "vgg" else None
+        other = made or getattr(torchvision.models, name)()
+    for norm in norms(other):
+        norm.num_batches_tracked = None  # as ours have no counter
+    generator = torch.Generator().manual_seed(11)
+    mine, theirs = (one.to_empty(device="cpu").state_dict() for one in (network, other))
+    for (key, value), (name, its) in zip(mine.items(), theirs.items(), strict=True):
+        assert key.split(".")[-1] == name.split(".")[-1] and value.shape == its.shape
+        value.uniform_(-1, 1, generator=generator)
+        if value.dim() > 1:
+            value *= math.sqrt(6 / value.shape[1:].numel())
+        elif key.endswith(("weight", "running_var")):
+            value.abs_().add_(0.5)
+        its.copy_(value)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        answers, expected = network.eval()(x), other.eval()(x)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4 * expected.std().item())
 
 
 # Shapes and sizes

@@ -21,16 +21,7 @@ from resexp.data import batches
 from resexp.models.blocks import Block, Stages
 from resexp.models.layers import Norm, ZeroPad
 from resexp.models.merges import RULES, SUMS, Add, Drop
-from resexp.settings import (
-    Arch,
-    Init,
-    Merge,
-    Normalise,
-    Order,
-    Settings,
-    Shortcut,
-    Unit,
-)
+from resexp.settings import Arch, Init, Merge, Normalise, Order, Settings, Shortcut, Unit
 
 #: The orders of He et al. 2016, figure 4; Fixup's is tested with its family.
 FIGURE = [order for order in Order if order is not Order.fixup]

@@ -17,7 +17,7 @@ from torch.optim.sgd import sgd
 
 from resexp import models
 from resexp.config import compose
-from resexp.settings import Arch, Merge, Settings, Shortcut, UsageError, WeightDecayOn
+from resexp.settings import Arch, Settings, Shortcut, UsageError, WeightDecayOn
 from resexp.train import optimizers
 from resexp.train.optimizers import NEWTON_SCHULZ, OPTIMIZERS, Muon, Optimizer, orthogonalised
 
@@ -89,17 +89,9 @@ class Reference:
                     velocity = gradient + of.momentum * velocity
                 one.sub_(rate * muon(velocity))
                 continue
-            sgd(
-                [one],
-                [gradient],
-                [velocity],
-                lr=rate,
-                momentum=of.momentum,
-                nesterov=of.nesterov,
-                weight_decay=decay,
-                dampening=0,
-                maximize=False,
-            )
+            rest = {"momentum": of.momentum, "nesterov": of.nesterov, "weight_decay": decay}
+            fixed = {"dampening": 0, "maximize": False}
+            sgd([one], [gradient], [velocity], lr=rate, **rest, **fixed)  # type: ignore[arg-type]
 
 
 def lars(weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
@@ -133,9 +125,7 @@ CASES = {
     "lars weights": replace(SMALL, optimizer="lars", weight_decay_on=WEIGHTS, nesterov=True),
     "muon": replace(SMALL, optimizer="muon", nesterov=True),
     "muon decay": replace(SMALL, optimizer="muon", weight_decay=1.0),
-    "muon B": replace(
-        SMALL, optimizer="muon", arch=Arch(merge=Merge.residual, shortcut=Shortcut.C), depth=14
-    ),
+    "muon C": replace(SMALL, optimizer="muon", arch=Arch(merge="residual", shortcut=Shortcut.C)),
 }
 
 
@@ -193,16 +183,6 @@ def test_the_first_step_of_lars_is_the_rate_of_the_length_of_each_weight(size: f
             assert float(change.detach().norm() / first.norm()) == pytest.approx(0.03, rel=1e-12)
         else:
             torch.testing.assert_close(change.detach(), -0.03 * gradients[number])
-
-
-def test_the_first_step_of_adamw_is_the_rate_in_every_number() -> None:
-    settings = replace(SMALL, optimizer="adamw", weight_decay=0.0)
-    rule = made(models.build(settings, 1, 10).double(), settings)
-    start = rule.weights.clone()
-    rule.gradient.copy_(torch.randn_like(start))
-    signs = rule.gradient.sign()
-    rule.step(factors(rule, 0.03, 0))
-    torch.testing.assert_close(rule.weights, start - 0.03 * signs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -364,20 +344,11 @@ def test_an_optimizer_brings_its_rate_and_what_is_typed_goes_first(
     assert set(job.extras) == {key for key, _ in typed if key != "experiment"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (replace(SMALL, optimizer="sdg"), "optimizer=sdg is unknown.*lars"),
-        (replace(SMALL, optimizer="adamw", nesterov=True), "nesterov=true"),
-    ],
-    ids=["unknown", "nesterov"],
-)
-def test_what_no_step_could_use_is_refused(settings: Settings, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        optimizers.check(settings)
-
-
-def test_muon_without_a_hidden_convolution_is_refused() -> None:
+def test_what_no_step_could_use_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"optimizer=sdg is unknown.*lars"):
+        optimizers.check(replace(SMALL, optimizer="sdg"))
+    with pytest.raises(UsageError, match="nesterov=true"):
+        optimizers.check(replace(SMALL, optimizer="adamw", nesterov=True))
     settings = compose(["arch=transformer", "depth=2", "optimizer=muon"]).settings
     network = models.build(settings, 1, 10, (8, 8))
     with pytest.raises(UsageError, match="optimizer=muon"):

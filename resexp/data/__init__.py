@@ -158,6 +158,11 @@ def from_arrays(
     return Images(name, *tensors(*train), *tensors(*test), classes)
 
 
+def root_of(settings: Data) -> Path:
+    """The folder or archive that data.root names."""
+    return Path(settings.root).expanduser()
+
+
 def alone(root: Path) -> AbstractContextManager[object]:
     """Keep other processes from downloading or unpacking into a folder, which is made if need be.
 

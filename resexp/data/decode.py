@@ -85,11 +85,7 @@ def read_head(files: Listing, member: Member) -> Shape | str:
     """An image's shape by its head alone, or in a sentence what is wrong with it."""
     name = member.name
     try:
-        with (
-            faults_named(name, member.size),
-            files.open(member) as file,
-            Image.open(file) as image,
-        ):
+        with faults_named(name, member.size), files.open(member) as file, Image.open(file) as image:
             return Shape(image.height, image.width, _channels(name, image))
     except UsageError as error:
         return str(error)

@@ -19,16 +19,7 @@ from resexp.models.options import NoOptions
 from resexp.models.options import check as check_options
 from resexp.models.streams import Streams as Streams  # likewise
 from resexp.models.trace import one_pass
-from resexp.settings import (
-    Activation,
-    Arch,
-    Init,
-    Normalisation,
-    Order,
-    Settings,
-    Twin,
-    UsageError,
-)
+from resexp.settings import Activation, Arch, Init, Normalisation, Order, Settings, Twin, UsageError
 from resexp.settings.schema import check_depth
 
 #: Settings of an arch that concern every family.

@@ -27,6 +27,8 @@ from resexp.train.row import Row
 from resexp.train.schedule import learning_rate, next_row
 from resexp.train.step_inputs import StepInputs
 
+SUMS = ("loss_sum", "wrong", "counted")  # of a state, since the last row
+
 
 @dataclass(slots=True)
 class State:
@@ -48,9 +50,7 @@ class State:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "loss_sum": self.loss_sum,
-            "wrong": self.wrong,
-            "counted": self.counted,
+            **{name: getattr(self, name) for name in SUMS},
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -59,9 +59,8 @@ class State:
         """Go on where ``saved`` stopped. Raises an error on another run's state."""
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.loss_sum.copy_(saved["loss_sum"])
-        self.wrong.copy_(saved["wrong"])
-        self.counted.copy_(saved["counted"])
+        for name in SUMS:
+            getattr(self, name).copy_(saved[name])
         self.step, self.seconds = operator.index(saved["step"]), float(saved["seconds"])
         if self.step < 0 or not math.isfinite(self.seconds):
             raise ValueError("it has no number of steps, or no time")
@@ -226,8 +225,8 @@ class Evaluations:
         since = (state.step - 1) % settings.eval_every + 1
         train_loss = state.loss_sum.item() / since
         train_error = 100 * state.wrong.item() / state.counted.item()
-        for total in (state.loss_sum, state.wrong, state.counted):
-            total.zero_()
+        for name in SUMS:
+            getattr(state, name).zero_()
         if not (self.cleaned or math.isfinite(train_loss)):  # the last row, then
             self.cleaned = True
             self.perform(self.clean)

@@ -66,8 +66,7 @@ class Optimizer:
                 apart = share != 1 and one.numel() == 1
                 (scalars if apart else weights if one.dim() > 1 else others)[name] = one
         named = own | weights | others | scalars
-        self.names = list(named)
-        self.parameters = list(named.values())
+        self.names, self.parameters = list(named), list(named.values())
         self.starts, size = layout(self.parameters)
         first = self.parameters[0]
         self.weights = torch.zeros(size, dtype=first.dtype, device=first.device)
@@ -130,18 +129,14 @@ class Optimizer:
 
         None is zeros: a branch that this step left out.
         """
-        pairs = list(zip(self.gradients, gradients, strict=True))
-        for view, one in pairs:
+        kinds: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for view, one in zip(self.gradients, gradients, strict=True):
             if one is None:
                 view.zero_()
-        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for view, one in pairs:
-            if one is not None:
-                views, gradients_of = kinds.setdefault(one.dtype, ([], []))
-                views.append(view)
-                gradients_of.append(one)
-        for views, gradients_of in kinds.values():  # of mixed types each is a launch of its own
-            torch._foreach_copy_(views, gradients_of)
+            else:
+                kinds.setdefault(one.dtype, []).append((view, one))
+        for pairs in kinds.values():  # of mixed types each is a launch of its own
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:

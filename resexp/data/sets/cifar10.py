@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 
-from resexp.data import Images, alone, from_arrays
+from resexp.data import Images, alone, from_arrays, root_of
 from resexp.settings import Data, UsageError
 
 SHAPE = 3, (32, 32), 10  # channels, height and width, classes
@@ -24,7 +23,8 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 def check_present(settings: Data) -> None:
     """Raise UsageError if neither folder nor archive is in data.root and download is off."""
-    if not settings.download and not _present(settings):
+    root = root_of(settings)
+    if not (settings.download or (root / FOLDER).exists() or (root / ARCHIVE).exists()):
         raise _absent(settings, "data.download is false")
 
 
@@ -32,8 +32,9 @@ def load(settings: Data) -> Images:
     """Training and test images in file order. Raises UsageError if absent or damaged."""
     check_present(settings)
     # torchvision says "Files already downloaded" on stdout, which is for results.
-    with redirect_stdout(sys.stderr), alone(_root(settings)):
-        if not (_root(settings) / FOLDER).is_dir():
+    root = root_of(settings)
+    with redirect_stdout(sys.stderr), alone(root):
+        if not (root / FOLDER).is_dir():
             _unpack(settings)
         return _read(settings)
 
@@ -43,7 +44,7 @@ def _unpack(settings: Data) -> None:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    root = _root(settings)
+    root = root_of(settings)
     archive = root / ARCHIVE
     here = archive.is_file()
     # torchvision would fetch a damaged archive anew: a file that somebody put there is theirs.
@@ -62,7 +63,7 @@ def _read(settings: Data) -> Images:
     from torchvision.datasets import CIFAR10
 
     try:
-        train, test = (CIFAR10(_root(settings), train=split) for split in (True, False))
+        train, test = (CIFAR10(root_of(settings), train=split) for split in (True, False))
     except RuntimeError as error:  # a file is missing, or its MD5 sum is not the published one
         raise _damaged(settings, FOLDER) from error
     return from_arrays(
@@ -71,14 +72,6 @@ def _read(settings: Data) -> Images:
         (test.data, np.array(test.targets)),
         list(train.classes),
     )
-
-
-def _root(settings: Data) -> Path:
-    return Path(settings.root).expanduser()
-
-
-def _present(settings: Data) -> bool:
-    return any((_root(settings) / name).exists() for name in (FOLDER, ARCHIVE))
 
 
 def _absent(settings: Data, why: str) -> UsageError:

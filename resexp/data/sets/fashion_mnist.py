@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resexp.data import Images, alone, from_arrays
+from resexp.data import Images, alone, from_arrays, root_of
 from resexp.files import MOST_BYTES, open_regular
 from resexp.settings import Data, UsageError
 
@@ -45,10 +45,11 @@ def check_present(settings: Data) -> None:
 def load(settings: Data) -> Images:
     """Training and test images in file order. Raises UsageError if absent or damaged."""
     check_present(settings)
-    with alone(Path(settings.root).expanduser()):
+    with alone(root_of(settings)):
         if _missing(settings):
             _download(settings)
-        arrays = [read_idx(path, axes) for path, axes in _found(settings)]
+        paths = [(_find(settings, name), axes) for name, axes in FILES.items()]
+        arrays = [read_idx(path, axes) for path, axes in paths if path]
     return from_arrays(settings.name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), CLASSES)
 
 
@@ -80,15 +81,9 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
 
 def _find(settings: Data, name: str) -> Path | None:
     """The file of this name: in data.root itself, or where torchvision puts it."""
-    root = Path(settings.root).expanduser()
-    places = (root, root / "FashionMNIST" / "raw")
+    places = (root_of(settings), root_of(settings) / "FashionMNIST" / "raw")
     paths = [place / (name + suffix) for place in places for suffix in ("", ".gz")]
     return next((path for path in paths if path.is_file()), None)
-
-
-def _found(settings: Data) -> list[tuple[Path, int]]:
-    paths = [(_find(settings, name), axes) for name, axes in FILES.items()]
-    return [(path, axes) for path, axes in paths if path is not None]
 
 
 def _missing(settings: Data) -> str | None:
@@ -101,7 +96,7 @@ def _download(settings: Data) -> None:
 
     try:
         with redirect_stdout(sys.stderr):
-            FashionMNIST(Path(settings.root).expanduser(), download=True)
+            FashionMNIST(root_of(settings), download=True)
     except (OSError, RuntimeError) as error:
         missing = _missing(settings) or "a file"
         raise _absent(settings, missing, "could not be downloaded (no network)") from error

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from resexp.data import Images, from_arrays
+from resexp.data import Images, from_arrays, root_of
 from resexp.data.archives import Listing, Member, content, faults_named, listing
 from resexp.data.decode import Reader, Shape, all_named, has_image_name, read_heads, shown
 from resexp.files import open_regular
@@ -36,6 +36,8 @@ FEW = 2**25  # bytes of images: fewer are decoded here, for starting processes w
 #: A decoded set: pixels uint8 [N, H, W, C], labels int64 [N], train (how many of them train; they
 #: come first) and classes (names).
 Arrays = dict[str, NDArray[Any]]
+NAMES = ("pixels", "labels", "train", "classes")
+Check = Callable[[Arrays], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Layout:
 
 def check_present(settings: Data) -> None:
     """Raise UsageError if data.root does not exist, or is a pipe or device."""
-    root = _root(settings)
+    root = root_of(settings)
     if os.path.isdir(root) or os.path.isfile(root):
         return
     what = "is a pipe or device" if os.path.exists(root) else "does not exist"
@@ -74,35 +76,26 @@ def load(settings: Data) -> Images:
     from resexp.data import stream
 
     check_present(settings)
-    room, root = stream.room(settings.stream), _root(settings)
+    room, root = stream.room(settings.stream), root_of(settings)
     if (root.stat().st_size if root.is_file() else 1) > room:
         return _streamed(settings)
     path = _cached(settings, "images", f"{FORMAT} {settings.size} {_source(root)}")
     if path.is_file() and path.stat().st_size > room:
         return _streamed(settings)
     make, are_sound = partial(_decoded, settings, room), partial(_are_sound, settings)
-    arrays = _kept(settings, path, make, are_sound)
-    if arrays is None:
+    if (arrays := _kept(settings, path, make, are_sound)) is None:
         return _streamed(settings)
-    pixels, labels, train = arrays["pixels"], arrays["labels"], int(arrays["train"])
-    return from_arrays(
-        settings.name,
-        (pixels[:train], labels[:train]),
-        (pixels[train:], labels[train:]),
-        arrays["classes"].tolist(),
-    )
+    pixels, labels, n = arrays["pixels"], arrays["labels"], int(arrays["train"])
+    sets = (pixels[:n], labels[:n]), (pixels[n:], labels[n:])
+    return from_arrays(settings.name, *sets, arrays["classes"].tolist())
 
 
-def _are_sound(
-    settings: Data,
-    pixels: NDArray[Any],
-    labels: NDArray[Any],
-    train: NDArray[Any],
-    classes: NDArray[Any],
-) -> bool:
+def _are_sound(settings: Data, arrays: Arrays) -> bool:
     """Whether arrays from the cache have the types and shapes that a decoded set has."""
+    pixels, labels, train, classes = (arrays[name] for name in NAMES)
     return (
-        (pixels.dtype.name, labels.dtype.name, classes.dtype.kind) == ("uint8", "int64", "U")
+        len(arrays) == len(NAMES)
+        and (pixels.dtype.name, labels.dtype.name, classes.dtype.kind) == ("uint8", "int64", "U")
         and (pixels.ndim, labels.ndim, classes.ndim, train.shape) == (4, 1, 1, ())
         and settings.size in (None, pixels.shape[1], pixels.shape[2])
         and 0 < int(train) < len(labels) == len(pixels)
@@ -112,7 +105,7 @@ def _are_sound(
 def describe(settings: Data) -> str:
     """What lies in data.root, undecoded. Raises UsageError as ``load`` does."""
     check_present(settings)
-    with listing(_root(settings)) as files:
+    with listing(root_of(settings)) as files:
         layout = arrange(files)
         shape = _image_shape(settings, files, layout)
     note = f"; {layout.note()}" if layout.skipped else ""
@@ -121,10 +114,6 @@ def describe(settings: Data) -> str:
         f"{len(layout.files) - layout.train:,} images of {'x'.join(map(str, shape))}"
         f" in {settings.root}{note}"
     )
-
-
-def _root(settings: Data) -> Path:
-    return Path(settings.root).expanduser()
 
 
 # Layout: which files are images of which class.
@@ -211,7 +200,7 @@ def _decoded(settings: Data, room: float) -> Arrays | None:
     """
     from resexp.data import stream
 
-    with listing(_root(settings)) as files:
+    with listing(root_of(settings)) as files:
         layout = arrange(files)
         image = _image_shape(settings, files, layout)
         members = layout.files
@@ -238,12 +227,8 @@ def _decoded(settings: Data, room: float) -> Arrays | None:
                 pixels[rows] = piece.numpy()
     if faults:
         raise all_named(faults)
-    return {
-        "pixels": pixels,
-        "labels": layout.labels,
-        "train": np.array(layout.train),
-        "classes": np.array(layout.classes),
-    }
+    rest = layout.labels, np.array(layout.train), np.array(layout.classes)
+    return dict(zip(NAMES, (pixels, *rest), strict=True))
 
 
 def _streamed(settings: Data) -> Images:
@@ -255,7 +240,7 @@ def _streamed(settings: Data) -> Images:
 
     from resexp.data import stream
 
-    with listing(_root(settings), in_place=True) as files:
+    with listing(root_of(settings), in_place=True) as files:
         layout = arrange(files)
         image = _image_shape(settings, files, layout)
     if settings.stream is Stream.never:
@@ -302,10 +287,10 @@ def _image_shape(settings: Data, files: Listing, layout: Layout) -> Shape:
     def make() -> Arrays:
         return {"shape": np.array(read_heads(files, layout.files, settings.size))}
 
-    def is_sound(shape: NDArray[Any]) -> bool:
-        return (shape.shape, shape.dtype.kind) == ((3,), "i") and bool(
-            shape.min() > 0 and shape[2] in (1, 3)
-        )
+    def is_sound(arrays: Arrays) -> bool:
+        shape = arrays["shape"]
+        like = (shape.shape, shape.dtype.kind) == ((3,), "i")
+        return like and bool(shape.min() > 0 and shape[2] in (1, 3))
 
     changed = files.root.stat().st_mtime_ns if files.archive else 0
     path = _cached(settings, "heads", f"{settings.size} {changed} {layout.files}")
@@ -320,10 +305,7 @@ def _cached(settings: Data, kind: str, key: str) -> Path:
 
 
 def _kept(
-    settings: Data,
-    path: Path,
-    make: Callable[[], Arrays | None],
-    is_sound: Callable[..., bool],
+    settings: Data, path: Path, make: Callable[[], Arrays | None], is_sound: Check
 ) -> Arrays | None:
     """What this file of data.cache holds; made first, and kept, if that is nothing sound."""
     arrays = _read(path, is_sound)
@@ -347,11 +329,11 @@ def _kept(
     return arrays
 
 
-def _read(path: Path, is_sound: Callable[..., bool]) -> Arrays | None:
+def _read(path: Path, is_sound: Check) -> Arrays | None:
     """The arrays, or None if they are not there, damaged or of other shapes than they must be."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as kept:
             arrays = dict(kept)
-        return arrays if is_sound(**arrays) else None
+        return arrays if is_sound(arrays) else None
     except Exception:  # NumPy raises almost anything on a damaged file
         return None

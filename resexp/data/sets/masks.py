@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resexp.data import UNLABELLED, Images, from_arrays
+from resexp.data import UNLABELLED, Images, from_arrays, root_of
 from resexp.data.archives import Member, content
 from resexp.data.decode import all_named, decode_image, faults_named
 from resexp.settings import Data, UsageError
@@ -39,8 +39,7 @@ class Decoded:
 
 def check_present(settings: Data) -> None:
     """Raise UsageError if one of the four folders is missing."""
-    root = Path(settings.root).expanduser()
-    missing = [folder for folder in FOLDERS if not (root / folder).is_dir()]
+    missing = [folder for folder in FOLDERS if not (root_of(settings) / folder).is_dir()]
     if missing:
         raise UsageError(
             f"data.root={settings.root} has no {missing[0]}/. Point it at a folder with "
@@ -51,26 +50,20 @@ def check_present(settings: Data) -> None:
 def load(settings: Data) -> Images:
     """The images and masks, by name. Raises UsageError, naming the files, if some are unusable."""
     check_present(settings)
-    root = Path(settings.root).expanduser()
-    paths = [pairs(root / split) for split in ("train", "test")]
-    whole = decoded(settings, [*paths[0], *paths[1]])
+    train, test = (pairs(root_of(settings) / split) for split in ("train", "test"))
+    whole, n = decoded(settings, [*train, *test]), len(train)
     check_sizes(whole)
     colour = max(one.pixels.shape[2] for one in whole)
-    parts = whole[: len(paths[0])], whole[len(paths[0]) :]
-    pixels = [
-        np.stack([one.pixels.repeat(colour // one.pixels.shape[2], axis=2) for one in part])
-        for part in parts
-    ]
-    masks = [np.stack([one.mask for one in part]) for part in parts]
+    pixels = np.stack([one.pixels.repeat(colour // one.pixels.shape[2], axis=2) for one in whole])
+    masks = np.stack([one.mask for one in whole])
     classes = label(settings, masks, set().union(*(one.values for one in whole)))
-    return from_arrays(settings.name, (pixels[0], masks[0]), (pixels[1], masks[1]), classes)
+    return from_arrays(settings.name, (pixels[:n], masks[:n]), (pixels[n:], masks[n:]), classes)
 
 
 def describe(settings: Data) -> str:
     """What lies in data.root, undecoded. Raises UsageError as ``load`` does."""
     check_present(settings)
-    root = Path(settings.root).expanduser()
-    train, test = (len(pairs(root / split)) for split in ("train", "test"))
+    train, test = (len(pairs(root_of(settings) / split)) for split in ("train", "test"))
     return f"{train:,} + {test:,} images with masks in {settings.root}"
 
 
@@ -166,16 +159,14 @@ def check_sizes(decoded: list[Decoded]) -> None:
             )
 
 
-def label(settings: Data, masks: list[NDArray[np.int16]], found: set[int]) -> list[str]:
+def label(settings: Data, masks: NDArray[np.int16], found: set[int]) -> list[str]:
     """Turn the values of the files' pixels into classes in place; returns the classes' names."""
-    values = sorted(int(value) for value in found)
+    values = sorted(found)
     names = [str(value) for value in values]
     if values == [0, VOID]:
-        for part in masks:
-            part[part == VOID] = 1
+        masks[masks == VOID] = 1
         return names
-    for part in masks:
-        part[part == VOID] = UNLABELLED
+    masks[masks == VOID] = UNLABELLED
     classes = [value for value in values if value != VOID]
     if classes != list(range(len(classes))):
         gap = next(number for number in range(VOID) if number not in classes)

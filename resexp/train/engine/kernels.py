@@ -204,17 +204,7 @@ def normalise_kernel(
 
 
 @triton.jit
-def open_gradient(
-    dy_ptr,
-    more_ptr,
-    y_ptr,
-    centred,
-    scale,
-    bias,
-    offset,
-    here,
-    RELU: tl.constexpr,
-):
+def open_gradient(dy_ptr, more_ptr, y_ptr, centred, scale, bias, offset, here, RELU: tl.constexpr):
     """The gradient of what stands before the ReLU, float32: dy, and more of it, where y > 0.
 
     Without a kept y, y is computed from x - mean again, by the very operations of the forward pass.
