@@ -101,15 +101,13 @@ def window(replay: Call) -> float:
 
 def activations(channels: int, side: int, kind: torch.dtype, each: int = 1) -> list[list[Tensor]]:
     """Groups of ``each`` random activations [N, C, H, W], channels-last: as many as fill COLD."""
-    shape = BATCH, channels, side, side
-    size = BATCH * channels * side**2 * kind.itemsize * each
-    return [
-        [
-            torch.randn(shape, device=DEVICE).to(kind, memory_format=torch.channels_last)
-            for _ in range(each)
-        ]
-        for _ in range(max(2, min(200, round(COLD / size))))
-    ]
+
+    def one() -> Tensor:
+        x = torch.randn(BATCH, channels, side, side, device=DEVICE)
+        return x.to(kind, memory_format=torch.channels_last)
+
+    groups = round(COLD / (each * one().nbytes))
+    return [[one() for _ in range(each)] for _ in range(max(2, min(200, groups)))]
 
 
 def nodes() -> Iterator[Timing]:
@@ -168,9 +166,8 @@ def normalised(norm: nn.BatchNorm2d, x: Tensor, dy: Tensor, whose: str, after: s
 
         y = norm_act(x, norm, skip, relu=True)
     else:
-        averages = norm.running_mean, norm.running_var
-        rest = (*averages, True, 0.1, norm.eps, whose == "torch")
-        y = torch.batch_norm(x, norm.weight, norm.bias, *rest)
+        vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+        y = torch.batch_norm(x, *vectors, True, 0.1, norm.eps, whose == "torch")
         y = y if skip is None else y + skip
         y = torch.relu(y) if after else y
     wanted = [x, norm.weight, norm.bias, *([skip] if skip is not None else [])]

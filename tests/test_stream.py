@@ -223,23 +223,6 @@ def test_a_compressed_tar_is_to_be_unpacked(tmp_path: Path, kind: str) -> None:
         data.load(settings(path, Stream.always))
 
 
-@pytest.mark.parametrize(
-    ("content", "size", "words"),
-    [
-        (b"", 8, "is empty"),
-        (b"no image at all", 8, "not an image"),
-        (noise(1, (9, 9)), None, "is 9x9 pixels, but "),
-    ],
-)
-def test_a_file_that_is_no_such_image_is_refused_before_training(
-    tmp_path: Path, content: bytes, size: int | None, words: str
-) -> None:
-    files = {name: noise(seed, (20, 12)) for seed, name in enumerate(pictures())}
-    root = pack("folder", tmp_path, files | {"train/cat/05.jpeg": content})
-    with refused("train/cat/05.jpeg", words):
-        data.load(settings(root, Stream.always, size=size))
-
-
 def test_only_image_folders_are_streamed() -> None:
     with refused("data.stream=always is for image folders"):
         Settings(data=Data(stream=Stream.always))

@@ -10,7 +10,6 @@ from families import pictures
 from torch import Tensor, nn
 
 from resexp import models
-from resexp.commands.twin import contract
 from resexp.config import compose
 from resexp.models.transformer import Transformer, TransformerBlock
 from resexp.settings import Settings
@@ -195,15 +194,6 @@ def test_skips_keep_tokens_apart_where_plain_blocks_make_them_equal() -> None:
 
 
 # Twins and starts
-
-
-@pytest.mark.parametrize(
-    ("arch", "exact"), [(PRE, True), (POST, True), (PERI, True), (SCALED, True), (REZERO, False)]
-)
-def test_twins_are_exact_but_for_the_numbers_of_rezero(arch: str, exact: bool) -> None:
-    checks = {check.clause: check for check in contract(compose([f"arch={arch}", "depth=2"]))}
-    assert checks.pop("parameters").equal is exact
-    assert all(check.equal for check in checks.values())
 
 
 @pytest.mark.process

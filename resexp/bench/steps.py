@@ -53,11 +53,14 @@ def perform(
     GPU may lie behind, and before. Raises UsageError, before anything is measured, if nothing of
     what was typed can be.
     """
-    check_output(output)
+    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
+        raise UsageError(f"{output} cannot be written. Give --output a file in a folder of yours.")
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     plan = planned(words, compose)
     first = plan.cases[0].job.settings
     where = environment(first, plan.device, threads=0)
+    for key in ("engine", "precision", "threads"):  # of which each row has its own
+        where.pop(key, None)
     found: dict[str, Any] = {
         "command": command,
         "measured": now(),
@@ -70,10 +73,7 @@ def perform(
         "lockstep": [],
         "left_out": plan.left_out,
         "failed": [],  # sentences
-        # Each row has an engine, a precision and threads of its own.
-        "environment": {
-            key: where[key] for key in where if key not in ("engine", "precision", "threads")
-        },
+        "environment": where,
     }
     work = [(f"{c.network} {c.engine}", partial(alone, c, seconds, found)) for c in plan.cases]
     for group in groups(plan.cases) if plan.device.type == "cuda" else []:
@@ -91,12 +91,6 @@ def perform(
             if output is not None:
                 write_atomically(output, json.dumps(finite(found), indent=1) + "\n")
     return dict(finite(found))
-
-
-def check_output(output: Path | None) -> None:
-    """Raise UsageError if the file cannot be written."""
-    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
-        raise UsageError(f"{output} cannot be written. Give --output a file in a folder of yours.")
 
 
 def alone(case: Case, seconds: float, found: dict[str, Any]) -> None:
@@ -151,20 +145,19 @@ def lockstep(group: Sequence[Case], seconds: float, found: dict[str, Any]) -> No
     group[0].prepare()
     timing = timed(group, seconds)
     took, images = timing["milliseconds"], sum(case.job.settings.batch_size for case in group)
-    same = [
+    rows = [
         row for row in found["rows"] if (row["engine"], row["precision"]) == (engine, precision)
     ]
-    apart = sum(row["milliseconds"] for row in same)
-    found["lockstep"].append(
-        {
-            "networks": [case.network for case in group],
-            "engine": engine,
-            "precision": precision.value,
-            **timing,  # of a step of every network
-            "images_per_second": 1000 * images / took,
-            "times_one_after_another": apart / took if len(same) == len(group) else None,
-        }
-    )
+    apart = sum(row["milliseconds"] for row in rows)
+    row = {
+        "networks": [case.network for case in group],
+        "engine": engine,
+        "precision": precision.value,
+        **timing,  # of a step of every network
+        "images_per_second": 1000 * images / took,
+        "times_one_after_another": apart / took if len(rows) == len(group) else None,
+    }
+    found["lockstep"].append(row)
 
 
 def timed(cases: Sequence[Case], seconds: float) -> dict[str, Any]:

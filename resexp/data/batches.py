@@ -74,7 +74,10 @@ def plan(
     separate bits: switching one off leaves the other as it was. They are of the seed
     ``augmentation``, if that is given.
     """
-    bits = _augmentation(seed if augmentation is None else augmentation, start, stop, batch_size)
+    source = seed if augmentation is None else augmentation
+    drawn = [words(source, AUGMENT, step, batch_size) for step in range(start, stop)]
+    bits = np.array(drawn, np.uint64).reshape(-1, batch_size) >> np.uint64(1)  # 63 an image
+    bits = bits.astype(np.int64)
     low, middle, top = bits & 0x7FFFFFFF, (bits >> 31) & 0x7FFFFFFF, (bits >> 62) & 1
     offsets = 2 * crop_padding + 1  # 31 uniform bits scaled to 0 .. offsets - 1
     return Plan(
@@ -214,9 +217,3 @@ def _indices(seed: int, start: int, stop: int, images: int, batch_size: int) -> 
     begin = first - epochs.start * images
     stream = np.concatenate([*orders, np.empty(0, np.int64)])[begin : begin + last - first]
     return stream.reshape(stop - start, batch_size)
-
-
-def _augmentation(seed: int, start: int, stop: int, batch_size: int) -> NDArray[np.int64]:
-    """63 random bits for each image of each step: int64 [S, B]."""
-    bits = [words(seed, AUGMENT, step, batch_size) for step in range(start, stop)]
-    return (np.array(bits, np.uint64).reshape(-1, batch_size) >> np.uint64(1)).astype(np.int64)

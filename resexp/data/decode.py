@@ -76,7 +76,10 @@ def decode_image(name: str, content: bytes, size: int | None) -> NDArray[np.uint
             image.draft(None, (2 * size, 2 * size))
         pixels = image if image.mode == mode else image.convert(mode)
         if size is not None and pixels.size != (size, size):
-            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, _middle(pixels))
+            side = min(pixels.size)  # of the largest square in the middle
+            left, top = ((length - side) / 2 for length in pixels.size)
+            box = left, top, left + side, top + side
+            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box)
         array = np.array(pixels)
         return array if array.ndim == 3 else array[:, :, None]
 
@@ -164,13 +167,6 @@ def _channels(name: str, image: Image.Image) -> int:
     if image.mode[0] in "IF":  # 16 or 32 bits: Pillow would clip, not scale
         raise UsageError(f"{name} has more than 8 bits a channel. Convert it to 8 bits.")
     return 1 if image.mode in ("1", "L") else 3
-
-
-def _middle(image: Image.Image) -> tuple[float, float, float, float]:
-    """The largest square in the middle of an image: left, top, right and bottom."""
-    (width, height), side = image.size, min(image.size)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
 
 
 @cache

@@ -163,7 +163,7 @@ class Streamed:
 
     feed: Feed
     rows: list[int]  # of the source
-    image: tuple[int, int, int]  # height, width, channels
+    image: tuple[int, ...]  # height, width, channels
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.uint8
 
@@ -235,7 +235,7 @@ def placed(sets: list[Tensor | Streamed], device: torch.device | str) -> list[Te
     if device.type != "cuda" or size <= SHARE * torch.cuda.mem_get_info(device)[0]:
         return [one.to(device) for one in sets]
     return [
-        Streamed(Feed(Held(one)), list(range(len(one))), _image(one), device)
+        Streamed(Feed(Held(one)), list(range(len(one))), tuple(one.shape[1:]), device)
         if isinstance(one, Tensor)
         else one.to(device)
         for one in sets
@@ -276,11 +276,6 @@ def workers(asked: int) -> int:
     """Processes that decode: as many as asked, else one a core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return asked or min(cores or 1, MOST_WORKERS)
-
-
-def _image(pixels: Tensor) -> tuple[int, int, int]:
-    height, width, channels = pixels.shape[1:]
-    return height, width, channels
 
 
 def _sound(piece: Tensor | list[str]) -> Tensor:

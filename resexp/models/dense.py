@@ -54,12 +54,11 @@ def network(settings: Settings, channels: int, classes: int, size: tuple[int, in
     """The network of ``settings``, for images of any size from 8 by 8."""
     options = read(Options, settings.arch.options)
     bottleneck = settings.arch.unit is Unit.bottleneck
-    norm = norm_of(settings)
     width = options.stem_channels or 2 * options.growth
-    stem, _ = sequence(["conv"], channels, [Convolution(width, 3)], norm)
+    stem, _ = sequence(["conv"], channels, [Convolution(width, 3)], norm_of(settings))
     layers = (settings.depth - 4) // (6 if bottleneck else 3)
     form = Form([[options.growth] * layers] * 3, options.compression, bottleneck)
-    return DenseNetwork(stem, width, chosen(form, settings, width, classes), classes, norm)
+    return DenseNetwork(settings, stem, width, form, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +75,10 @@ class DenseNetwork(Pooled):
     """Stem, dense blocks, classifier; ``channels`` are those of the stem's output."""
 
     def __init__(
-        self, stem: nn.Module, channels: int, form: Form, classes: int, norm: Norm
+        self, settings: Settings, stem: nn.Module, channels: int, form: Form, classes: int
     ) -> None:
         super().__init__()
+        norm, form = norm_of(settings), chosen(form, settings, channels, classes)
         self.stem = stem
         blocks: list[nn.Module] = []
         for number, row in enumerate(form.added):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from resexp.models.dense import MERGES, DenseNetwork, Form, chosen
+from resexp.models.dense import MERGES, DenseNetwork, Form
 from resexp.models.imagenet import Stem, check_size, opening
 from resexp.models.layers import norm_of
 from resexp.models.options import read
@@ -47,8 +47,8 @@ def check(settings: Settings, size: tuple[int, int] | None) -> None:
 def network(settings: Settings, channels: int, classes: int, size: tuple[int, int]) -> DenseNetwork:
     """The network of ``settings``, for images of at least 32 by 32, or 8 by 8 with a small stem."""
     options = read(Options, settings.arch.options)
-    norm = norm_of(settings)
-    stem, width = opening(options.stem, ["norm", "relu"], channels, 2 * options.growth, norm)
+    words, norm = ["norm", "relu"], norm_of(settings)
+    stem, width = opening(options.stem, words, channels, 2 * options.growth, norm)
     added = [[options.growth] * count for count in LAYERS[settings.depth]]
     form = Form(added, options.compression, bottleneck=True)
-    return DenseNetwork(stem, width, chosen(form, settings, width, classes), classes, norm)
+    return DenseNetwork(settings, stem, width, form, classes)

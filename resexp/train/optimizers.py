@@ -136,7 +136,8 @@ class Optimizer:
             else:
                 kinds.setdefault(one.dtype, []).append((view, one))
         for pairs in kinds.values():  # of mixed types each is a launch of its own
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+            views, values = zip(*pairs, strict=True)
+            torch._foreach_copy_(views, values)
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:

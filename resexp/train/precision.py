@@ -37,31 +37,20 @@ class CastWeights:
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, precision: Precision) -> None:
         self.weights = optimizer.weights
+        named = list(zip(optimizer.names, optimizer.parameters, strict=True))
         self.copy: Tensor | None = None
         self.replaced: dict[str, Tensor] = {}
         if precision is Precision.bf16:
             self.copy = torch.empty_like(self.weights, dtype=torch.bfloat16)
-            wanted = lowered(network)
-            views = zip(optimizer.names, optimizer.views(self.copy), strict=True)
-            self.replaced = {n: view.requires_grad_() for n, view in views if n in wanted}
-        named = zip(optimizer.names, optimizer.parameters, strict=True)
+            layers = [module for module in network.modules() if isinstance(module, LOWERED)]
+            wanted = {id(one) for layer in layers for one in layer.parameters(recurse=False)}
+            views = zip(named, optimizer.views(self.copy), strict=True)
+            self.replaced = {n: v.requires_grad_() for (n, one), v in views if id(one) in wanted}
         self.leaves = [self.replaced.get(name, parameter) for name, parameter in named]
 
     def call(self, network: nn.Module, images: Tensor) -> Tensor:
         """The network's outputs with its weights as they are now."""
         if self.copy is None:
-            outputs: Tensor = network(images)
-            return outputs
+            return network(images)
         self.copy.data.copy_(self.weights)
-        outputs = functional_call(network, self.replaced, (images,), tie_weights=False)
-        return outputs
-
-
-def lowered(network: nn.Module) -> set[str]:
-    """The names of the parameters of :data:`LOWERED` layers."""
-    return {
-        f"{place}.{name}" if place else name
-        for place, module in network.named_modules()
-        if isinstance(module, LOWERED)
-        for name, _ in module.named_parameters(recurse=False)
-    }
+        return functional_call(network, self.replaced, (images,), tie_weights=False)
