@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import ClassVar
 
 import torch
@@ -67,7 +67,8 @@ class Optimizer:
                 (scalars if apart else weights if one.dim() > 1 else others)[name] = one
         named = own | weights | others | scalars
         self.names, self.parameters = list(named), list(named.values())
-        self.starts, size = layout(self.parameters)
+        taken = (aligned(one.numel()) for one in self.parameters)
+        *self.starts, size = accumulate(taken, initial=0)  # in elements
         first = self.parameters[0]
         self.weights = torch.zeros(size, dtype=first.dtype, device=first.device)
         self.gradient = torch.zeros_like(self.weights)
@@ -308,15 +309,6 @@ def check(settings: Settings, network: nn.Module | None = None) -> None:
         raise UsageError(
             f"optimizer={name} is for layers that this network does not have. Use optimizer=sgd."
         )
-
-
-def layout(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
-    """Where each tensor starts in flat memory, in elements, and the size of the whole."""
-    starts, end = [], 0
-    for one in tensors:
-        starts.append(end)
-        end += aligned(one.numel())
-    return starts, end
 
 
 def aligned(size: int) -> int:
