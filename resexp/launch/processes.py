@@ -69,7 +69,8 @@ def run_all(jobs: list[Job], at_a_time: int) -> Messages:
                 workers = [one for one in workers if one.job or one.process.is_alive()]
                 if stop.signum is not None and not told:
                     waiting.clear()
-                    tell_to_stop(workers)
+                    for worker in workers:  # one that had the Ctrl-C too was asked already: no harm
+                        worker.process.terminate()
                     told = True
             if stop.signum is not None:
                 raise Interrupted(stop.signum)
@@ -142,13 +143,6 @@ def receive(worker: Worker, stopping: bool) -> Message:
     with suppress(OSError, UsageError):  # a full disk
         record_failure(worker.job, error)
     return Failed(error)
-
-
-def tell_to_stop(workers: list[Worker]) -> None:
-    """Ask for a save and a stop; a worker that had the Ctrl-C too was asked already: no harm."""
-    for worker in workers:
-        if worker.process.is_alive():
-            worker.process.terminate()
 
 
 def end(worker: Worker) -> None:

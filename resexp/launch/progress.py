@@ -32,12 +32,8 @@ def headline(record: dict[str, Any]) -> str:
     data, settings, place = record["data"], record["settings"], record["environment"]
     height, width, _ = data["shape"]
     pixels = ", errors of pixels" if data.get("task") == "segmentation" else ""
-    where = (
-        f"cpu, {counted(place['threads'], 'thread')}"
-        if place["device"] == "cpu"
-        else place["device_name"]
-    )
-    ranks = settings["launch"]["ranks"]
+    cpu, ranks = f"cpu, {counted(place['threads'], 'thread')}", settings["launch"]["ranks"]
+    where = cpu if place["device"] == "cpu" else place["device_name"]
     where = f"{ranks} ranks, each on {where}" if ranks > 1 else where
     engine = place.get("engine", "eager")  # absent in the records of older versions
     where += "" if engine == "eager" else f", {engine}"
@@ -86,7 +82,12 @@ class Display:
         record, step, row = message.record, message.step, message.row
         run, steps = key(record["name"], record["run"]), record["settings"]["steps"]
         if run not in self.rows:
-            self.begin(run, record, step)
+            self.rows[run] = AtWork(record, step, step + 1)
+            if not self.several:
+                tell(headline(record))
+            if step:
+                tell(f"{record['run']}: resuming from step {step:,}")
+                self.skipped += self.weights[run] * step / steps
         work = self.rows[run]
         work.record, work.step, self.shares[run] = record, step, step / steps
         if math.isnan(work.since) and step >= work.first:
@@ -97,15 +98,6 @@ class Display:
             work.first = step
         if row is not None and not self.several and not console.is_terminal:
             tell(line(row, steps))
-
-    def begin(self, run: str, record: dict[str, Any], step: int) -> None:
-        """A run starts or goes on."""
-        if not self.several:
-            tell(headline(record))
-        if step:
-            tell(f"{record['run']}: resuming from step {step:,}")
-            self.skipped += self.weights[run] * step / record["settings"]["steps"]
-        self.rows[run] = AtWork(record, step, step + 1)
 
     def shown(self) -> Text:
         """The rows as they stand: of the sweep, and of every run at work."""
@@ -123,14 +115,8 @@ class Display:
         if spent > SETTLED and worked > 0:
             left = f"about {duration(spent / worked * (total - done))} left"
         counts = f"{self.over} of {counted(len(self.weights), 'run')}"
-        parts = [
-            self.name,
-            counts,
-            bar(done / total),
-            f"after {duration(now - self.started)}",
-            left,
-        ]
-        return fitted(parts, (2, 3))
+        parts = [self.name, counts, bar(done / total), f"after {duration(now - self.started)}"]
+        return fitted([*parts, left], (2, 3))
 
     def end(self, job: Job, message: str, trained: bool = True) -> None:
         """A run is over; ``message`` says how."""

@@ -136,10 +136,8 @@ def take(directory: Path) -> Path | None:
     if not all(stale(directory / name) for name in before):
         return None
     number = max((int(name.removeprefix(CLAIM)) for name in before), default=0) + 1
-    claim, text = (
-        directory / f"{CLAIM}{number}",
-        f"{machine()}\n{os.getpid()}\n{secrets.token_hex(8)}\n",
-    )
+    claim = directory / f"{CLAIM}{number}"
+    text = f"{machine()}\n{os.getpid()}\n{secrets.token_hex(8)}\n"
     try:
         with claim.open("x") as file:
             file.write(text)

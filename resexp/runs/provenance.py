@@ -58,14 +58,14 @@ def checkout() -> tuple[str | None, bool | None]:
         root = _git(here, "rev-parse", "--show-toplevel")
         if Path(root) != here.parent:  # installed inside somebody else's checkout
             return None, None
-        changed = _git(here, "status", "--porcelain", "--", "resexp", "configs", directory=root)
+        changed = _git(here.parent, "status", "--porcelain", "--", "resexp", "configs")
         return _git(here, "rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return None, None
 
 
-def _git(here: Path, *words: str, directory: str | None = None) -> str:
-    command = ["git", "-C", directory or str(here), *words]
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return result.stdout.strip()
 

@@ -59,19 +59,15 @@ def look(job: Job) -> Claim:
     """
     directory = job.directory
     check_links(job)
-    if not directory.is_dir():
-        return Claim.new
-    if job.settings.overwrite:
+    if job.settings.overwrite or not directory.is_dir():
         return Claim.new
     if not (directory / RECORD).exists():
-        names = [path.name for path in directory.iterdir()]
-        if foreign := [
-            name for name in names if name not in BEGUN and not name.startswith((CLAIM, CLOCK))
-        ]:
-            raise UsageError(
-                f"{directory} holds {foreign[0]} but no {RECORD}: not a run of resexp. "
-                "Move it away, choose another name=..., or replace it with overwrite=true."
-            )
+        for name in (path.name for path in directory.iterdir()):
+            if name not in BEGUN and not name.startswith((CLAIM, CLOCK)):
+                raise UsageError(
+                    f"{directory} holds {name} but no {RECORD}: not a run of resexp. "
+                    "Move it away, choose another name=..., or replace it with overwrite=true."
+                )
         return Claim.new
     record = read_record(directory)
     here, there = identity(as_dict(job.settings)), identity(record["settings"])
@@ -97,21 +93,18 @@ def check_links(job: Job) -> None:
                 f"{path} is a link to {path.resolve()}: runs are not written through links. "
                 "Choose that folder with results=..., or another name=..."
             )
-    if not directory.is_dir():
-        return
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                raise UsageError(
-                    f"{directory / entry.name} is a link: runs are not written through links. "
-                    "Remove it, or choose another name=..."
-                )
-            ours = entry.name in BEGUN | {METRICS, RECORD} or entry.name.endswith(".pt")
-            if not entry.is_file() and (ours or not entry.is_dir()):
-                raise UsageError(
-                    f"{directory / entry.name} is a pipe, device or folder, not a file. Move it "
-                    "away, or choose another name=..."
-                )
+    for entry in [*os.scandir(directory)] if directory.is_dir() else []:
+        if entry.is_symlink():  # as it was when it was listed: others may remove it meanwhile
+            raise UsageError(
+                f"{entry.path} is a link: runs are not written through links. Remove it, or "
+                "choose another name=..."
+            )
+        ours = entry.name in BEGUN | {METRICS, RECORD} or entry.name.endswith(".pt")
+        if not entry.is_file() and (ours or not entry.is_dir()):
+            raise UsageError(
+                f"{entry.path} is a pipe, device or folder, not a file. Move it away, or choose "
+                "another name=..."
+            )
 
 
 def check_writable(job: Job) -> None:

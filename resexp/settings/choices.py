@@ -38,9 +38,13 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name not in ("plain", "residual"), name))
 
 
+def text_of(group: str, option: str) -> str:
+    return (config_folder() / group / f"{option}.yaml").read_text()
+
+
 def describe(group: str, option: str) -> str:
     """The first comment of an option's file that says what it is, to its end."""
-    lines = (config_folder() / group / f"{option}.yaml").read_text().splitlines()
+    lines = text_of(group, option).splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("#")]
     said = ""
     for comment in comments:
@@ -53,11 +57,8 @@ def describe(group: str, option: str) -> str:
 
 def facts(group: str, option: str) -> dict[str, str]:
     """What the comments of an option's file say: its first line, then ``source: ...`` and so on."""
-    said = {"what it is": describe(group, option)}
-    for line in (config_folder() / group / f"{option}.yaml").read_text().splitlines():
-        if fact := re.match(r"# (source|twin|use): (.*)", line):
-            said[fact[1]] = fact[2]
-    return said
+    others = re.findall(r"^# (source|twin|use): (.*)", text_of(group, option), re.MULTILINE)
+    return {"what it is": describe(group, option), **dict(others)}
 
 
 def own_options() -> dict[str, list[str]]:
@@ -67,7 +68,7 @@ def own_options() -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for option in options("arch"):
-        text = (config_folder() / "arch" / f"{option}.yaml").read_text()
+        text = text_of("arch", option)
         if inner := re.search(r"^options:\n((?: +.*\n?)+)", text, re.MULTILINE):
             for name in re.findall(r"^ +(\w+):", inner[1], re.MULTILINE):
                 found.setdefault(f"{OPTIONS}{name}", []).append(option)
@@ -76,9 +77,8 @@ def own_options() -> dict[str, list[str]]:
 
 def merges() -> list[str]:
     """The merge rules that some arch states, without a look at their code, which needs torch."""
-    paths = (config_folder() / "arch").glob("*.yaml")
-    stated = (re.search(r"^merge: (\w+)", path.read_text(), re.MULTILINE) for path in paths)
-    return ordered({one[1] for one in stated if one})
+    texts = (text_of("arch", option) for option in options("arch"))
+    return ordered({one for text in texts for one in re.findall(r"^merge: (\w+)", text, re.M)})
 
 
 def full_key(key: str) -> str:

@@ -176,9 +176,7 @@ class Job:
 
     settings: Settings
     arch: str  # the arch chosen on the command line, such as preact
-    extras: dict[
-        str, Any
-    ]  # settings in which it differs from its experiment, but arch, depth, seed
+    extras: dict[str, Any]  # settings that its experiment lacks, but arch, depth, seed
     overrides: list[str]  # what was typed
     config: str  # the settings as YAML
     flags: list[str] = field(default_factory=list)  # what composing it again needs

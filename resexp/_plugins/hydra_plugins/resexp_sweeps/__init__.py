@@ -4,7 +4,7 @@ Hydra loads plugins in a way in which dataclasses cannot have postponed annotati
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,6 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext
-from omegaconf import DictConfig
 
 from resexp.settings import UsageError
 
@@ -110,19 +108,8 @@ class TogetherLauncher(BasicLauncher):
 class CheckedSweeper(Sweeper):
     """The grid of all values, as Hydra's own sweeper makes it; it writes nothing."""
 
-    def setup(
-        self,
-        *,
-        hydra_context: HydraContext,
-        task_function: Callable[[DictConfig], Any],
-        config: DictConfig,
-    ) -> None:
-        self.hydra_context = hydra_context
-        context: dict[str, Any] = {
-            "hydra_context": hydra_context,
-            "task_function": task_function,
-            "config": config,
-        }
+    def setup(self, **context: Any) -> None:
+        self.hydra_context = context["hydra_context"]
         chosen = Plugins.instance().instantiate_launcher(**context)
         launcher = self.launcher = TogetherLauncher()
         launcher.setup(**context)
