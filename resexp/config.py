@@ -434,6 +434,3 @@ def in_a_file(option: str, kind: str, said: str, key: str) -> str:
     word = re.compile(rf" *{re.escape(key.rpartition('.')[2])} *:")
     number = next((n for n, line in enumerate(lines, 1) if word.match(line)), 1)
     return f"{path}, line {number}: {unknown(key) if 'Key' in kind else misfit(key, said)}"
-
-
-__all__ = ["Job", "compose", "groups", "launch"]

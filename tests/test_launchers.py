@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from small_jobs import ENVIRONMENT, job_in, jobs_in, resexp
 
-from resexp.config import explain, launch
+from resexp.config import launch
 from resexp.launch import cluster
 from resexp.launch.local import perform, run_all
 from resexp.launch.session import Session
@@ -313,10 +313,3 @@ def test_four_runs_by_a_real_launcher(words: list[str], package: str, tmp_path: 
     again = resexp(tmp_path, "run", *TINY, "threads=1", env=alone)
     assert (first.returncode, first.stdout.splitlines()[0]) == (0, "4 done"), first.stderr
     assert again.stdout.splitlines()[0] == "4 skipped (finished before)"
-
-
-def test_the_hint_of_an_extra_names_ours_not_hydras() -> None:
-    from hydra.errors import MissingConfigException
-
-    error = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
-    assert explain(error) == "launch=slurm needs more packages: pip install '.[slurm]' in the clone"

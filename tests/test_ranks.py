@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from small_jobs import cells, job_in
+from small_jobs import at, cells, job_in
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from resexp import data, models
 from resexp.config import compose
 from resexp.data import batches
-from resexp.launch.local import Watch, perform
+from resexp.launch.local import perform
 from resexp.launch.ranks import RankFailed
 from resexp.models.layers import Norm
 from resexp.runs.records import Claim, look, read_record
@@ -217,16 +217,6 @@ def numbers(job: Job) -> list[list[float]]:
     return [[float(cell) for cell in row if cell] for row in cells(job)[1:]]
 
 
-def signal_at(step: int) -> Watch:
-    """A watcher that asks this process to stop; ranks tell every row."""
-
-    def watch(record: dict[str, Any], done: int, row: Row | None) -> None:
-        if row is not None and done == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return watch
-
-
 def same(job: Job, alone: Job) -> None:
     """Equal to float tolerance: losses to 1e-4, errors to one of the images they count."""
     for row, expected in zip(numbers(job), numbers(alone), strict=True):
@@ -250,7 +240,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     job = make_job(tmp_path, before, bn_sync=True)
     with pytest.raises(Interrupted) as stop:
-        perform(job, signal_at(4))
+        perform(job, at(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert stop.value.exit_code == 75
     record = read_record(job.directory)
     assert (record["status"], record["last"]["step"]) == ("interrupted", 4)

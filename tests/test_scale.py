@@ -7,31 +7,21 @@ with other work, which costs this process its caches.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fake_results import write_grid
+from small_jobs import ENVIRONMENT
 
-ROOT = Path(__file__).parents[1]
 SECONDS, MEGABYTES, SKIP_SECONDS = 5.0, 1000.0, 0.05  # the bounds
 SLACK = 2.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@dataclass(slots=True)
-class Cost:
-    """What one command took, and its answer."""
-
-    seconds: float  # of the processor
-    megabytes: float  # at its peak
-    code: int
-    out: str
-
+Cost = tuple[float, float, int, str]  # seconds of the processor, most MB, exit code, answer
 
 #: Runs a command and prints what it took. By itself, since a process starts with the peak memory
 #: of the one that made it, and pytest's is large.
@@ -48,14 +38,10 @@ print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6, co
 
 def cost(folder: Path, *words: str) -> Cost:
     """``resexp WORDS`` in ``folder``."""
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return Cost(*json.loads(measured.stdout), (folder / "out").read_text())
+    command, alone = [sys.executable, "-c", MEASURE, *words], {"OMP_NUM_THREADS": "1"}
+    measured = subprocess.check_output(command, cwd=folder, env=ENVIRONMENT | alone)
+    seconds, megabytes, code = json.loads(measured)
+    return seconds, megabytes, code, (folder / "out").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +64,23 @@ def two_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_two_thousand_runs_are_read_in_seconds(two_thousand: Path, command: str, said: str) -> None:
-    found = cost(two_thousand, *command.split())
-    print(f"{command}: {found.seconds:.2f} s, {found.megabytes:.0f} MB")
-    assert found.code in (0, 3, 4), (two_thousand / "err").read_text()
-    assert said in found.out
-    assert found.seconds < SECONDS * SLACK
-    assert found.megabytes < MEGABYTES
+    seconds, megabytes, code, out = cost(two_thousand, *command.split())
+    print(f"{command}: {seconds:.2f} s, {megabytes:.0f} MB")
+    assert code in (0, 3, 4), (two_thousand / "err").read_text()
+    assert said in out
+    assert seconds < SECONDS * SLACK
+    assert megabytes < MEGABYTES
 
 
 def test_two_hundred_jobs_are_composed_checked_and_skipped_in_seconds(tmp_path: Path) -> None:
     assert write_grid(tmp_path / "results", (8, 20, 32, 56), 25) == 200
     words = ["run", "-m", "arch=plain,residual", "depth=8,20,32,56"]
-    few, many = cost(tmp_path, *words, "seed=0"), cost(tmp_path, *words, "seed=range(25)")
-    assert (few.code, many.code) == (0, 0), (tmp_path / "err").read_text()
-    assert few.out.startswith("8 skipped (finished before)")
-    assert many.out.startswith("200 skipped (finished before)")
-    each = (many.seconds - few.seconds) / 192
-    print(f"200 jobs: {many.seconds:.2f} s, {many.megabytes:.0f} MB, a job {each * 1000:.1f} ms")
-    assert many.seconds < SECONDS * SLACK
+    few, _, _, out = cost(tmp_path, *words, "seed=0")
+    assert out.startswith("8 skipped (finished before)"), (tmp_path / "err").read_text()
+    many, megabytes, _, out = cost(tmp_path, *words, "seed=range(25)")
+    assert out.startswith("200 skipped (finished before)"), (tmp_path / "err").read_text()
+    each = (many - few) / 192
+    print(f"200 jobs: {many:.2f} s, {megabytes:.0f} MB, a job {each * 1000:.1f} ms")
+    assert many < SECONDS * SLACK
     assert each < SKIP_SECONDS * SLACK
-    assert many.megabytes < MEGABYTES
+    assert megabytes < MEGABYTES

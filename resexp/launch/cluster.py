@@ -112,7 +112,6 @@ class Planned:
 
 
 def plan(job: Job) -> Planned:
-    """Note how things stand."""
     return Planned(job, records.look(job) is Claim.done, record_of(job))
 
 
@@ -164,9 +163,10 @@ def last_message(one: Planned, error: BaseException | None) -> Message:
     except UsageError as refusal:
         return Failed(refusal)
     record = record_of(job)
-    if record is not None and record["status"] == "interrupted" and record != one.before:
+    status = record["status"] if record is not None else "failed"
+    if status == "interrupted" and record != one.before:
         return Stopped()
-    if (job.directory / ERROR).exists() and (record is None or record["status"] == "failed"):
+    if status == "failed" and (job.directory / ERROR).exists():
         return Failed(RuntimeError(last_line(read_text(job.directory / ERROR, errors="replace"))))
     why = f" ({last_line(str(error))})" if error else ""
     return Failed(WorkerDied(f"the launcher ended it without a word: run it again{why}"))

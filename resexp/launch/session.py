@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Thread
-from typing import Any
 
 from resexp.analysis.results import Run
 from resexp.console import duration, percent, tell
@@ -158,16 +157,13 @@ class Session:
             "stopped and saved": len(self.stopped),
             "not done (fail_fast=true)": len({job.directory for job in self.jobs}) - len(self.ends),
         }
-        odd = {one.record["status"] for one in trained} & {"collapsed", "diverged"}
+        odd = [one.record["status"] for one in trained if one.record["status"] != "ok"]
         lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
         for job, error in self.failures:
             lines.append(f"  {job.run}   {first_line(error)}   ({job.directory / ERROR})")
         if odd:
-            count = sum(one.record["status"] in odd for one in trained)
-            lines.append(
-                f"{count} of them collapsed or diverged: see {reading(self.jobs[0], 'list')} "
-                + f"status={','.join(sorted(odd))}"
-            )
+            listed = f"{reading(self.jobs[0], 'list')} status={','.join(sorted({*odd}))}"
+            lines.append(f"{len(odd)} of them collapsed or diverged: see {listed}")
         return lines
 
     def retry(self) -> list[str]:
@@ -209,8 +205,8 @@ def conclusion(outcome: Outcome) -> str:
     error = percent((record.get("last") or {}).get("clean_train_error"))
     twin, beside, command = twin_of(job), "", reading(job, "plot")
     if twin is not None:
-        its = finished_record(twin)
-        if its is None:
+        its = cluster.record_of(twin)
+        if its is None or its["status"] not in FINISHED:
             command = shlex.join(["resexp", "run", *job.flags, *twin.overrides])
             command += f", then {reading(job, 'plot')}"
         else:
@@ -244,9 +240,3 @@ def twin_of(job: Job) -> Job | None:
     kept = [word for word in typed if word not in lost or word.partition("=")[0] in shared]
     extras = {k: v for k, v in extras.items() if not k.startswith("arch.") or k in shared}
     return replace(job, arch=arch, extras=extras, overrides=[*kept, f"arch={arch}"])
-
-
-def finished_record(job: Job) -> dict[str, Any] | None:
-    """The record of ``job``'s directory, if it holds a finished run."""
-    record = cluster.record_of(job)
-    return record if record is not None and record["status"] in FINISHED else None

@@ -342,16 +342,25 @@ def check(settings: Settings) -> None:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", settings.device):
         raise UsageError(f"device={settings.device} is none of auto, cpu, cuda, cuda:1.")
-    check_ranks(settings)
-    check_launch(settings.launch)
-    check_name(settings.name)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", settings.name):  # one folder, not hidden
+        raise UsageError(
+            f"name={settings.name!r} cannot name a folder. Use letters, digits and _ . + -, such "
+            "as name=first-try."
+        )
+    check_launch(settings)
     check_arch(settings.arch)
     check_depth(settings.depth, settings.arch)
 
 
-def check_ranks(settings: Settings) -> None:
-    """Raise UsageError for a network on several ranks that cannot be trained so."""
-    ranks = settings.launch.ranks
+def check_launch(settings: Settings) -> None:
+    """Raise UsageError for shares of GPUs that the launcher cannot hand out, and for a network on
+    several ranks that cannot be trained so.
+    """
+    launch, ranks = settings.launch, settings.launch.ranks
+    if launch.gpus % 1 and (launch.gpus > 1 or launch.name == "slurm"):
+        kind = "Slurm hands out" if launch.name == "slurm" else "above one, Ray hands out"
+        whole = round(launch.gpus) or 1
+        raise UsageError(f"launch.gpus={launch.gpus}: {kind} whole GPUs. Use launch.gpus={whole}.")
     if ranks > settings.batch_size:
         raise UsageError(
             f"launch.ranks={ranks}, but each rank needs an image of a batch, and batch_size="
@@ -359,25 +368,16 @@ def check_ranks(settings: Settings) -> None:
         )
     if ranks == 1:
         return
-    launcher = LAUNCHERS.get(settings.launch.name)
-    if launcher is not None and launcher.several:
+    if launch.name in LAUNCHERS and LAUNCHERS[launch.name].several:
         raise UsageError(
             f"launch.ranks={ranks} trains one network on several processes, and "
-            f"launch={settings.launch.name} several networks at a time. Leave one of them out."
+            f"launch={launch.name} several networks at a time. Leave one of them out."
         )
     if ":" in settings.device:
         raise UsageError(
             f"device={settings.device} is one GPU, and launch.ranks={ranks} needs {ranks}. "
             "Use device=cuda."
         )
-
-
-def check_launch(launch: Launch) -> None:
-    """Raise UsageError for shares of GPUs that the launcher cannot hand out."""
-    if launch.gpus % 1 and (launch.gpus > 1 or launch.name == "slurm"):
-        kind = "Slurm hands out" if launch.name == "slurm" else "above one, Ray hands out"
-        whole = round(launch.gpus) or 1
-        raise UsageError(f"launch.gpus={launch.gpus}: {kind} whole GPUs. Use launch.gpus={whole}.")
 
 
 def check_arch(arch: Arch) -> None:
@@ -430,12 +430,3 @@ def nearest_depths(rule: str, depth: int) -> tuple[int | None, int | None]:
         max((one for one in known if one <= depth), default=None),
         min((one for one in known if one > depth), default=None),
     )
-
-
-def check_name(name: str) -> None:
-    """A name is one folder under results: no way out of it, nothing hidden."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
-        raise UsageError(
-            f"name={name!r} cannot name a folder. Use letters, digits and _ . + -, such as "
-            "name=first-try."
-        )

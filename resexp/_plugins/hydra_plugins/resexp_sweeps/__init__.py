@@ -1,12 +1,8 @@
-"""How Hydra's multirun hands its jobs to resexp: its sweeper and its launcher.
-
-Hydra loads plugins in a way in which dataclasses cannot have postponed annotations: none here.
-"""
+"""How Hydra's multirun hands its jobs to resexp: its sweeper and its launcher."""
 
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,21 +19,11 @@ from hydra.plugins.sweeper import Sweeper
 
 from resexp.settings import UsageError
 
-
-@dataclass
-class CheckedSweeperConf:
-    _target_: str = "hydra_plugins.resexp_sweeps.CheckedSweeper"
-
-
-@dataclass
-class TogetherLauncherConf:
-    _target_: str = "hydra_plugins.resexp_sweeps.TogetherLauncher"
-
-
 store = ConfigStore.instance().store
-store(group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="resexp")
-store(group="hydra/launcher", name="together", node=TogetherLauncherConf, provider="resexp")
-
+node = {"_target_": "hydra_plugins.resexp_sweeps.CheckedSweeper"}
+store(group="hydra/sweeper", name="checked", node=node, provider="resexp")
+node = {"_target_": "hydra_plugins.resexp_sweeps.TogetherLauncher"}
+store(group="hydra/launcher", name="together", node=node, provider="resexp")
 
 #: The sweepers that make a grid; others, packages of Hydra's, search.
 OWN = ("checked", "basic")
