@@ -30,7 +30,7 @@ from resexp.config import compose
 from resexp.data import Images
 from resexp.launch.local import run_all
 from resexp.runs.checkpoint import NAME
-from resexp.runs.messages import Over, Step, Stopped
+from resexp.runs.messages import Outcome, Step, Stopped
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Engine, Merge, Precision, Settings
 from resexp.train import step_inputs
@@ -245,7 +245,7 @@ def trained(results: str, stop: int, at_a_time: int) -> list[Tensor]:
     except Interrupted:
         assert ends == [Stopped, Stopped]
         return trained(results, 0, at_a_time)
-    assert ends == [Over, Over]
+    assert ends == [Outcome, Outcome]
     saved = [torch.load(job.directory / NAME, weights_only=True) for job in jobs]
     return [one for state in saved for one in state["network"].values()] + [
         one for state in saved for one in state["optimizer"]["velocities"]

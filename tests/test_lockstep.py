@@ -21,7 +21,7 @@ from resexp.launch import local
 from resexp.launch.local import perform, run_all
 from resexp.launch.session import Session
 from resexp.runs import run as running
-from resexp.runs.messages import Failed, Message, Over, Step
+from resexp.runs.messages import Failed, Message, Outcome, Step
 from resexp.runs.records import METRICS, Claim, claim, read_record
 from resexp.runs.stop import Interrupted
 from resexp.settings import Arch, Data, Job, Launch, Merge, Settings
@@ -58,7 +58,7 @@ def together(
 
 
 def all_over(jobs: list[Job]) -> bool:
-    return all(isinstance(end, Over) for end in together(jobs).values())
+    return all(isinstance(end, Outcome) for end in together(jobs).values())
 
 
 def failing(victim: Job, step: int) -> Callable[..., Iterator[Any]]:
@@ -143,7 +143,7 @@ def test_what_is_done_or_held_by_another_process_is_skipped(tmp_path: Path) -> N
     with claim(jobs[1]) as mine:
         assert mine is Claim.new
         ends = together(jobs).values()
-    claims = [end.outcome.claim for end in ends if isinstance(end, Over)]
+    claims = [end.claim for end in ends if isinstance(end, Outcome)]
     assert claims == [Claim.done, Claim.busy, Claim.new]
     assert not (jobs[1].directory / METRICS).exists()
 

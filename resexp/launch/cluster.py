@@ -23,7 +23,7 @@ from resexp.launch.processes import placed
 from resexp.launch.processes import run_all as run_in_processes
 from resexp.launch.progress import Display
 from resexp.runs import records
-from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped, WorkerDied
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped, WorkerDied
 from resexp.runs.records import ERROR, FINISHED, RECORD, Claim
 from resexp.runs.stop import Interrupted, submitit_listens
 from resexp.settings import Job, UsageError
@@ -139,7 +139,7 @@ def look(one: Planned) -> Message | None:
         return None
     if record["status"] in FINISHED:
         claim = Claim.done if one.done else Claim.resume if one.before else Claim.new
-        return Over(Outcome(one.job, claim, record, []))
+        return Outcome(one.job, claim, record, [])
     if record["status"] == "failed":
         return Failed(RuntimeError(record["error"]))
     step = record["last"].get("step", 0) if one.announced else 0
@@ -154,12 +154,12 @@ def last_message(one: Planned, error: BaseException | None) -> Message:
     """
     job = one.job
     found = look(one)
-    if isinstance(found, Over | Failed):
+    if isinstance(found, Outcome | Failed):
         return found
     try:
         with records.claim(replace(job, settings=replace(job.settings, overwrite=False))) as state:
             if state is Claim.busy:
-                return Over(Outcome(job, Claim.busy, {}, []))
+                return Outcome(job, Claim.busy, {}, [])
     except UsageError as refusal:
         return Failed(refusal)
     record = record_of(job)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped
 from resexp.runs.run import Turns, train
 from resexp.runs.stop import Interrupted, stop_signals
 from resexp.settings import Job, UsageError
@@ -44,8 +44,8 @@ def perform(job: Job, watch: Watch | None = None) -> Outcome:
                     watch(record, step, row)
                 case Failed(error):
                     raise error
-                case Over(outcome):
-                    return outcome
+                case Outcome():
+                    return message
     raise AssertionError("a job ends with its outcome or an error")
 
 
@@ -87,7 +87,7 @@ def run_all(jobs: list[Job], at_a_time: int = 1) -> Messages:
                             message = next(work.turns)
                         work.threads = message.record["environment"]["threads"]
                     except StopIteration as end:
-                        message = Over(end.value)
+                        message = end.value
                     except Interrupted as interrupted:
                         ending, stopped = interrupted.signum, True
                         message = Stopped(ending)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from resexp.data import Images
 from resexp.launch.processes import Worker, ignore_signals, start
-from resexp.runs.messages import Failed, Message, Outcome, Over, Step, Stopped, sendable, sender
+from resexp.runs.messages import Failed, Message, Outcome, Step, Stopped, sendable, sender
 from resexp.runs.records import Claim
 from resexp.runs.run import Turns, build, claimed, load, untrained
 from resexp.runs.run import train as train_alone
@@ -65,8 +65,8 @@ def train(job: Job) -> Turns:
                     one.process.join()
                     one.pipe.close()
         match end:
-            case Over(outcome):
-                return replace(outcome, job=job)
+            case Outcome():
+                return replace(end, job=job)
             case Stopped(signum):
                 raise Interrupted(stop.signum or signum)
             case Failed(error):
@@ -122,7 +122,7 @@ def work(pipe: Connection, rank: int, job: Job, claim: Claim, store: str) -> Non
     try:
         outcome = work_as(ranks, placed(job, ranks), claim, store, pipe)
         if outcome is not None:
-            pipe.send(Over(outcome))
+            pipe.send(outcome)
     except Interrupted as stop:
         with suppress(OSError):  # nobody is left to hear it
             pipe.send(Stopped(stop.signum))

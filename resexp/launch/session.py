@@ -15,7 +15,7 @@ from resexp.analysis.results import Run
 from resexp.console import duration, percent, tell
 from resexp.launch import cluster
 from resexp.launch.progress import Display
-from resexp.runs.messages import Failed, Message, Messages, Outcome, Over, Step, Stopped
+from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
 from resexp.settings import LAUNCHERS, Job, Merge, Settings, Twin, UsageError
 
@@ -39,7 +39,7 @@ class Session:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        return [end.outcome for _, end in self.ends.values() if isinstance(end, Over)]
+        return [end for _, end in self.ends.values() if isinstance(end, Outcome)]
 
     @property
     def failures(self) -> list[tuple[Job, BaseException]]:
@@ -112,11 +112,11 @@ class Session:
             case Step():
                 self.display.step(message)
                 return
-            case Over(outcome):
-                for warning in outcome.warnings:
+            case Outcome():
+                for warning in message.warnings:
                     tell(f"warning: {warning}")
-                trained = outcome.claim in (Claim.new, Claim.resume)
-                self.display.end(job, brief(outcome), trained=trained)
+                trained = message.claim in (Claim.new, Claim.resume)
+                self.display.end(job, brief(message), trained=trained)
             case Failed(error):
                 # The traceback's frames hold the network: the next run may need its memory.
                 error.__traceback__ = error.__cause__ = error.__context__ = None

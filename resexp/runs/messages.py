@@ -20,7 +20,10 @@ SHOW_EVERY = 0.2  # seconds between two messages about the steps of one run
 
 @dataclass(slots=True)
 class Outcome:
-    """How a job went: what its directory said to it, and its record (run.json) afterwards."""
+    """The job is done, or need not or cannot be done now: see what its directory said to it.
+
+    ``record`` is its run.json afterwards.
+    """
 
     job: Job
     claim: Claim
@@ -38,13 +41,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
-    """The job is done, or need not or cannot be done now: see the claim."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
     """The job ended with an error, which its directory records."""
 
@@ -58,7 +54,7 @@ class Stopped:
     signum: int = signal.SIGTERM
 
 
-Message = Step | Over | Failed | Stopped
+Message = Step | Outcome | Failed | Stopped
 
 #: What every launcher's ``run_all`` is: the messages of some jobs, as they come.
 Messages = Generator[tuple[Job, Message], None, None]
