@@ -1,12 +1,12 @@
-"""docs/mechanisms.md from the committed findings of resexp probe: claim, measurement, figure.
+"""docs/mechanisms.md, from what probes measured: claim, measurement, figure.
 
     python scripts/mechanisms.py [FOLDER [PAGE]]
 
-FOLDER holds findings of several probes; that of a sweep stands in a folder beside it that has the
-probe's name, if the sweep was trained. Every probe is concluded again from probe-<name>.csv, in
-case its rule or words changed, and the page is filled from the probe-<name>.json alone: the same
-files give the same page, byte for byte. What a probe has to tell there stands in its own module
-(TEXTBOOK, headlines, account).
+FOLDER holds the rows of several probes (probe-<name>.csv) and, of each, when and on what it was
+measured (probes.json, taken from the probe-<name>.json that resexp probe leaves). A sweep stands in
+a folder beside it that has its probe's name: the pair of its runs, if it was trained. Every probe
+is concluded and its figure drawn again: the same files give the same page, byte for byte. What a
+probe has to tell there stands in its own module (TEXTBOOK, headlines, account).
 """
 
 from __future__ import annotations
@@ -19,47 +19,59 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from resexp.analysis.statistics import paired_t
-from resexp.probes import names, probe
+from resexp.probes import drawing, names, probe
 from resexp.probes.rows import read
-from resexp.probes.run import as_record
+from resexp.probes.run import as_record, measured, of_runs
 from resexp.runs.records import finite
 
 FOLDER = Path("results/digits/mechanisms")
 PAGE = Path("docs/mechanisms.md")
 TEMPLATE = "mechanisms.md.jinja"
+ABOUT = "probes.json"
 
 Found = Mapping[str, Any]  # what probe-<name>.json holds
 
 
-def concluded(table: Path) -> dict[str, Any]:
-    """The finding of probe-<name>.csv, with what its JSON says of the measurement."""
-    name = table.stem.removeprefix("probe-")
-    about = json.loads(table.with_suffix(".json").read_text())
-    found: dict[str, Any] = finite(as_record(name, probe(name).conclude(read(table))))
-    return found | {key: value for key, value in about.items() if key not in found}
+def measurements(folder: Path) -> dict[str, tuple[pd.DataFrame, Found]]:
+    """By probe its rows, and on what, how and when they were measured."""
+    about = circumstances_in(folder)
+    found: dict[str, tuple[pd.DataFrame, Found]] = {}
+    for name in names():
+        table, own = folder / f"probe-{name}.csv", folder.parent / name
+        if table.exists():
+            found[name] = read(table.read_text()), about[name] | {"folder": folder}
+        elif (own / "runs.csv").exists():
+            [sweep] = of_runs(name, own, [])
+            text, of_sweep = measured(sweep, f"resexp probe {name} {own}")
+            found[name] = read(text), of_sweep | {"folder": own, "seconds": None}
+    return found
 
 
-def findings(folder: Path) -> list[Path]:
-    """Every probe-<name>.csv of ``folder``, and of a sweep's own folder beside it; by name."""
-    beside = (folder.parent / name / f"probe-{name}.csv" for name in names())
-    found = {*folder.glob("probe-*.csv"), *(path for path in beside if path.exists())}
-    return sorted(found, key=lambda path: path.name)
+def circumstances_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """By probe: recipe, command, time and machine; what was measured last counts."""
+    kept, keys = folder / ABOUT, ("recipe", "command", "seconds", "measured", "environment")
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for path in folder.glob("probe-*.json"):
+        new = json.loads(path.read_text())
+        found[new["probe"]] = {key: new[key] for key in keys}
+    return dict(sorted(found.items()))
 
 
-def page(tables: Sequence[Path], target: Path) -> str:
-    """The whole page from the findings beside ``tables``, with links to them from ``target``.
+def concluded(name: str, rows: pd.DataFrame, about: Found) -> Found:
+    """What the page tells of a probe."""
+    return {**finite(as_record(name, probe(name).conclude(rows))), **about}
+
+
+def page(found: Sequence[Found], target: Path) -> str:
+    """The whole page, with links from ``target``; its figures stand in a folder beside it.
 
     Raises ValueError if a probe has no number to tell.
     """
-    found = [
-        json.loads(path.with_suffix(".json").read_text())
-        | {"link": Path(os.path.relpath(path.parent, target.parent)).as_posix()}
-        for path in tables
-    ]
     if silent := [one["probe"] for one in found if not one["headlines"]]:
-        raise ValueError(f"no headlines: {', '.join(silent)}. Conclude again from probe-*.csv.")
+        raise ValueError(f"no headlines: {', '.join(silent)}.")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -69,8 +81,10 @@ def page(tables: Sequence[Path], target: Path) -> str:
     environment.filters |= {"plain": plain, "number": number, "seeds": seeds}
     environment.filters["circumstances"] = circumstances
     recipes = dict.fromkeys(part for one in found for part in one["recipe"].split("; "))
-    links = dict.fromkeys(one["link"] for one in found)
-    return environment.get_template(TEMPLATE).render(found=found, links=links, recipes=recipes)
+    folders = dict.fromkeys(one["folder"] for one in found)
+    links = [Path(os.path.relpath(folder, target.parent)).as_posix() for folder in folders]
+    filled = {"found": found, "links": links, "figures": target.stem, "recipes": recipes}
+    return environment.get_template(TEMPLATE).render(filled)
 
 
 # --- words
@@ -78,11 +92,8 @@ def page(tables: Sequence[Path], target: Path) -> str:
 
 def number(headline: Found) -> str:
     """``**+3.12 decades** (+2.90 to +3.34) plain-56``, in Markdown."""
-    values, what, base = (
-        list(headline["values"].values()),
-        plain(headline["what"]),
-        headline["base"],
-    )
+    values, base = list(headline["values"].values()), headline["base"]
+    what = plain(headline["what"])
     unit = f" {headline['unit']}" if headline["unit"] else ""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
@@ -110,10 +121,10 @@ def circumstances(found: Found) -> str:
     commit = (about["git_commit"] or "unknown")[:7]
     changes = ", uncommitted changes" if about["git_dirty"] else ""
     threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    seconds = f"; {found['seconds']:.0f} s" if found["seconds"] is not None else ""
     return (
         f"{plain(found['recipe'])}; {about['device_name']}, {threads}, torch {about['torch']}, "
-        f"Python {about['python']}; commit {commit}{changes}; `{found['command']}`; "
-        f"{found['seconds']:.0f} s"
+        f"Python {about['python']}; commit {commit}{changes}; `{found['command']}`{seconds}"
     )
 
 
@@ -123,12 +134,12 @@ def plain(text: str) -> str:
 
 
 def main(folder: Path = FOLDER, target: Path = PAGE) -> None:
-    tables = findings(folder)
-    for table in tables:
-        text = json.dumps(concluded(table), indent=1) + "\n"
-        table.with_suffix(".json").write_text(text)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(tables, target))
+    found, figures = measurements(folder), target.with_suffix("")
+    figures.mkdir(parents=True, exist_ok=True)
+    for name, (rows, _) in found.items():
+        drawing.write(probe(name), rows, figures / f"{name}.png")
+    (folder / ABOUT).write_text(json.dumps(circumstances_in(folder), indent=1) + "\n")
+    target.write_text(page([concluded(name, *one) for name, one in found.items()], target))
 
 
 if __name__ == "__main__":

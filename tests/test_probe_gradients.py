@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from resexp import models
 from resexp.data import Images
 from resexp.probes import Account, Case, Verdict, gradients
-from resexp.probes.gradients import arm, layers, slopes, tidy, tilt
+from resexp.probes.gradients import arm, layers, slopes, tilt
 from resexp.probes.networks import load, some_images
-from resexp.settings import Arch, Merge, Normalisation, Settings, Twin, UsageError
+from resexp.settings import Arch, Merge, Normalisation, Settings, Twin
 
 SEEDS = (0, 1, 2)
 
@@ -24,8 +24,7 @@ def at_start(name: str, depth: int, seed: int) -> pd.DataFrame:
     settings = arm(Settings(depth=depth, seed=seed), name)
     data = load(settings)
     network = models.build(settings, 1, 10, data.size)
-    found = layers(network, *some_images(settings, data, 32))
-    return pd.DataFrame(tidy(name, depth, seed, "0", found))
+    return pd.DataFrame(layers(network, *some_images(settings, data, 32))).assign(seed=seed)
 
 
 @pytest.mark.process
@@ -64,8 +63,8 @@ def test_a_layers_norm_is_the_slope_of_the_loss_along_its_gradient(few_digits: I
     found = layers(network, images, labels)
     cross_entropy(network(images), labels).backward()
     convolutions = [one for one in network.modules() if isinstance(one, torch.nn.Conv2d)]
-    assert len(found.g) == len(convolutions) == 7
-    for g, r, layer in zip(found.g, found.r, convolutions, strict=True):
+    assert len(found) == len(convolutions) == 7
+    for row, layer in zip(found, convolutions, strict=True):
         weight = layer.weight
         assert weight.grad is not None
         step = 1e-5 * weight.grad / weight.grad.norm()
@@ -76,8 +75,8 @@ def test_a_layers_norm_is_the_slope_of_the_loss_along_its_gradient(few_digits: I
             ends.append(cross_entropy(network(images), labels).item())
         with torch.no_grad():
             weight += step
-        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(g, rel=1e-5)
-        assert r == pytest.approx(g / weight.norm().item(), rel=1e-9)
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(row["g"], rel=1e-5)
+        assert row["r"] == pytest.approx(row["g"] / weight.norm().item(), rel=1e-9)
 
 
 def test_a_is_the_mean_over_images_of_each_ones_own_gradient(few_digits: Images) -> None:
@@ -85,11 +84,11 @@ def test_a_is_the_mean_over_images_of_each_ones_own_gradient(few_digits: Images)
     network = models.build(settings, 1, 10, (8, 8)).double()
     images, labels = some_images(settings, few_digits, 5)
     images = images.double()
-    whole = layers(network, images, labels)
-    alone = [layers(network, images[n : n + 1], labels[n : n + 1]).a for n in range(5)]
-    means = [sum(values) / 5 for values in zip(*alone, strict=True)]
-    assert whole.a == pytest.approx(means, rel=1e-9)
-    assert whole.block_ends == [3, 5, 7]
+    whole = pd.DataFrame(layers(network, images, labels)).dropna().set_index("layer")["a"]
+    parts = [layers(network, images[n : n + 1], labels[n : n + 1]) for n in range(5)]
+    alone = pd.concat([pd.DataFrame(part).dropna() for part in parts])
+    assert dict(whole) == pytest.approx(dict(alone.groupby("layer")["a"].mean()), rel=1e-9)
+    assert list(whole.index) == [3, 5, 7]
 
 
 def test_slope_and_rho_of_an_exponential() -> None:
@@ -102,7 +101,7 @@ def test_slope_and_rho_of_an_exponential() -> None:
 @pytest.mark.process
 def test_every_arm_is_followed_while_it_trains() -> None:
     settings = Settings(depth=8, width=4, steps=12, batch_size=8)
-    rows = gradients.measure([Case("plain", settings)], lambda done, of, what: None)
+    rows = list(gradients.measure([Case("plain", settings)], iter))
     places = {(row["arm"], row["step"]) for row in rows}
     assert places == {(name, step) for name in gradients.ARMS for step in ("0", "10")}
     assert len(rows) == len(places) * 7
@@ -130,21 +129,6 @@ def told(scale: float = 1.0) -> gradients.Finding:
     return gradients.conclude(pd.DataFrame(rows))
 
 
-def test_headlines_compare_first_and_last_layers_and_name_the_network_that_failed() -> None:
-    finding = told()
-    found = {one.what: list(one.values) for one in finding.headlines}
-    assert found == {
-        "plain-56 at the start, first over last layers": pytest.approx([2, 3]),
-        "residual-56": pytest.approx([0, 1]),
-        "control, no normalisation, Xavier's weights, depth 56 over 8": pytest.approx([-6, -6]),
-        "plain-8 trained, in units of the weights": pytest.approx([1, 1]),
-        "plain-56 trained, which failed, in units of the weights": pytest.approx([-1, -1]),
-    }
-    # |W| is g / r: 7 / 0.1 over 100 / 7, and over ten times that
-    growth = finding.numbers["log10 growth of the first layers' weights, plain 56, step end"]
-    assert growth == pytest.approx(math.log10(4.9) - 0.5)
-
-
 def test_the_textbook_is_contradicted_where_they_explode_and_right_where_they_vanish() -> None:
     assert (exploding := told().account) is not None
     assert exploding[0] is Account.contradicted
@@ -162,9 +146,3 @@ def test_an_arm_has_its_skips_whatever_it_was_made_from() -> None:
         made = arm(base, name)
         assert (made.arch.merge, made.arch.norm, made.twin) == (merge, norm, Twin.none)
         assert made.init is (init or base.init)
-
-
-def test_networks_without_their_twins_are_refused() -> None:
-    case = Case("highway", Settings(arch=Arch(merge="highway")))
-    with pytest.raises(UsageError, match="arch=plain,residual"):
-        gradients.measure([case], lambda done, of, what: None)

@@ -119,7 +119,7 @@ def test_of_every_depth_the_start_is_measured_and_the_deepest_trained() -> None:
     cases = [
         Case("plain", Settings(depth=depth, width=4, steps=3, batch_size=8)) for depth in (8, 14)
     ]
-    rows = pd.DataFrame(highway.measure(cases, lambda done, of, what: None))
+    rows = pd.DataFrame(highway.measure(cases, iter))
     seen = rows.groupby(["arm", "depth", "when"])["block"].count().to_dict()
     assert seen == {
         (arm, depth, when): (depth - 2) // 2
@@ -132,35 +132,3 @@ def test_of_every_depth_the_start_is_measured_and_the_deepest_trained() -> None:
 
 def test_a_network_may_have_no_identity_shortcut(few_digits: Images) -> None:
     assert blocks(built(ARMS["preact"], 8), *batch(few_digits)) == {}
-
-
-def table() -> pd.DataFrame:
-    """Of six blocks; shares of the gradient: by the way 0.04 and 0.05 trained, by a block 0.6."""
-    return pd.DataFrame(
-        {"arm": arm, "depth": depth, "seed": seed, "when": when, "block": block}
-        | dict.fromkeys(highway.BLOCK, 0.6)
-        | {"clean_error_percent": None if when == "start" else 0.2, "identity_error": 1e-16}
-        | {"path_share": block * (0.04 + 0.01 * seed if when == "end" else 0.02)}
-        for arm, depth, seed, when, block in product(
-            ARMS, (8, 14), (0, 1), ("start", "end"), range(1, 7)
-        )
-        if (depth, when) != (8, "end")
-    )
-
-
-def test_headlines_are_of_the_deepest_trained_networks() -> None:
-    finding = highway.conclude(table())
-    assert {one.what: list(one.values) for one in finding.headlines} == {
-        "by shortcuts alone, residual-14 trained": pytest.approx([4, 5]),
-        "by shortcuts alone, preact-14 trained": pytest.approx([4, 5]),
-        "residual-14, through its last stage alone": pytest.approx([24, 30]),
-        "residual-14, through a single block": pytest.approx([60, 60]),
-        "error of the equation": [1e-16, 1e-16],
-    }
-    assert finding.numbers["path share, residual 8, start"] == pytest.approx(0.02)
-    assert finding.verdict is Verdict.inconclusive  # two seeds
-    more = pd.concat([table().assign(seed=table()["seed"] + 2 * more) for more in range(3)])
-    assert highway.conclude(more).verdict is Verdict.not_supported
-    assert highway.conclude(more.assign(path_share=0.7)).verdict is Verdict.supported
-    lost = more.assign(path_share=more["path_share"].where(more["seed"] > 0))
-    assert highway.conclude(lost).verdict is Verdict.inconclusive

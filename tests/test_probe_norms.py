@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 import pytest
 from fake_sweeps import CHANCE, Errors, measured, rows_of
 
-from resexp.probes import Account, Verdict, norms
+from resexp.probes import Account, norms
 
 RATES = {0.002: 50.0, 0.02: 60.0}
 
@@ -36,8 +38,6 @@ def test_the_verdict_follows_its_rule(
     assert found.verdict == verdict
     assert (found.account or [None])[0] == account
     assert "plain none-56 (5 of 5)" in found.sentence
-    few = norms.conclude(rows_of(errors(**changes), chosen=chosen, seeds=4))
-    assert few.verdict is Verdict.inconclusive
 
 
 def test_networks_are_judged_at_the_rate_that_was_chosen() -> None:
@@ -50,14 +50,11 @@ def test_networks_are_judged_at_the_rate_that_was_chosen() -> None:
 
 
 def test_the_seven_networks_are_read_at_their_own_rates() -> None:
-    kinds = [
-        f"arch={arch} arch.norm={norm}" for arch in ("plain", "residual") for norm in norms.NORMS
-    ]
-    rates = {one: 0.002 * (1 + at % 2) for at, one in enumerate([*kinds, "arch=skipinit"])}
+    both = product(("plain", "residual"), norms.NORMS)
+    kinds = ["arch=skipinit", *(f"arch={arch} arch.norm={norm}" for arch, norm in both)]
     sweep = [
-        f"{one} depth=56 lr={rate} seed={seed}"
-        for one, rate in rates.items()
-        for seed in (10, 90, 91)
+        f"{one} depth=56 lr={0.002 * (1 + at % 2)} seed={seed}"
+        for (at, one), seed in product(enumerate(kinds), (10, 90, 91))
     ]
     others = ["arch=residual depth=56 arch.norm=layer lr=1", "arch=fixup depth=56 lr=1"]
     assert measured(norms, [*sweep, *others]) == {(one, 56) for one in norms.ARMS}

@@ -23,7 +23,6 @@ def test_the_verdict_follows_its_rule(others: list[float | list[float]], verdict
     found = orders.conclude(rows_of(errors))
     assert found.verdict == verdict
     assert "bn_after_addition-56 (5 of 5)" in found.sentence
-    assert orders.conclude(rows_of(errors, seeds=4)).verdict is Verdict.inconclusive
 
 
 def test_nothing_is_decided_where_full_preactivation_failed_too() -> None:
@@ -43,4 +42,3 @@ def test_the_five_orders_of_residual_networks_are_read() -> None:
     sweep = [f"arch=residual depth=56 arch.order={one}" for one in orders.ARMS]
     others = ["arch=fixup depth=56", "arch=residual depth=56 arch.norm=group"]
     assert measured(orders, [*sweep, *others]) == {(one, 56) for one in orders.ARMS}
-    assert len(orders.ARMS) == 5

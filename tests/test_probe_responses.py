@@ -124,12 +124,6 @@ def test_medians_are_over_blocks_and_means_over_second_convolutions() -> None:
 def test_a_plain_network_that_does_not_fit_is_compared_with_nothing() -> None:
     finding = responses.conclude(measured())
     assert finding.verdict is Verdict.supported
-    assert {one.what: list(one.values) for one in finding.headlines} == {
-        "change of the signal by a block, residual-20 less plain-20": pytest.approx([-0.4] * 5),
-        "residual-56 less residual-20": pytest.approx([-0.2] * 5),
-        "residual-56, trained less at the start": pytest.approx([-0.3] * 5),
-        "standard deviation, residual-20 less plain-20": pytest.approx([4 / 3.5 - 2] * 5),
-    }
     assert "residual-20 0.52 (before training 0.62), plain-20 0.92" in finding.sentence
     assert finding.account is not None
     assert finding.account[0] is Account.right

@@ -52,7 +52,7 @@ def test_what_is_passed_on_or_mixed_is_read_and_what_is_lost_is_not() -> None:
     mixed = torch.randn(4, 4, generator=torch.Generator().manual_seed(90))
     network = Hand(nn.Identity(), Times(mixed), Times(torch.diag(torch.tensor([1.0, 1, 0, 0]))))
     network.blocks.append(Times(torch.zeros(4, 4)))
-    rows = reuse.read_outs(network, RESIDUAL)
+    rows = list(reuse.read_outs(network, RESIDUAL))
     stem, same, mixed_row, half, nothing = (row["r2_stem"] for row in rows)
     assert [row["block"] for row in rows] == [0, 1, 2, 3, 4]
     assert stem == same == pytest.approx(1, abs=1e-4)
@@ -80,11 +80,11 @@ def test_blocks_that_are_the_identity_keep_all_but_what_a_stride_drops() -> None
 def test_moving_statistics_which_a_fresh_network_lacks_play_no_part() -> None:
     shallow = replace(RESIDUAL, depth=8, width=4)
     network = at_start(shallow, load(shallow))
-    rows = reuse.read_outs(network, shallow)
+    rows = list(reuse.read_outs(network, shallow))
     for name, buffer in network.named_buffers():
         if name.endswith("running_var"):
             buffer.fill_(100)
-    assert reuse.read_outs(network, shallow) == rows
+    assert list(reuse.read_outs(network, shallow)) == rows
 
 
 def test_the_regression_is_that_of_an_augmented_least_squares() -> None:
@@ -138,16 +138,6 @@ def told(seeds: int = 5, error: float = 0.1, **others: float) -> Finding:
         )
     ]
     return reuse.conclude(pd.DataFrame(rows))
-
-
-def test_trained_networks_are_compared_where_both_fit() -> None:
-    finding = told()
-    start, _, end, less = finding.headlines
-    assert [start.what, end.what] == ["R2, residual-56 at the start", "R2, residual-20 trained"]
-    assert list(start.values) == pytest.approx([0.7, 0.69, 0.68, 0.67, 0.66])
-    assert list(end.values) == pytest.approx([0.7, 0.69, 0.68, 0.67, 0.66])
-    assert list(less.values) == pytest.approx([0.3] * 5)
-    assert finding.numbers["r2_stem, residual 56, twin plain, end"] == pytest.approx(0.28)
 
 
 @pytest.mark.parametrize(

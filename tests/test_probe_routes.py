@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from resexp import models
 from resexp.data import Images
-from resexp.probes import Case, Verdict, routes
+from resexp.probes import Verdict, routes
 from resexp.probes.lesion import Patient, examined
 from resexp.probes.networks import some_images
 from resexp.probes.routes import between, importance, split
-from resexp.settings import Arch, Merge, Settings, UsageError
+from resexp.settings import Arch, Merge, Settings
 
 LABELS = np.arange(40) % 4
 
@@ -150,15 +150,3 @@ def table(
 )
 def test_the_verdict_follows_its_rule(rows: pd.DataFrame, verdict: str) -> None:
     assert routes.conclude(rows).verdict == verdict
-
-
-def test_headlines_are_of_recalibrated_networks_in_percent() -> None:
-    blocks, by_class, _, alike = routes.conclude(table(0.2)).headlines
-    assert list(blocks.values) == pytest.approx([20, 21, 22, 23, 24])
-    assert list(by_class.values) == pytest.approx([20, 19.75, 19.5, 19.25, 19])
-    assert alike.values[0] == pytest.approx((101 * 0.2 - 1) / 100)
-
-
-def test_without_residual_networks_it_is_refused() -> None:
-    with pytest.raises(UsageError, match="arch=residual"):
-        routes.measure([Case("plain", Settings())], lambda done, of, what: None)

@@ -107,7 +107,7 @@ def test_arms_are_paired_by_seed(fewer: float, price: float, account: Account) -
 def test_three_arms_are_trained_and_one_that_diverges_decides_nothing() -> None:
     settings = Settings(depth=8, width=4, steps=5, batch_size=8, arch=RESIDUAL)
     cases = [Case("residual", settings)]
-    rows = short_paths.measure(cases, lambda done, of, what: None)
+    rows = list(short_paths.measure(cases, iter))
     assert [(row["arm"], row["passing"], row["steps"]) for row in rows] == [
         ("usual", 3, 5),
         ("short", 1, 5),
@@ -115,6 +115,6 @@ def test_three_arms_are_trained_and_one_that_diverges_decides_nothing() -> None:
     ]
     assert len({row["train_loss"] for row in rows}) == 3
     settings.lr, settings.steps = 1e6, 40
-    rows = short_paths.measure(cases, lambda done, of, what: None)
+    rows = list(short_paths.measure(cases, iter))
     assert all(math.isnan(float(row["test_error_percent"] or 0)) for row in rows[:2]), rows
     assert short_paths.conclude(pd.DataFrame(rows)).verdict is Verdict.inconclusive

@@ -19,7 +19,7 @@ from resexp.probes import Account, Case, Verdict, steps
 from resexp.probes.gradients import arm, layers
 from resexp.probes.networks import load, snapshots, some_images
 from resexp.probes.rows import mean
-from resexp.settings import Arch, Merge, Settings, UsageError
+from resexp.settings import Arch, Merge, Settings
 
 SMALL = Settings(depth=8, width=4, arch=Arch(merge=Merge.residual), batch_size=40, seed=90)
 
@@ -29,9 +29,9 @@ def test_the_first_step_is_the_rate_times_the_gradient(few_digits: Images) -> No
     settings = replace(SMALL, weight_decay=0.0, steps=2, lr=0.3)
     [(step, sizes)] = steps.relative_steps(settings, few_digits)
     network = models.build(settings, 1, 10, (8, 8))
-    r = layers(network, *some_images(settings, few_digits, 40)).r
+    _, *rows = layers(network, *some_images(settings, few_digits, 40))  # without the stem
     assert step == 1
-    assert sizes == pytest.approx([0.3 * one for one in r[1:]], rel=1e-3)  # without the stem
+    assert sizes == pytest.approx([0.3 * row["r"] for row in rows], rel=1e-3)
 
 
 def test_a_later_step_has_momentum_and_decay(few_digits: Images) -> None:
@@ -118,14 +118,6 @@ def test_the_verdict_follows_its_rule(
     assert steps.conclude(table(plain, residual, seeds)).verdict == verdict
 
 
-def test_headlines_are_decades_by_seed_and_step() -> None:
-    finding = steps.conclude(table(3.0, 0.5))
-    first, last, *_, less = finding.headlines
-    assert list(first.values) == pytest.approx([3, 3.01, 3.02, 3.03, 3.04])
-    assert list(last.values) == pytest.approx([-3, -3.01, -3.02, -3.03, -3.04])
-    assert list(less.values) == pytest.approx([2.5] * 5)
-
-
 @pytest.mark.parametrize(
     ("plain", "word"),
     [
@@ -149,15 +141,10 @@ def test_a_network_that_diverges_decides_nothing(monkeypatch: pytest.MonkeyPatch
         def until(settings: Settings, data: Images, _: object) -> Iterator[tuple[int, nn.Module]]:
             return snapshots(settings, data, ends)  # noqa: B023
 
-        monkeypatch.setattr(steps, "snapshots", until)
-        rows = pd.DataFrame(steps.measure(cases, lambda done, of, what: None))
+        monkeypatch.setattr(steps.nets, "snapshots", until)
+        rows = pd.DataFrame(steps.measure(cases, iter))
         assert len(rows) == 2 * 2 * 6
         known = rows.groupby("step")["relative_step"].count()
         assert known.to_dict() == {1: 2 * 6, 10: 0}
         assert math.isnan(mean(steps.unevenness(rows, "plain")))
         assert steps.conclude(rows).verdict is Verdict.inconclusive
-
-
-def test_networks_without_their_twins_are_refused() -> None:
-    with pytest.raises(UsageError, match="arch=plain,residual"):
-        steps.measure([Case("residual", SMALL)], lambda done, of, what: None)

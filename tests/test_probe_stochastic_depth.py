@@ -8,7 +8,7 @@ from fake_sweeps import Errors, measured, rows_of
 from resexp import models
 from resexp.config import compose
 from resexp.models.blocks import RandomBlock
-from resexp.probes import Verdict, stochastic_depth
+from resexp.probes import stochastic_depth
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,6 @@ def test_the_verdict_follows_its_rule(
     tests: Errors = {("residual", 56): [5.0, 5.1, 4.9, 5.0, 5.0], ("stochastic depth", 56): test}
     found = stochastic_depth.conclude(rows_of(errors, tests))
     assert found.verdict == verdict
-    few = stochastic_depth.conclude(rows_of(errors, tests, seeds=4))
-    assert few.verdict is Verdict.inconclusive
 
 
 @pytest.mark.parametrize("depth", [8, 20])

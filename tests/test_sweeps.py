@@ -111,7 +111,7 @@ def test_the_seeds_that_choose_do_not_judge_and_other_values_neither() -> None:
 
 def measure(*words: str) -> list[dict[str, object]]:
     cases = [case_of(one) for one in words]
-    return spans.measure(cases, lambda done, of, what: None)  # type: ignore[return-value]
+    return spans.measure(cases, iter)  # type: ignore[return-value]
 
 
 SPANS = [f"arch=residual arch.skip_span={span} depth=20" for span in (1, 2, 3)]
@@ -136,7 +136,7 @@ def test_failures_count_at_chance_and_a_chosen_setting_may_differ() -> None:
     cases = [case_of(f"arch=plain lr={rate} seed={seed}") for rate in (1, 2) for seed in (90, 91)]
     cases += [case_of("arch=plain lr=1 seed=10", status=status) for status in ("failed",)]
     cases += [case_of("arch=plain lr=1 seed=11", status="diverged")]
-    rows = ends("x", cases, lambda case: case.arch, ["plain"], lambda *_: None, key="lr")
+    rows = ends(lambda case: case.arch, ["plain"], cases, iter, key="lr")
     assert [row[ERROR] for row in rows] == [1.0] * 4 + [CHANCE] * 2
     assert [row["value"] for row in rows] == [1, 1, 2, 2, 1, 1]
 
@@ -165,7 +165,8 @@ def test_a_pair_gives_the_finding_of_its_directories(tmp_path: Path) -> None:
         assert found["verdict"] == "supported"
         assert "bn_after_addition-56 (5 of 5)" in found["sentence"]
         assert (where / "probe-orders.png").stat().st_size > 1000
-    assert read(pair / "probe-orders.csv").equals(read(folder / "probe-orders.csv"))
+    tables = [(where / "probe-orders.csv").read_text() for where in (folder, pair)]
+    assert read(tables[0]).equals(read(tables[1]))
     kept, again = (json.loads((one / "probe-orders.json").read_text()) for one in (folder, pair))
     untimed = {"seconds", "measured"}
     assert {key for key in kept if kept[key] != again[key]} <= untimed

@@ -7,13 +7,14 @@ How to write one. A probe is one file, ``resexp/probes/<name>.py``, and its test
     SOURCE: str     who says it: paper and section
     TEXTBOOK: str   what textbooks and papers say, as the page of mechanisms quotes it
     NEEDS: Needs    what it is given: trained runs, settings to build or train from, or nothing
-    USUAL: list     the words that make its cases where none are typed: ["depth=20", "seed=0,1,2"]
-    measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]
+    USUAL: list     the words that make its cases where none are typed: ["depth=20", "seed=0,1,2"];
+                    not of a probe of runs, which makes none
+    measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]
     conclude(rows: pandas.DataFrame) -> Finding
-    draw(rows: pandas.DataFrame) -> matplotlib Figure
+    draw(rows: pandas.DataFrame) -> Figure
 
-torch and pandas are imported at the top; matplotlib, and ``resexp.probes.drawing``, inside of
-``draw`` alone: ``resexp probe`` lists all claims without it.
+torch and pandas are imported at the top; ``resexp.probes.drawing``, and with it matplotlib, inside
+of ``draw`` alone: ``resexp probe`` lists all claims without it.
 
 ``measure`` is given cases, one per network, in order of arch, depth and seed. With NEEDS
 ``trained`` each has a run with a checkpoint, with ``settings`` a case may have one or not
@@ -23,15 +24,15 @@ networks of them: ``trained(case, data)``, ``at_start(settings, data)``, ``snaps
 steps)``, which trains; ``load(settings)`` gives the images, on the device, and ``some_images`` a
 fixed subset, ready for a network. Cases are whatever the user has: choose the plain and residual
 ones and the first few seeds (``places``, ``twins``), and raise UsageError (one sentence: what is
-missing and what to type) if those needed are not there. ``tell(done, of, what)`` shows progress:
-call it often. Networks are the probe's own: alter them, but build them one at a time and remove
-hooks.
+missing and what to type) if those needed are not there. ``for one in tell(work)`` shows progress:
+work in small pieces. Networks are the probe's own: alter them, but build them one at a time and
+remove hooks.
 
-It returns tidy rows: one measurement per row, the same keys in each, numbers in SI or in the unit
+It gives tidy rows: one measurement per row, the same keys in each, numbers in SI or in the unit
 that the key names; None where not measured, nan where the network diverged. They are written as
 probe-<name>.csv (seven digits), and ``conclude`` and ``draw`` are given what a reader of that file
 has: numbers as numbers, NaN for None, whole numbers with gaps as floats (resexp.probes.rows has
-what they share).
+what they share, resexp.probes.drawing what the figures do).
 
 A Finding has the verdict word, one ``sentence`` with the numbers that decide (written after
 "<verdict> under this recipe:", so no capital needed), the ``numbers`` behind it by name,
@@ -45,20 +46,25 @@ takes a few minutes of one core at most for the digits: subsets are stated in co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resexp.analysis.results import Run
 from resexp.runs import checkpoint
-from resexp.settings import Settings, UsageError
+from resexp.settings import Arch, Merge, Settings, Twin, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
+else:
+    Figure = Any  # the claims are listed without matplotlib
+
+Row = dict[str, Any]  # numbers and text by column, None where not measured
+T = TypeVar("T")
 
 
 class Needs(StrEnum):
@@ -77,6 +83,11 @@ class Verdict(StrEnum):
     not_supported = "not supported"
     inconclusive = "inconclusive"
 
+    @classmethod
+    def of(cls, supported: bool, refuted: bool) -> Verdict:
+        """Where a rule says neither, inconclusive."""
+        return cls.supported if supported else cls.not_supported if refuted else cls.inconclusive
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -86,14 +97,37 @@ class Case:
     settings: Settings
     run: Run | None = None
 
+    def __str__(self) -> str:
+        return f"{self.arch} {self.depth}, seed {self.seed}"
+
+    @property
+    def depth(self) -> int:
+        return self.settings.depth
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
     @property
     def checkpoint(self) -> Path | None:
         """The file that holds its trained weights, if it kept one."""
         path = self.run.path / checkpoint.NAME if self.run is not None else None
         return path if path is not None and path.exists() else None
 
+    def place(self, arch: str = "arch") -> Row:
+        """What a row begins with; ``arch`` names the first column."""
+        return {arch: self.arch, "depth": self.depth, "seed": self.seed}
 
-Cell = str | int | float | None
+    def kind(self, *but: str) -> str | None:
+        """plain or residual, if it is a network of He et al. 2015; else None.
+
+        Whatever the settings ``but`` of its arch.
+        """
+        arch = replace(self.settings.arch, **{key: getattr(Arch(), key) for key in but})
+        for merge in (Merge.plain, Merge.residual):
+            if arch == Arch(merge=merge) and self.settings.twin is Twin.none:
+                return merge.value
+        return None
 
 
 @dataclass(slots=True)
@@ -128,8 +162,10 @@ class Finding:
     account: tuple[Account, str] | None = None  # and why
 
 
-#: Called with the pieces of work done, all of them, and a few words about the present one.
-Tell = Callable[[int, int, str], None]
+class Tell(Protocol):
+    """Goes through the pieces of a work and shows how far it is; ``iter`` shows nothing."""
+
+    def __call__(self, work: Collection[T], /) -> Iterator[T]: ...
 
 
 class Probe(Protocol):
@@ -138,10 +174,10 @@ class Probe(Protocol):
     CLAIM: str
     SOURCE: str
     NEEDS: Needs
-    USUAL: list[str]
+    USUAL: list[str]  # where it makes its own cases
     TEXTBOOK: str
 
-    def measure(self, cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]: ...
+    def measure(self, cases: Sequence[Case], tell: Tell) -> Iterable[Row]: ...
 
     def conclude(self, rows: pd.DataFrame) -> Finding: ...
 

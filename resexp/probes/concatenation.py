@@ -12,76 +12,57 @@ family that needs no skips: not supported. Else inconclusive.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    none,
-    told,
-    verdict,
-)
+from resexp.probes import Case, Finding, Needs, Row, Tell, Verdict, sweeps
 from resexp.settings import Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "Skips by concatenation, as in DenseNets and U-Nets, make networks train better."
 SOURCE = "Huang et al. 2017, section 1; Ronneberger et al. 2015, section 2"
 TEXTBOOK = "Concatenation lets features be used again and gradients reach all layers."
 NEEDS = Needs.runs
-USUAL = ["arch=dense,unet"]
 
-FAMILIES = ["dense", "unet"]
+PAIRS = {family: [family, f"{family} plain"] for family in ("dense", "unet")}
+ARMS = [arm for pair in PAIRS.values() for arm in pair]
 
 
 def arm(case: Case) -> str | None:
     """Its family, with ``plain`` if it is the twin without skips."""
-    if case.arch not in FAMILIES or case.settings.twin is Twin.matched:
-        return None
-    return case.arch if case.settings.twin is Twin.none else f"{case.arch} plain"
+    arms = {Twin.none: case.arch, Twin.plain: f"{case.arch} plain"}
+    return arms.get(case.settings.twin) if case.arch in PAIRS else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> list[Row]:
     """A row per run. Raises UsageError without both families and their twins."""
-    rows: list[dict[str, Cell]] = []
-    for family in FAMILIES:
-        own = [case for case in cases if case.arch == family]
-        rows += ends("concatenation", own, arm, [family, f"{family} plain"], tell)
-    return rows
+    own = {family: [case for case in cases if case.arch == family] for family in PAIRS}
+    return [
+        row for family, some in own.items() for row in sweeps.ends(arm, PAIRS[family], some, tell)
+    ]
+
+
+draw = partial(sweeps.drawn, "Concatenation, and the twins without", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """The twins against their families; the rule in the module's docstring."""
-    networks, less = [], {}
-    for family in FAMILIES:
-        pair = [family, f"{family} plain"]
-        depths = common(rows, pair)
-        networks += [(one, depth) for depth in depths for one in pair]
-        less[family] = [
-            contrast(rows, (f"{family} plain", depth), (family, depth)) for depth in depths[::-1]
+    depths = {family: sweeps.common(rows, pair) for family, pair in PAIRS.items()}
+    less = {
+        family: [
+            sweeps.contrast(rows, (twin, depth), (family, depth)) for depth in depths[family][::-1]
         ]
+        for family, (_, twin) in PAIRS.items()
+    }
     deepest = [some[0] for some in less.values()]
-    return finding(
+    errors = ", ".join(sweeps.told(rows, pair, depths[family]) for family, pair in PAIRS.items())
+    return sweeps.finding(
         rows,
-        verdict(all(effects(deepest)), any(none(deepest))),
-        f"training error {told(rows, networks)}",
+        Verdict.of(all(sweeps.effects(deepest)), any(sweeps.none(deepest))),
+        f"training error {errors}",
         [one for some in less.values() for one in some],
         conventions=[
             "DenseNets classify the digits; U-Nets segment blobs, their errors are of pixels",
             "the deepest of each family decides; twins: twin=plain",
         ],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors of both families and their twins."""
-    arms = [arm for family in FAMILIES for arm in (family, f"{family} plain")]
-    return drawn(rows, "Concatenation, and the twins without", arms)

@@ -20,39 +20,19 @@ three optimizers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from resexp.analysis.statistics import paired_t
-from resexp.probes import Account, Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    ERROR,
-    LOSS,
-    best,
-    chosen_values,
-    common,
-    contrast,
-    effects,
-    ends,
-    finding,
-    judged,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Activation, Arch, Init, Merge, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from resexp.probes import Account, Case, Figure, Finding, Needs, Verdict, sweeps
+from resexp.settings import Activation, Init, Twin
 
 CLAIM = "Degradation is uneven steps: what makes relative steps even cures it without a skip."
 SOURCE = "this project's question; Yang et al. 2019 on the growth; Zhang et al. 2022 on TAT"
 TEXTBOOK = "Skips cure degradation; whether the optimizer or the initial weights can is left open."
 NEEDS = Needs.runs
-USUAL = ["depth=20,56", "arch=plain,residual"]
 
 EVEN = ["adamw", "lars", "muon", "tat"]
 UNEVEN = "delta_orthogonal"
@@ -66,15 +46,11 @@ BROUGHT = ["optimizer", "init", "momentum", "nesterov", "weight_decay", "warmup_
 
 def arm(case: Case) -> str | None:
     """``plain, muon`` or ``residual, tat + delta_orthogonal``; None if anything else differs."""
-    settings, arch = case.settings, case.settings.arch
-    alike = replace(arch, activation=Activation.relu, slope=Arch().slope)
-    if settings.twin is not Twin.none:
-        return None
     if case.arch in HIDDEN:
-        return f"plain, {case.arch}" if cure(case) == NONE else None
-    known = {"plain": Merge.plain, "residual": Merge.residual}
-    fits = case.arch in known and alike == Arch(merge=known[case.arch])
-    return f"{case.arch}, {cure(case)}" if fits else None
+        folded = cure(case) == NONE and case.settings.twin is Twin.none
+        return plain(case.arch) if folded else None
+    known = case.kind("activation", "slope") == case.arch
+    return f"{case.arch}, {cure(case)}" if known else None
 
 
 def cure(case: Case) -> str:
@@ -86,9 +62,7 @@ def cure(case: Case) -> str:
     return " + ".join(map(str, differs)) or NONE
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without plain networks of the five cures foretold."""
-    return ends("cures", cases, arm, FORETOLD, tell, key="lr", apart=BROUGHT)
+measure = partial(sweeps.ends, arm, FORETOLD, key="lr", apart=BROUGHT)
 
 
 def plain(cure: str) -> str:
@@ -97,61 +71,54 @@ def plain(cure: str) -> str:
 
 def depths_of(rows: pd.DataFrame) -> tuple[int, int]:
     """The shallow and the deep depth that are compared."""
-    depths = common(rows, FORETOLD)
+    depths = sweeps.common(rows, FORETOLD)
     return next((depth for depth in depths if depth >= SHALLOW), depths[0]), depths[-1]
+
+
+def rise(rows: pd.DataFrame, arm: str, column: str = sweeps.ERROR) -> sweeps.Contrast:
+    """How much higher the deep networks of an arm end than the shallow ones."""
+    shallow, deep = depths_of(rows)
+    return sweeps.contrast(rows, (arm, deep), (arm, shallow), column)
 
 
 def rises(rows: pd.DataFrame, arch: str, column: str) -> dict[str, pd.Series[float]]:
     """By cure, the least mean first, how much higher the deep networks of an arch end, by seed."""
-    shallow, deep = depths_of(rows)
     arms = {one for one in rows["arm"] if one.startswith(f"{arch}, ")}
-    found = {
-        one.removeprefix(f"{arch}, "): contrast(rows, (one, deep), (one, shallow), column).points
-        for one in arms
-    }
-    found = {name: points for name, points in found.items() if len(points)}
-    return dict(sorted(found.items(), key=lambda item: (item[1].mean(), item[0])))
+    found = {one.removeprefix(f"{arch}, "): rise(rows, one, column).points for one in arms}
+    both = [(name, points) for name, points in found.items() if len(points)]
+    return dict(sorted(both, key=lambda item: (item[1].mean(), item[0])))
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """Whether deeper plain networks end worse with each cure, by the rule in the docstring."""
-    chosen, rows = rows, judged(rows)
-    shallow, deep = depths_of(rows)
+    chosen, rows = rows, sweeps.judged(rows)
+    _, deep = depths_of(rows)
     foretold = [*EVEN, UNEVEN]
-    rise = [contrast(rows, (plain(one), deep), (plain(one), shallow)) for one in foretold]
-    worse = dict(zip(foretold, effects(rise), strict=True))
-    cured = dict(zip(foretold, none(rise), strict=True))
+    risen = [rise(rows, plain(one)) for one in foretold]
+    worse = dict(zip(foretold, sweeps.effects(risen), strict=True))
+    cured = dict(zip(foretold, sweeps.none(risen), strict=True))
     supported = all(cured[one] for one in EVEN) and worse[UNEVEN]
     refuted = any(worse[one] for one in EVEN) or cured[UNEVEN]
-    every = rises(rows, "plain", ERROR)
-    others = [
-        contrast(rows, (plain(one), deep), (plain(one), shallow))
-        for one in every
-        if one not in foretold
-    ]
+    every = rises(rows, "plain", sweeps.ERROR)
+    others = [rise(rows, plain(one)) for one in every if one not in foretold]
     tried = [one for one in every if one != NONE]
-    helped = [contrast(rows, (plain(NONE), deep), (plain(one), deep)) for one in tried]
-    better = [one for one, yes in zip(tried, effects(helped), strict=True) if yes]
-    account = None
-    if any(cured.values()):
-        names = ", ".join(one for one in foretold if cured[one])
-        account = (
-            Account.overgeneralised,
-            f"without a skip, {names} trained 56 layers as well as 20.",
-        )
-    return finding(
+    helped = [sweeps.contrast(rows, (plain(NONE), deep), (plain(one), deep)) for one in tried]
+    better = [one for one, yes in zip(tried, sweeps.effects(helped), strict=True) if yes]
+    names = ", ".join(one for one in foretold if cured[one])
+    why = f"without a skip, {names} trained 56 layers as well as 20."
+    return sweeps.finding(
         rows,
-        verdict(supported, refuted),
-        f"training error {told(rows, [(plain(one), deep) for one in every])}; "
+        Verdict.of(supported, refuted),
+        f"training error {sweeps.told(rows, [plain(one) for one in every], [deep])}; "
         f"better than without a cure: {', '.join(better) or 'none'}",
-        [*rise, *others],
+        [*risen, *others],
         conventions=[
-            chosen_values(chosen, "rate"),
+            sweeps.chosen_values(chosen, "rate"),
             "even steps foretold of " + ", ".join(EVEN) + f"; uneven of {UNEVEN}; the others told "
             "without a prediction, and tested apart",
             "diracnet and repvgg fold into plain networks, but train with skips inside a layer",
         ],
-        account=account,
+        account=(Account.overgeneralised, why) if names else None,
     )
 
 
@@ -159,9 +126,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     """The rise in error and in loss by cure, the least of plain networks on top; and best rates."""
     from resexp.probes.drawing import COLOURS, GREY, finish, panels
 
-    of = judged(rows)
-    columns = {ERROR: "rise, points of error", LOSS: "rise, decades of loss"}
-    names = list(rises(of, "plain", ERROR))
+    of = sweeps.judged(rows)
+    columns = {sweeps.ERROR: "rise, points of error", sweeps.LOSS: "rise, decades of loss"}
+    names = list(rises(of, "plain", sweeps.ERROR))
     figure, axes = panels(3, 30 + 7 * len(names), sharey=True)
     for axis, (column, label) in zip(axes, columns.items(), strict=False):
         for arch, colour in COLOURS.items():
@@ -169,7 +136,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             spread(axis, names, found, color=colour, marker="os"[arch == "residual"])
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.set_xlabel(label)
-    rates(axes[2], names, best(rows), depths_of(of))
+    rates(axes[2], names, sweeps.best(rows), depths_of(of))
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     lines = {arch: {"color": colour} for arch, colour in COLOURS.items()}
@@ -181,7 +148,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def spread(
-    axis: Axes, names: Sequence[str], found: dict[str, pd.Series[float]], **style: Any
+    axis: Any, names: Sequence[str], found: dict[str, pd.Series[float]], **style: Any
 ) -> None:
     """The mean and 95 % interval of every cure that an arch was trained with."""
     for name, points in found.items():
@@ -193,7 +160,7 @@ def spread(
 
 
 def rates(
-    axis: Axes, names: Sequence[str], chosen: dict[tuple[str, int], float], depths: tuple[int, int]
+    axis: Any, names: Sequence[str], chosen: dict[tuple[str, int], float], depths: tuple[int, int]
 ) -> None:
     """Best rates of plain networks: shallow (hollow), deep (full), and two theories of the deep."""
     from resexp.probes.drawing import GREY, PLAIN

@@ -1,10 +1,10 @@
-"""What the figures of probes share: panels, colours, lines of means. Imports matplotlib."""
+"""What the figures of probes share: panels, colours, lines of means."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -12,40 +12,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resexp.analysis.figures.canvas import (
-    COLUMN,
-    DASHES,
-    GREY,
-    MM,
-    PAGE,
-    SERIES_STYLES,
-    STYLE,
-    blank,
-    head,
-    legend,
-    save,
-)
+from resexp.analysis.figures import canvas
+from resexp.probes import Probe
 from resexp.probes.rows import decades
 
-if TYPE_CHECKING:
-    from resexp.probes import Probe
-
-__all__ = ["COLUMN", "DASHES", "GREY", "dots", "finish", "means", "panels", "series", "write"]
-
-PLAIN, RESIDUAL = SERIES_STYLES[0][0], SERIES_STYLES[1][0]
-COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
+COLUMN, GREY, DASHES = canvas.COLUMN, canvas.GREY, canvas.DASHES
 DOTS: Any = (0, (1, 1.4))
+PLAIN, RESIDUAL = (colour for colour, _ in canvas.SERIES_STYLES[:2])
+COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
 
 
 def series(*names: str) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each, as options of a line; begin with plain, residual."""
-    styles = zip(names, SERIES_STYLES, strict=False)
+    styles = zip(names, canvas.SERIES_STYLES, strict=False)
     return {name: {"color": colour, "marker": marker} for name, (colour, marker) in styles}
 
 
-def panels(columns: int, height: float, width: float = PAGE, **options: Any) -> tuple[Figure, Any]:
+def panels(
+    columns: int, height: float, width: float = canvas.PAGE, **options: Any
+) -> tuple[Figure, Any]:
     """A figure of ``height`` in mm and ``width`` in inches, and its axes in a row."""
-    figure = blank(width, height * MM)
+    figure = canvas.blank(width, height * canvas.MM)
     return figure, figure.subplots(1, columns, **options)
 
 
@@ -75,14 +62,14 @@ def finish(
     figure: Figure, title: str, lines: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Figure:
     """The figure with its heading and, by label, the lines of its legend (options of Line2D)."""
-    head(figure, title)
+    canvas.head(figure, title)
     if lines:
         handles = [Line2D([], [], **{"ms": 3, **style}) for style in lines.values()]
-        legend(figure, handles, list(lines))
+        canvas.legend(figure, handles, list(lines))
     return figure
 
 
 def write(probe: Probe, rows: pd.DataFrame, path: Path) -> None:
     """Draw the figure of a probe from its rows into a file. Raises Unwritten."""
-    with matplotlib.rc_context(STYLE):
-        save(probe.draw(rows), path)
+    with matplotlib.rc_context(canvas.STYLE):
+        canvas.save(probe.draw(rows), path)

@@ -13,35 +13,18 @@ before any network of it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    TEST,
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    none,
-    told,
-    verdict,
-)
+from resexp.probes import Case, Finding, Needs, Verdict, sweeps
 from resexp.settings import Arch, Merge, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "A deep plain network trains well if it has skips first and loses them on the way."
 SOURCE = "this project's question; arXiv 2506.14386 asks it of test errors"
 TEXTBOOK = "Skips ease optimisation; whether a trained network still needs them is left open."
 NEEDS = Needs.runs
-USUAL = ["depth=56", "arch=plain,fading,residual"]
 
 PLAIN, FADING, RESIDUAL = ARMS = ["plain", "fading", "residual"]
 
@@ -49,37 +32,28 @@ PLAIN, FADING, RESIDUAL = ARMS = ["plain", "fading", "residual"]
 def arm(case: Case) -> str | None:
     """Which of the three it is; only shortcuts that were gone before the last step have faded."""
     arch, settings = case.settings.arch, case.settings
-    if settings.twin is not Twin.none:
-        return None
-    if arch.merge == FADING:
-        gone = arch.options["fade_to"] < settings.steps
-        return FADING if gone and replace(arch, merge=Merge.plain, options={}) == Arch() else None
-    known = {PLAIN: Arch(), RESIDUAL: Arch(merge=Merge.residual)}
-    return next((name for name, one in known.items() if one == arch), None)
+    if arch.merge != FADING:
+        return case.kind()
+    gone = arch.options["fade_to"] < settings.steps and settings.twin is Twin.none
+    return FADING if gone and replace(arch, merge=Merge.plain, options={}) == Arch() else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without all three networks at one depth."""
-    return ends("fading", cases, arm, ARMS, tell)
+measure = partial(sweeps.ends, arm, ARMS)
+draw = partial(sweeps.drawn, "Without skips, with skips that fade, and with skips", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """What fading changes; the rule in the module's docstring."""
-    deep = common(rows, ARMS)[-1]
+    deep = sweeps.common(rows, ARMS)[-1]
     plain, fading, residual = ((one, deep) for one in ARMS)
-    gain, loss = contrast(rows, plain, fading), contrast(rows, fading, residual)
-    (helps,), (harms,) = effects([gain]), effects([loss])
-    (same,), (no_gain,) = none([loss]), none([gain])
-    networks = [plain, fading, residual]
-    return finding(
+    gain, loss = sweeps.contrast(rows, plain, fading), sweeps.contrast(rows, fading, residual)
+    (helps,), (harms,) = sweeps.effects([gain]), sweeps.effects([loss])
+    (same,), (no_gain,) = sweeps.none([loss]), sweeps.none([gain])
+    errors, tests = (sweeps.told(rows, ARMS, [deep], one) for one in (sweeps.ERROR, sweeps.TEST))
+    return sweeps.finding(
         rows,
-        verdict(helps and same, harms or no_gain),
-        f"training error {told(rows, networks)}; test error {told(rows, networks, TEST)}",
-        [gain, loss, contrast(rows, fading, residual, TEST)],
+        Verdict.of(helps and same, harms or no_gain),
+        f"training error {errors}; test error {tests}",
+        [gain, loss, sweeps.contrast(rows, fading, residual, sweeps.TEST)],
         conventions=["shortcuts times a, which falls from 1 to 0 in the middle of training"],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors of the three."""
-    return drawn(rows, "Without skips, with skips that fade, and with skips", ARMS)

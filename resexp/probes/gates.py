@@ -11,29 +11,12 @@ that train as well: not supported. Else inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    chosen_values,
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    judged,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Arch, Merge, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Case, Finding, Needs, Verdict, sweeps
+from resexp.settings import Twin
 
 CLAIM = "Identity skips train deep networks better than gated ones, however the gates are tuned."
 SOURCE = "He et al. 2016, section 3.2, table 1"
@@ -42,7 +25,6 @@ TEXTBOOK = (
     "at 6.91 %, identity at 6.61 %."
 )
 NEEDS = Needs.runs
-USUAL = ["depth=20,56", "arch=residual,highway,shortcut_gate"]
 
 GATED = ["highway", "shortcut_gate"]
 ARMS = ["residual", *GATED]
@@ -50,36 +32,30 @@ ARMS = ["residual", *GATED]
 
 def arm(case: Case) -> str | None:
     """Its arch, if it is one of the three."""
-    fits = case.arch in GATED or case.settings.arch == Arch(merge=Merge.residual)
-    return case.arch if fits and case.settings.twin is Twin.none else None
+    gated = case.arch in GATED and case.settings.twin is Twin.none
+    return case.arch if gated or case.kind() == "residual" else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without all three networks at one depth."""
-    return ends("gates", cases, arm, ARMS, tell, key="arch.gate_bias")
+measure = partial(sweeps.ends, arm, ARMS, key="arch.gate_bias")
+draw = partial(sweeps.drawn, "Gated and identity skips", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """Gates at their best against the identity; the rule in the module's docstring."""
-    chosen, rows = rows, judged(rows)
-    depths = common(rows, ARMS)
+    chosen, rows = rows, sweeps.judged(rows)
+    depths = sweeps.common(rows, ARMS)
     less = {
-        depth: [contrast(rows, (gate, depth), ("residual", depth)) for gate in GATED]
+        depth: [sweeps.contrast(rows, (gate, depth), ("residual", depth)) for gate in GATED]
         for depth in depths
     }
     deepest = less[depths[-1]]
-    return finding(
+    return sweeps.finding(
         rows,
-        verdict(all(effects(deepest)), any(none(deepest))),
-        f"training error {told(rows, [(one, depth) for depth in depths for one in ARMS])}",
+        Verdict.of(all(sweeps.effects(deepest)), any(sweeps.none(deepest))),
+        f"training error {sweeps.told(rows, ARMS, depths)}",
         [one for depth in reversed(depths) for one in less[depth]],
         conventions=[
-            chosen_values(chosen, "gate bias"),
+            sweeps.chosen_values(chosen, "gate bias"),
             f"depth {depths[-1]} decides; no other setting was chosen, and no bias beyond these",
         ],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors of each kind of skip."""
-    return drawn(rows, "Gated and identity skips", ARMS)

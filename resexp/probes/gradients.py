@@ -15,19 +15,17 @@ the greatest depth: of the architecture, for nothing was trained. Mean log10 rho
 and every seed below 0: supported. >= +1 and every seed above 0 (they explode instead): not
 supported. Else, or of fewer than three seeds, inconclusive.
 
-Networks as their runs left them are told of at each depth, by rho of r; they decide nothing. At a
-depth where the mean is below a factor of two either way they neither grow nor shrink. One that
-answers more than 10 % of the images wrong failed to train: what it shows may be its failure. There
-r has a second reason to be small, |W|: its growth in the first three layers since step 0 is told.
+Networks as their runs left them are told of, by rho of r, and decide nothing. One that answers more
+than 10 % of the images wrong failed to train: what it shows may be its failure. There r has a
+second reason to be small, |W|: its growth in the first three layers since step 0 is told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -37,18 +35,8 @@ from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import least_squares
 from resexp.models.blocks import Block
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import (
-    at_start,
-    error_percent,
-    hooked,
-    load,
-    places,
-    snapshots,
-    some_images,
-    trained,
-    usual_depth,
-)
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import (
     ENOUGH,
     FAILED,
@@ -60,10 +48,7 @@ from resexp.probes.rows import (
     those,
     values,
 )
-from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin, UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.settings import Arch, Init, Merge, Normalisation, Settings, Twin
 
 CLAIM = "In deep plain networks at their start gradients vanish on their way to the first layers."
 SOURCE = "common; He et al. 2015, section 4.1, doubt it with batch normalisation"
@@ -87,58 +72,28 @@ ARMS: dict[str, tuple[Merge, Normalisation, Init | None]] = {
 }
 
 
-@dataclass(slots=True)
-class Layers:
-    """Gradient norms of one network on one batch, in forward order."""
-
-    error_percent: float
-    g: list[float]  # of each convolution's weights
-    r: list[float]  # the same over the norm of the weights
-    a: list[float]  # at each block's output
-    block_ends: list[int]  # convolutions up to each block's end
-
-
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Every arm and depth at step 0 and, if trained, at the end; between at the usual depth."""
-    bases = chosen(cases)
-    watched = usual_depth(depth for depth, _ in bases)
-    kept = {
-        (case.arch, case.settings.depth, case.settings.seed): case
-        for case in cases
-        if case.checkpoint is not None
-        and case.arch in ARMS
-        and case.settings == arm(case.settings, case.arch)
-    }
-    rows: list[dict[str, Cell]] = []
-    work = list(product(bases, ARMS))
-    for done, ((depth, seed), name) in enumerate(work):
-        tell(done, len(work), f"{name} {depth}, seed {seed}")
-        settings = arm(bases[depth, seed].settings, name)
-        data = load(settings)
-        batch = some_images(settings, data, IMAGES)
-        steps = [step for step in EARLY if step <= settings.steps and depth == watched]
-        early = snapshots(settings, data, steps) if steps else [(0, at_start(settings, data))]
-        for step, network in early:
-            rows += tidy(name, depth, seed, str(step), layers(network, *batch))
-        if ran := kept.get((name, depth, seed)):
-            rows += tidy(name, depth, seed, "end", layers(trained(ran, data), *batch))
-    return rows
-
-
-def chosen(cases: Sequence[Case]) -> dict[tuple[int, int], Case]:
-    """A case for each depth and seed, to make the arms from; the first SEEDS seeds."""
-
-    def fits(case: Case) -> bool:
-        norm = case.settings.arch.norm
-        return case.arch in ("plain", "residual") and norm is Normalisation.batch
-
-    found = places(cases, fits, SEEDS)
-    if not found:
-        raise UsageError(
-            "gradients starts from plain and residual networks with batch normalisation. "
-            "Choose arch=plain,residual."
-        )
-    return {place[1:]: case for place, case in reversed(found.items())}
+    fit = nets.chosen(
+        cases,
+        lambda case: (
+            case.arch in ("plain", "residual") and case.settings.arch.norm is Normalisation.batch
+        ),
+        "gradients starts from plain and residual networks with batch normalisation. "
+        "Choose arch=plain,residual.",
+    )
+    bases = nets.bases(fit, SEEDS)
+    watched = nets.usual_depth(base.depth for base in bases)
+    arms = [Case(name, arm(base.settings, name)) for base in bases for name in ARMS]
+    for case in tell(nets.with_runs(arms, cases)):
+        settings, data = case.settings, nets.load(case.settings)
+        batch = nets.some_images(settings, data, IMAGES)
+        steps = [step for step in EARLY if step <= settings.steps and case.depth == watched]
+        networks = nets.snapshots(settings, data, steps or [0])
+        end = [("end", nets.trained(case, data))] if case.run else []
+        for step, network in chain(networks, end):
+            for row in layers(network, *batch):
+                yield case.place("arm") | {"step": str(step)} | row
 
 
 def arm(base: Settings, name: str) -> Settings:
@@ -149,38 +104,29 @@ def arm(base: Settings, name: str) -> Settings:
     return replace(base, arch=arch, twin=Twin.none, init=init or base.init)
 
 
-def layers(network: nn.Module, images: Tensor, labels: Tensor) -> Layers:
-    """Gradient norms in training mode: normalisation by the batch's own statistics."""
+def layers(network: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
+    """A row per convolution, in training mode; ``a`` stands with the last one of its block."""
     weights: list[Tensor] = []
-    outputs: list[Tensor] = []
-    ends: list[int] = []
+    outputs: dict[int, Tensor] = {}  # of each block, by its last convolution, from 1
 
     def passed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             weights.append(module.weight)
         else:
-            outputs.append(output)
-            ends.append(len(weights))
+            outputs[len(weights)] = output
 
     modules = [module for module in network.modules() if isinstance(module, Block | nn.Conv2d)]
-    with hooked(modules, passed):
+    with nets.hooked(modules, passed):
         logits = network.train()(images)
-    gradients = torch.autograd.grad(cross_entropy(logits, labels), [*weights, *outputs])
-    g = [gradient.norm().item() for gradient in gradients[: len(weights)]]
-    r = [norm / weight.norm().item() for norm, weight in zip(g, weights, strict=True)]
-    of_blocks = gradients[len(weights) :]
-    a = [len(images) * one.flatten(1).norm(dim=1).mean().item() for one in of_blocks]
-    return Layers(error_percent(logits, labels), g, r, a, ends)
-
-
-def tidy(name: str, depth: int, seed: int, step: str, found: Layers) -> list[dict[str, Cell]]:
-    """A row per convolution; ``a`` stands with the last convolution of its block."""
-    at_end = dict(zip(found.block_ends, found.a, strict=True))
-    place: dict[str, Cell] = {"arm": name, "depth": depth, "seed": seed, "step": step}
-    place["error_percent"] = found.error_percent
+    loss = cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, [*weights, *outputs.values()])
+    of_blocks = zip(outputs, gradients[len(weights) :], strict=True)
+    a = {at: len(images) * one.flatten(1).norm(dim=1).mean().item() for at, one in of_blocks}
+    error = {"error_percent": nets.error_percent(logits, labels)}
+    norms = [gradient.norm().item() for gradient in gradients[: len(weights)]]
     return [
-        {**place, "layer": layer, "g": g, "r": r, "a": at_end.get(layer)}
-        for layer, (g, r) in enumerate(zip(found.g, found.r, strict=True), start=1)
+        error | {"layer": at, "g": g, "r": g / weight.norm().item(), "a": a.get(at)}
+        for at, (g, weight) in enumerate(zip(norms, weights, strict=True), start=1)
     ]
 
 
@@ -213,9 +159,9 @@ def figures(rows: pd.DataFrame, depths: Sequence[int]) -> dict[str, float]:
     """Means over seeds by name."""
     numbers = {}
     for name, depth in product(ARMS, depths):
-        here, tilted = those(rows, arm=name, depth=depth, step="0"), tilts(rows, "g", name, depth)
-        numbers[f"log10 rho, {name} {depth}, step 0"] = mean(tilted)
-        numbers[f"slope of log10 a per layer, {name} {depth}, step 0"] = mean(slopes(here))
+        numbers[f"log10 rho, {name} {depth}, step 0"] = mean(tilts(rows, "g", name, depth))
+        slope = mean(slopes(those(rows, arm=name, depth=depth, step="0")))
+        numbers[f"slope of log10 a per layer, {name} {depth}, step 0"] = slope
     for name, depth, step in product(ARMS, depths, (*map(str, EARLY[1:]), "end")):
         if len(found := tilts(rows, "r", name, depth, step)):
             numbers[f"log10 rho of r, {name} {depth}, step {step}"] = mean(found)
@@ -280,7 +226,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         conventions=[
             f"first {ENDS} layers over last {ENDS}; in units of the weights: each gradient over "
             f"its weights' norm; {IMAGES} training images, training-mode statistics; "
-            f"{seeds_of(rows)}; between start and end depth {usual_depth(depths)} retrained",
+            f"{seeds_of(rows)}; between start and end depth {nets.usual_depth(depths)} retrained",
             "a hypothesis, not tested here: exploding gradients enlarge the first layers' weights, "
             "and normalisation then divides their effective rate, so trained ones may vanish",
         ],
@@ -300,11 +246,8 @@ def judge(plain: Sequence[float]) -> Verdict:
     """The rule in the module's docstring, on log10 rho of each seed."""
     if len(plain) < ENOUGH:
         return Verdict.inconclusive
-    if mean(plain) <= -1 and max(plain) < 0:
-        return Verdict.supported
-    if mean(plain) >= 1 and min(plain) > 0:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    tilted = mean(plain)
+    return Verdict.of(tilted <= -1 and max(plain) < 0, tilted >= 1 and min(plain) > 0)
 
 
 def word(log: float) -> str:
@@ -319,7 +262,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     from resexp.probes.drawing import COLOURS, DASHES, DOTS, GREY, finish, means, panels
 
     depths = sorted(set(rows["depth"]))
-    deep, watched = depths[-1], usual_depth(depths)
+    deep, watched = depths[-1], nets.usual_depth(depths)
     rows = rows.assign(step=rows["step"].astype(str))
     start = those(rows, depth=deep, step="0")
     figure, axes = panels(4, 76, width_ratios=[3, 3, 2, 2])
@@ -342,13 +285,11 @@ def draw(rows: pd.DataFrame) -> Figure:
             ends.plot(at // 2, value, mark, color=colour, ms=4, alpha=0.8)
     ends.set_xticks(range(len(depths)), map(str, depths))
     for axis, what in ((weights, "the weights"), (activations, "activations")):
-        axis.set_title(f"depth {deep}, step 0", loc="left", fontweight="bold")
-        axis.set(xlabel="convolution, from the input", ylabel=f"gradient of {what} (norm)")
+        axis.set(title=f"depth {deep}, step 0", xlabel="convolution, from the input")
+        axis.set_ylabel(f"gradient of {what} (norm)")
     label = f"log10 of gradient over weights,\nfirst {ENDS} over last {ENDS} layers"
-    training.set(xlabel="step", ylabel=label)
-    training.set_title(f"depth {watched}", loc="left", fontweight="bold")
-    ends.set(xlabel="depth", xlim=(-0.5, len(depths) - 0.5))
-    ends.set_title("trained", loc="left", fontweight="bold")
+    training.set(title=f"depth {watched}", xlabel="step", ylabel=label)
+    ends.set(title="trained", xlabel="depth", xlim=(-0.5, len(depths) - 0.5))
     for axis in (training, ends):
         axis.axhline(0, color=GREY, linewidth=0.6)
     return finish(

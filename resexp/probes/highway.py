@@ -27,10 +27,9 @@ more or an identity_error 1e-9 or more: inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -39,23 +38,11 @@ from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import paired_t
 from resexp.models.blocks import Block
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import (
-    at_start,
-    ended,
-    hooked,
-    load,
-    places,
-    scores,
-    some_images,
-    with_runs,
-)
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.paths import back, unravelled
 from resexp.probes.rows import FAILED, by_seed, mean, seeds_of, those, values
-from resexp.settings import Arch, Merge, Order, Twin, UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.settings import Arch, Merge, Order, Twin
 
 CLAIM = "Skips are a highway: most of the gradient goes from head to stem by the shortcuts alone."
 SOURCE = "He et al. 2016, section 2, equation 5"
@@ -85,48 +72,38 @@ class Passage:
     y: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Each depth and seed at the start; trained the deepest, and others that have checkpoints."""
-
-    def fits(case: Case) -> bool:
-        return case.settings.arch.family == "cifar" and case.settings.arch.skip_span == 2
-
-    found = places(cases, fits, SEEDS)
-    if not found:
-        raise UsageError("highway needs networks of the cifar family. Choose arch=residual.")
-    bases = {place[1:]: case.settings for place, case in reversed(found.items())}
-    deep = max(depth for depth, _ in bases)
+    fit = nets.chosen(
+        cases,
+        lambda case: case.settings.arch.family == "cifar" and case.settings.arch.skip_span == 2,
+        "highway needs networks of the cifar family. Choose arch=residual.",
+    )
+    bases = nets.bases(fit, SEEDS)
+    deep = max(base.depth for base in bases)
     wanted = [
-        Case(arm, replace(base, arch=arch, twin=Twin.none))
-        for base, (arm, arch) in product(bases.values(), ARMS.items())
+        Case(arm, replace(base.settings, arch=arch, twin=Twin.none))
+        for base, (arm, arch) in product(bases, ARMS.items())
     ]
-    chosen = with_runs(wanted, cases)
-    work = [(case, "start") for case in chosen]
-    work += [(case, "end") for case in chosen if case.run or case.settings.depth == deep]
-    rows: list[dict[str, Cell]] = []
-    for done, (case, when) in enumerate(work):
-        tell(done, len(work), f"{case.arch} {case.settings.depth}, {when}")
-        rows += rows_of(case, when)
-    return rows
+    found = nets.with_runs(wanted, cases)
+    trained = [case for case in found if case.run or case.depth == deep]
+    for case, when in tell([*product(found, ["start"]), *product(trained, ["end"])]):
+        yield from rows_of(case, when)
 
 
-def rows_of(case: Case, when: str) -> list[dict[str, Cell]]:
+def rows_of(case: Case, when: str) -> Iterator[Row]:
     """A row per block."""
-    settings, data = case.settings, load(case.settings)
-    network, error = at_start(settings, data), None
-    if when == "end":
-        network = ended(case)
-        error = scores(settings, network)[0].error
-    images, labels = some_images(settings, data, IMAGES)
+    settings, data = case.settings, nets.load(case.settings)
+    network = nets.at_start(settings, data) if when == "start" else nets.ended(case)
+    scores = nets.scores(settings, network) if when == "end" else {}
+    images, labels = nets.some_images(settings, data, IMAGES)
     network, images = network.double().train(), images.double()
-    place: dict[str, Cell] = {"arm": case.arch, "depth": settings.depth, "seed": settings.seed}
-    place |= {"when": when, "clean_error_percent": error}
-    nothing: dict[str, Cell] = dict.fromkeys(("identity_error", *BLOCK))
+    error = {"clean_error_percent": scores.get("train_error_percent")}
+    place = case.place("arm") | {"when": when} | error
+    nothing = dict.fromkeys(("identity_error", *BLOCK))
     found = blocks(network, images, labels)
-    return [
-        place | {"block": number, "path_share": share} | nothing | found.get(number, {})
-        for number, share in enumerate(path_shares(network, images, labels), start=1)
-    ]
+    for number, share in enumerate(path_shares(network, images, labels), start=1):
+        yield place | {"block": number, "path_share": share} | nothing | found.get(number, {})
 
 
 def path_shares(network: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
@@ -140,7 +117,7 @@ def path_shares(network: nn.Module, images: Tensor, labels: Tensor) -> list[floa
     return shares[::-1]
 
 
-def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> dict[int, dict[str, Cell]]:
+def blocks(network: nn.Module, images: Tensor, labels: Tensor) -> dict[int, Row]:
     """The numbers of every block with an identity shortcut, by block from 1.
 
     None for a pre-activated network of one block a stage.
@@ -170,7 +147,7 @@ def passed(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Passage]]:
         passages.append(Passage(block, *branches.pop(), output))
 
     blocks = [module for module in network.modules() if isinstance(module, Block)]
-    with hooked([block.branch for block in blocks], branched), hooked(blocks, ended):
+    with nets.hooked([block.branch for block in blocks], branched), nets.hooked(blocks, ended):
         return network(images), passages
 
 
@@ -179,7 +156,7 @@ def keeps_shape(one: Passage) -> bool:
     return one.x.shape == one.f.shape and not list(one.block.before.children())
 
 
-def numbers(one: Passage, at_x: Tensor, at_f: Tensor, at_y: Tensor) -> dict[str, Cell]:
+def numbers(one: Passage, at_x: Tensor, at_f: Tensor, at_y: Tensor) -> Row:
     """What the module's docstring defines, of one block; ``at_`` are gradients of the loss."""
     (branch,) = torch.autograd.grad(one.f, one.x, at_f, retain_graph=True)
     stops = bool(list(one.block.after.children()))
@@ -234,7 +211,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         numbers=numbers | {"largest identity_error": error},
         conventions=[
             f"{IMAGES} training images, one batch, training-mode statistics, float64; "
-            f"{seeds_of(rows)}; a share: projection on the whole gradient at the same place",
+            f"{seeds_of(rows)}; a share: projection on the whole gradient at the same place"
         ],
         headlines=[
             *(Headline(what, 100 * share, "%", ".2f") for what, share in told.items()),
@@ -248,11 +225,8 @@ def judge(error: float, worst: float, shares: Sequence[pd.Series[float]]) -> Ver
     if not (error < EXACT and worst < FAILED) or min(map(len, shares)) < SEEDS:
         return Verdict.inconclusive
     bounds = [paired_t(list(share)) for share in shares]
-    if all(one.lower > MOST for one in bounds):
-        return Verdict.supported
-    if all(one.upper < MOST for one in bounds):
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    above, below = (one.lower > MOST for one in bounds), (one.upper < MOST for one in bounds)
+    return Verdict.of(all(above), all(below))
 
 
 def draw(rows: pd.DataFrame) -> Figure:

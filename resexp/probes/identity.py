@@ -21,10 +21,9 @@ one. Else inconclusive. The word is of the recipe's rate and steps: in others tr
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -33,13 +32,10 @@ from torch.nn.functional import cross_entropy
 
 from resexp.models.blocks import Block
 from resexp.models.merges import Drop
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, ended, fitted, load, places, some_images
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import ENOUGH, decades, difference, mean, seeds_of, those, values
-from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.settings import Arch, Merge, Order, UsageError
 
 CLAIM = "A deep plain network could do as well as a shallow one, but training does not find it."
 SOURCE = "He et al. 2015, sections 1 and 3.1"
@@ -55,10 +51,7 @@ SEEDS = 5
 WARM_STEPS = 30
 SAME = 1e-6  # nats
 FAR = 0.3  # decades
-ARCHS = {
-    "plain": Arch(),
-    "preact": Arch(merge=Merge.residual, order=Order.full_preactivation),
-}
+ARCHS = {"plain": Arch(), "preact": Arch(merge=Merge.residual, order=Order.full_preactivation)}
 PARTS = {
     "shallow": "shallow,\ntrained",
     "constructed": "deep,\nbuilt from it",
@@ -67,54 +60,39 @@ PARTS = {
 }
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """The shallowest depth and the deepest of plain networks; the control is retrained if need be.
 
     Raises UsageError without plain networks of two depths.
     """
-
-    def fits(case: Case) -> bool:
-        return case.settings.arch == ARCHS.get(case.arch) and case.settings.twin is Twin.none
-
-    found = places(cases, fits, len(cases))
-    depths = {depth for arch, depth, _ in found if arch == "plain"}
+    fit = [case for case in cases if case.arch == case.kind() == "plain"]
+    plain = {(depth, seed): case for (_, depth, seed), case in nets.places(fit, len(fit)).items()}
+    depths, seeds = ({place[at] for place in plain} for at in (0, 1))
     if len(depths) < 2:
         raise UsageError(
             "identity needs plain networks of two depths. Choose arch=plain depth=8,20."
         )
     ends = min(depths), max(depths)
-    seeds = sorted({seed for _, _, seed in found})
-    both = [seed for seed in seeds if all(("plain", depth, seed) in found for depth in ends)]
-    work = list(product(ARCHS, both[:SEEDS]))
-    rows: list[dict[str, Cell]] = []
-    for done, (arch, seed) in enumerate(work):
-        tell(done, len(work), f"{arch} {ends[0]} and {ends[1]}, seed {seed}")
-        plain = [found["plain", depth, seed].settings for depth in ends]
-        fresh = [Case(arch, replace(settings, arch=ARCHS[arch])) for settings in plain]
-        shallow, deep = (found.get((one.arch, one.settings.depth, seed), one) for one in fresh)
-        rows += built(shallow, deep)
-    return rows
+    both = [seed for seed in sorted(seeds) if all((depth, seed) in plain for depth in ends)]
+    for arch, seed in tell([*product(ARCHS, both[:SEEDS])]):
+        pair = [replace(plain[depth, seed].settings, arch=ARCHS[arch]) for depth in ends]
+        yield from built(*nets.with_runs([Case(arch, one) for one in pair], cases))
 
 
-def built(shallow: Case, deep: Case) -> list[dict[str, Cell]]:
+def built(shallow: Case, deep: Case) -> Iterator[Row]:
     """Losses of the shallow network, of the one built from it, trained on, and of the usual one."""
-    settings, data = deep.settings, load(deep.settings)
-    images, labels = some_images(settings, data, IMAGES)
-    source = ended(shallow).eval()
-    made = constructed(source, at_start(settings, data), images)
+    settings, data = deep.settings, nets.load(deep.settings)
+    batch = nets.some_images(settings, data, IMAGES)
+    source = nets.ended(shallow).eval()
+    made = constructed(source, nets.at_start(settings, data), batch[0])
     networks = {"shallow": source, "constructed": copy.deepcopy(made)}
-    networks["warm"] = fitted(made, gentle(settings))
-    networks["scratch"] = ended(deep)
-    return [
-        {
-            "part": part,
-            "arch": deep.arch,
-            "depth": (shallow if part == "shallow" else deep).settings.depth,
-            "seed": settings.seed,
-            "loss": loss(network, images, labels),
-        }
-        for part, network in networks.items()
-    ]
+    last = settings.lr * settings.lr_drop ** len(settings.milestones)
+    gentle = replace(settings, lr=last, milestones=[], warmup_steps=0, steps=WARM_STEPS)
+    networks["warm"] = nets.fitted(made, gentle)
+    networks["scratch"] = nets.ended(deep)
+    for part, network in networks.items():
+        place = (shallow if part == "shallow" else deep).place()
+        yield {"part": part} | place | {"loss": loss(network, *batch)}
 
 
 @torch.no_grad()
@@ -167,12 +145,6 @@ def become_identity(block: nn.Module, x: Tensor) -> None:
             layer.bias.copy_(layer.running_mean)
 
 
-def gentle(settings: Settings) -> Settings:
-    """WARM_STEPS steps at the recipe's last rate."""
-    rate = settings.lr * settings.lr_drop ** len(settings.milestones)
-    return replace(settings, lr=rate, milestones=[], warmup_steps=0, steps=WARM_STEPS)
-
-
 @torch.no_grad()
 def loss(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Mean cross-entropy in nats, in evaluation mode."""
@@ -200,6 +172,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
     }
     most = max(float(one.max(skipna=False)) for one in apart.values())
     shallow, deep = (those(rows, part=part)["depth"].iloc[0] for part in ("shallow", "scratch"))
+    alike = "constructed and shallow apart"
     beyond = {arch: difference(one["scratch"], one["constructed"]) for arch, one in losses.items()}
     return Finding(
         judge(losses["plain"], losses["preact"]),
@@ -210,7 +183,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         f"has {nats['preact', 'scratch']:.4f} from its usual start.",
         numbers={f"nats, {part}, {arch}": value for (arch, part), value in nats.items()}
         | {f"log10 scratch over constructed, {arch}": mean(missed(losses[arch])) for arch in ARCHS}
-        | {"nats, constructed and shallow apart at most": most},
+        | {f"nats, {alike} at most": most},
         conventions=[
             f"losses on {IMAGES} training images at most, evaluation mode, whose statistics "
             f"identity blocks have; trained on for {WARM_STEPS} steps; {seeds_of(rows)}"
@@ -220,13 +193,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
                 Headline(f"loss of {arch}-{deep}, trained less constructed", some, "nats", "+.4f")
                 for arch, some in beyond.items()
             ),
-            Headline(
-                "constructed and shallow apart, plain",
-                apart["plain"],
-                "nats",
-                ".0e",
-                interval=False,
-            ),
+            Headline(f"{alike}, plain", apart["plain"], "nats", ".0e", interval=False),
         ],
     )
 
@@ -242,22 +209,20 @@ def judge(plain: Losses, control: Losses) -> Verdict:
     above = difference(plain["scratch"], plain["constructed"])
     kept = (difference(plain["warm"], plain["constructed"]) <= 0).all()
     misses, other = mean(missed(plain)), mean(missed(control))
-    if exists and kept and (above > 0).all() and misses >= FAR and other < misses / 2:
-        return Verdict.supported
-    return Verdict.not_supported if (above <= 0).all() else Verdict.inconclusive
+    far = (above > 0).all() and misses >= FAR and other < misses / 2
+    return Verdict.of(bool(exists and kept and far), bool((above <= 0).all()))
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Losses of each part: a dot per seed and a line at the mean."""
-    from resexp.probes.drawing import COLOURS, dots, finish, panels
+    from resexp.probes.drawing import PLAIN, RESIDUAL, dots, finish, panels
 
     figure, axes = panels(2, 66, sharey=True)
-    for axis, (arch, title) in zip(
-        axes, (("plain", "plain"), ("preact", "residual, pre-activated")), strict=True
-    ):
+    arms = ("plain", PLAIN, "plain"), ("preact", RESIDUAL, "residual, pre-activated")
+    for axis, (arch, colour, title) in zip(axes, arms, strict=True):
         for at, part in enumerate(PARTS):
-            dots(axis, at, those(rows, arch=arch, part=part)["loss"], COLOURS[title.split(",")[0]])
-        axis.set_title(title, loc="left", fontweight="bold")
+            dots(axis, at, those(rows, arch=arch, part=part)["loss"], colour)
+        axis.set_title(title)
         axis.set_xticks(range(len(PARTS)), list(PARTS.values()))
     wide = rows["loss"].max() > 10 * rows["loss"].min()
     axes[0].set(ylabel="training loss, nats", yscale="log" if wide else "linear")

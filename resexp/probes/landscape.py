@@ -29,9 +29,9 @@ are reported, not judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,20 +40,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, load, snapshots, some_images, trained, twins
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import ENOUGH, difference, each_seed, mean, seeds_of, those
 from resexp.settings import UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CLAIM = "Without skips the loss around a deep network is rough, with them as smooth as a shallow's."
 SOURCE = "Li et al. 2018, section 5"
 TEXTBOOK = "At 56 layers chaotic without skips, smooth with them; at 20 hardly a difference."
 NEEDS = Needs.trained
-USUAL: list[str] = []
 
 ARCHS = ("plain", "residual")
 IMAGES = 256
@@ -66,77 +61,66 @@ ITERATIONS = 20  # of Lanczos: its least value to 1 % in pilots
 CURVED_AT = (-0.5, 0.0, 0.5)  # along the first direction
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Slices of the shallowest and the deepest networks that are plain and residual."""
-    chosen = twins(cases, "landscape", SEEDS)
-    plain, residual = ({place[1] for place in chosen if place[0] == arch} for arch in ARCHS)
+    found = nets.twins(cases, "landscape", SEEDS)
+    plain, residual = ({depth for one, depth, _ in found if one == arch} for arch in ARCHS)
     if not (depths := plain & residual):
         raise UsageError("landscape compares plain and residual networks of one depth. Train both.")
     deep = max(depths)
-    chosen = {place: case for place, case in chosen.items() if place[1] in (min(depths), deep)}
-    first = min(seed for _, _, seed in chosen)
+    chosen = [case for case in found.values() if case.depth in (min(depths), deep)]
     reached: dict[int, list[tuple[float, Case]]] = {}  # losses of the deepest, by seed
-    rows: list[dict[str, Cell]] = []
-    for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
-        tell(done, len(chosen), f"{arch} {depth}, seed {seed}")
-        data = load(case.settings)
-        network = trained(case, data).train()
-        images, labels = some_images(case.settings, data, IMAGES)
-        place: dict[str, Cell] = {"arch": arch, "depth": depth, "seed": seed}
-        rows += [place | row for row in slices(network, images, labels)]
-        if depth == deep:
-            loss = at(network, images, labels)
-            reached.setdefault(seed, []).append((loss, case))
-        if (depth, seed) == (deep, first):
-            rows += [place | row for row in plane(network, images, labels)]
-        rows += [place | row for row in curved(network, images, labels)]
-    for seed, pair in sorted(reached.items()):
-        tell(len(chosen) - 1, len(chosen), f"depth {deep} at equal loss, seed {seed}")
-        if len(pair) == 2:
-            rows += at_equal_loss(*sorted(pair, key=lambda one: one[0]))
-    return rows
+    for case in tell(chosen):
+        data = nets.load(case.settings)
+        network = nets.trained(case, data).train()
+        batch = nets.some_images(case.settings, data, IMAGES)
+        rows = slices(network, *batch)
+        if case.depth == deep:
+            reached.setdefault(case.seed, []).append((at(network, *batch), case))
+            if case.seed == min(one.seed for one in chosen):
+                rows += plane(network, *batch)
+        for row in rows + curved(network, *batch):
+            yield case.place() | row
+    pairs = [sorted(pair, key=lambda one: one[0]) for _, pair in sorted(reached.items())]
+    for case, target in tell([(pair[0][1], pair[1][0]) for pair in pairs if len(pair) == 2]):
+        yield from at_equal_loss(case, target)
 
 
-def at_equal_loss(lower: tuple[float, Case], higher: tuple[float, Case]) -> list[dict[str, Cell]]:
-    """Slices of the better network where, on its way, its loss was nearest the other's last."""
-    (_, case), (target, _) = lower, higher
-    settings, data = case.settings, load(case.settings)
-    images, labels = some_images(settings, data, IMAGES)
-    off, nearest, at_step = math.inf, at_start(settings, data), 0
-    for step, network in snapshots(settings, data, range(settings.steps + 1)):
-        loss = at(network.train(), images, labels)
+def at_equal_loss(case: Case, target: float) -> Iterator[Row]:
+    """Slices of the network where, on its way, its loss was nearest ``target``."""
+    settings, data = case.settings, nets.load(case.settings)
+    batch = nets.some_images(settings, data, IMAGES)
+    off, nearest, at_step = math.inf, nets.at_start(settings, data), 0
+    for step, network in nets.snapshots(settings, data, range(settings.steps + 1)):
+        loss = at(network.train(), *batch)
         if abs(loss - target) < off:
             off, nearest, at_step = abs(loss - target), network, step
         if loss < target:
             break
-    place: dict[str, Cell] = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
     nearest.train()
-    rows = slices(nearest, images, labels) + curved(nearest, images, labels)
-    return [place | row | {"matched": 1, "step": at_step} for row in rows]
+    for row in slices(nearest, *batch) + curved(nearest, *batch):
+        yield case.place() | row | {"matched": 1, "step": at_step}
 
 
-def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
+def slices(network: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
     """f along each direction."""
-    rows = []
-    for number in range(DIRECTIONS):
-        d = direction(network, number)
-        for a in points(POINTS):
-            loss = at(network, images, labels, (a, d))
-            rows.append(cell("slice", direction=number, a=a, loss=loss))
-    return rows
+    directions = enumerate([direction(network, number) for number in range(DIRECTIONS)])
+    return [
+        cell("slice", direction=number, a=a, loss=at(network, images, labels, (a, d)))
+        for (number, d), a in product(directions, points(POINTS))
+    ]
 
 
-def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
+def plane(network: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
     """f along the first two directions at once."""
-    rows = []
     first, second = direction(network, 0), direction(network, 1)
-    for a, b in product(points(GRID), repeat=2):
-        loss = at(network, images, labels, (a, first), (b, second))
-        rows.append(cell("plane", a=a, b=b, loss=loss))
-    return rows
+    return [
+        cell("plane", a=a, b=b, loss=at(network, images, labels, (a, first), (b, second)))
+        for a, b in product(points(GRID), repeat=2)
+    ]
 
 
-def cell(kind: str, **numbers: Cell) -> dict[str, Cell]:
+def cell(kind: str, **numbers: Any) -> Row:
     """A row without its place; ``step`` where it is matched, not the last."""
     columns = ("step", "direction", "a", "b", "loss", "lambda_min", "lambda_max")
     return {"kind": kind, "matched": 0, **dict.fromkeys(columns), **numbers}
@@ -183,14 +167,14 @@ def at(
 # --- curvature
 
 
-def curved(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Cell]]:
+def curved(network: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
     """Extreme eigenvalues at the network and beside it, on some of the images."""
     some, d = slice(None, None, max(1, IMAGES // CURVATURE_IMAGES)), direction(network, 0)
-    rows = []
-    for a in CURVED_AT:
-        least, most = curvature(network, images[some], labels[some], (a, d))
-        rows.append(cell("curvature", direction=0, a=a, lambda_min=least, lambda_max=most))
-    return rows
+    found = {a: curvature(network, images[some], labels[some], (a, d)) for a in CURVED_AT}
+    return [
+        cell("curvature", direction=0, a=a, lambda_min=least, lambda_max=most)
+        for a, (least, most) in found.items()
+    ]
 
 
 def curvature(
@@ -265,12 +249,12 @@ def width(losses: Sequence[float]) -> float:
     return 2 * float(np.mean(np.asarray(losses) < 2 * min(losses)))
 
 
-def middle(losses: Sequence[float]) -> float:
-    """The loss at the network itself."""
-    return float(np.asarray(losses)[len(losses) // 2])
-
-
-NUMBERS = {"roughness": roughness, "minima": minima, "width": width, "loss": middle}
+NUMBERS: dict[str, Callable[[Sequence[float]], float]] = {
+    "roughness": roughness,
+    "minima": minima,
+    "width": width,
+    "loss": lambda losses: list(losses)[len(losses) // 2],  # at the network itself
+}
 RATIO = "|lambda_min / lambda_max|"
 
 
@@ -302,7 +286,7 @@ def apart(rows: pd.DataFrame, depth: int, *, matched: bool = False) -> pd.Series
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
     depths = sorted(set(rows["depth"]))
-    deep = depths[-1]
+    least, deep = depths[0], depths[-1]
     numbers: dict[str, float] = {}
     told = []
     ratio = (rows["lambda_min"] / rows["lambda_max"]).abs()
@@ -322,7 +306,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
             f"{name} {numbers[f'roughness, {name}']:.2f}, {numbers[f'{RATIO}, {name}']:.2f} "
             f"(loss {numbers[f'loss, {name}']:.3f})"
         )
-    by_depth = {depth: apart(rows, depth) for depth in (deep, depths[0])}
+    by_depth = {depth: apart(rows, depth) for depth in (deep, least)}
     equal = apart(rows, deep, matched=True)
     between = f"plain-{deep} less residual-{deep}"
     return Finding(
@@ -339,9 +323,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         headlines=[
             Headline(f"roughness, {between}", by_depth[deep], form="+.2f"),
             Headline("at equal loss", equal, form="+.2f"),
-            Headline(
-                f"plain-{depths[0]} less residual-{depths[0]}", by_depth[depths[0]], form="+.2f"
-            ),
+            Headline(f"plain-{least} less residual-{least}", by_depth[least], form="+.2f"),
         ],
     )
 
@@ -352,9 +334,8 @@ def judge(apart: Mapping[int, Collection[float]], equal: Collection[float]) -> V
     if min(len(deep), len(equal)) < ENOUGH or len(apart) < 2:
         return Verdict.inconclusive
     both = [*deep, *equal]
-    if all(one > 0 for one in both) and abs(mean(shallow)) < mean(deep) / 2:
-        return Verdict.supported
-    return Verdict.not_supported if all(one < 0 for one in both) else Verdict.inconclusive
+    alike = abs(mean(shallow)) < mean(deep) / 2
+    return Verdict.of(all(one > 0 for one in both) and alike, all(one < 0 for one in both))
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -364,19 +345,17 @@ def draw(rows: pd.DataFrame) -> Figure:
     depths = (rows["depth"].min(), rows["depth"].max())
     figure, (shallow, deep, *planes) = panels(4, 76)
     deep.sharey(shallow)
-    for (axis, depth), arch, (matched, stroke) in product(
-        zip((shallow, deep), depths, strict=True), ARCHS, enumerate(("-", DASHES))
-    ):
+    ends, strokes = zip((shallow, deep), depths, strict=True), enumerate(("-", DASHES))
+    for (axis, depth), arch, (matched, stroke) in product(ends, ARCHS, strokes):
         style = {"color": COLOURS[arch], "linestyle": stroke, "linewidth": 0.7}
         lines = those(rows, arch=arch, depth=depth, kind="slice", matched=matched)
         for _, line in lines.groupby(["seed", "direction"]):
             axis.plot(line["a"], line["loss"], alpha=0.7, **style)
-        axis.set(yscale="log", xlabel="along the direction, a")
-        axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
+        axis.set(title=f"depth {depth}", yscale="log", xlabel="along the direction, a")
     shallow.set_ylabel("training loss, nats")
     draw_planes(figure, planes, those(rows, kind="plane"))
     for axis, arch in zip(planes, ARCHS, strict=True):
-        axis.set_title(f"{arch} {depths[1]}", loc="left", fontweight="bold")
+        axis.set_title(f"{arch} {depths[1]}")
     handles = {arch: {"color": COLOURS[arch]} for arch in ARCHS}
     if len(those(rows, matched=1)):
         label = "the better one, earlier, at the other's loss"
@@ -389,7 +368,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     )
 
 
-def draw_planes(figure: Figure, axes: Sequence[Axes], rows: pd.DataFrame) -> None:
+def draw_planes(figure: Figure, axes: Sequence[Any], rows: pd.DataFrame) -> None:
     """The loss over two directions, a panel a network, on one logarithmic scale."""
     if not len(rows):
         return  # no network was measured over a plane

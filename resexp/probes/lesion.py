@@ -26,28 +26,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
-from typing import TYPE_CHECKING
+from itertools import chain, combinations, product
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from resexp.data import batches
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import about, load, some_images, trained, twins
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import by_seed, difference, matched_depth, mean, seeds_of, those, values
 from resexp.randomness import words
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "Deleting a block breaks a plain network and hardly harms a residual one."
 SOURCE = "Veit et al. 2016, section 4"
 TEXTBOOK = "Without one layer VGG falls to chance; ResNet-110 without one block hardly changes."
 NEEDS = Needs.trained
-USUAL: list[str] = []
 
 ARCHS = ("plain", "residual")
 IMAGES = 200  # test images
@@ -74,31 +68,22 @@ class Patient:
     training: Tensor  # images for new statistics
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Single deletions in every network, the rest in the deepest residual ones."""
-    chosen = twins(cases, "lesion", SEEDS)
+    chosen = nets.twins(cases, "lesion", SEEDS)
     deepest = max(depth for arch, depth, _ in chosen if arch == "residual")
-    rows: list[dict[str, Cell]] = []
-    for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
-        tell(done, len(chosen), f"{arch} {depth}, seed {seed}")
-        one = patient(case)
-        rows += [about(case) | row for row in singles(one)]
-        if (arch, depth) == ("residual", deepest):
-            rows += [about(case) | row for row in (*sets(one), *orders(one))]
-    return rows
+    for case in tell(chosen.values()):
+        one, deep = patient(case), (case.arch, case.depth) == ("residual", deepest)
+        for row in chain(singles(one), *([sets(one), orders(one)] if deep else [])):
+            yield nets.about(case) | row
 
 
 def patient(case: Case) -> Patient:
     """The case's network as its run left it, and what it is tested on."""
-    data = load(case.settings)
-    network = trained(case, data).eval()
-    count = min(IMAGES, len(data.test_labels))
-    index = torch.linspace(0, len(data.test_labels) - 1, count).round().long()
-    index = index.to(data.test_labels.device)
-    statistics = batches.statistics(data.train_images, case.settings.normalise)
-    images = batches.prepare(data.test_images[index], statistics)
-    training, _ = some_images(case.settings, data, RECALIBRATION)
-    return examined(network, images, data.test_labels[index], training)
+    settings, data = case.settings, nets.load(case.settings)
+    training, _ = nets.some_images(settings, data, RECALIBRATION)
+    images, labels = nets.some_images(settings, data, IMAGES, test=True)
+    return examined(nets.trained(case, data).eval(), images, labels, training)
 
 
 @torch.no_grad()
@@ -151,19 +136,17 @@ def without(one: Patient, deleted: Sequence[int]) -> list[int]:
     return [at for at in range(len(one.stages)) if at not in deleted]
 
 
-def singles(one: Patient) -> Iterator[dict[str, Cell]]:
+def singles(one: Patient) -> Iterator[Row]:
     """The undamaged network, and each block deleted alone."""
     for at in (None, *one.movable):
         order = without(one, [] if at is None else [at])
+        kind, k, block = ("whole", 0, None) if at is None else ("delete", 1, at + 1)
         found = {"error_percent": error(one, order)}
         found |= {"error_recalibrated_percent": error(one, order, recalibrate=True)}
-        if at is None:
-            yield row(one, "whole", 0, **found)
-        else:
-            yield row(one, "delete", 1, block=at + 1, **found)
+        yield row(one, kind, k, block=block, **found)
 
 
-def sets(one: Patient) -> Iterator[dict[str, Cell]]:
+def sets(one: Patient) -> Iterator[Row]:
     """Random sets of blocks deleted: the same sets in every network with as many blocks."""
     for k, draw in product(DELETED, range(DRAWS)):
         if k <= len(one.movable):
@@ -173,7 +156,7 @@ def sets(one: Patient) -> Iterator[dict[str, Cell]]:
             yield row(one, "delete k", k, error_percent=error(one, order))
 
 
-def orders(one: Patient) -> Iterator[dict[str, Cell]]:
+def orders(one: Patient) -> Iterator[Row]:
     """Blocks of one stage swapped, k times."""
     for k, draw in product(SWAPS, range(ORDERS)):
         order = swapped(one, k, 1000 * k + draw + 500)
@@ -198,11 +181,11 @@ def tau(order: Sequence[int]) -> float:
     return 1 - 2 * sum(backward) / len(backward) if backward else 1.0
 
 
-def row(one: Patient, kind: str, k: int, **measured: Cell) -> dict[str, Cell]:
+def row(one: Patient, kind: str, k: int, **measured: float | None) -> Row:
     """One measurement; ``block`` from 1."""
+    place = {"kind": kind, "blocks": len(one.stages), "movable": len(one.movable), "k": k}
     columns = ("block", "tau", "error_percent", "error_recalibrated_percent")
-    place: dict[str, Cell] = {"kind": kind, "blocks": len(one.stages), "movable": len(one.movable)}
-    return {**place, "k": k, **dict.fromkeys(columns), **measured}
+    return place | dict.fromkeys(columns) | measured
 
 
 # --- from the rows
@@ -297,11 +280,10 @@ def judge(plain: Sequence[float], residual: Sequence[float], blocks: int) -> Ver
     """The rule in the module's docstring, on medians by seed at the matched depth."""
     if blocks < FEWEST_BLOCKS or min(len(plain), len(residual)) < SEEDS:
         return Verdict.inconclusive
-    if max(residual) <= HARDLY and min(plain) >= BREAKS:
-        return Verdict.supported
-    if min(residual) >= BREAKS or max(plain) <= HARDLY:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(
+        max(residual) <= HARDLY and min(plain) >= BREAKS,
+        min(residual) >= BREAKS or max(plain) <= HARDLY,
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -325,15 +307,12 @@ def draw(rows: pd.DataFrame) -> Figure:
     orders = those(rows, kind="reorder")
     reordered.scatter(orders["tau"], orders["error_percent"], s=6, **style)
     reordered.invert_xaxis()
-    titles = {
-        one: (f"one block deleted, depth {at}", "block, from the input"),
-        several: (f"residual-{deep}, several deleted", "blocks deleted (random sets, median)"),
-        reordered: (f"residual-{deep}, reordered", "Kendall's tau with the trained order"),
-    }
-    for axis, (title, x) in titles.items():
-        axis.set_title(title, loc="left", fontweight="bold")
-        axis.set(xlabel=x, ylim=(0, 100))
-    one.set_ylabel("test error, percent")
+    one.set(title=f"one block deleted, depth {at}", xlabel="block, from the input")
+    one.set(ylabel="test error, percent", ylim=(0, 100))
+    several.set(title=f"residual-{deep}, several deleted")
+    several.set(xlabel="blocks deleted (random sets, median)")
+    reordered.set(title=f"residual-{deep}, reordered")
+    reordered.set(xlabel="Kendall's tau with the trained order")
     seeds = rows["seed"].nunique()
     lines = {"damaged": {"color": GREY}, "undamaged": {"color": GREY, "linestyle": DOTS}}
     title = f"Trained networks, blocks deleted or moved at test time, {seeds} seeds"

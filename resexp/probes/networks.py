@@ -14,62 +14,55 @@ from torch import Tensor, nn
 
 from resexp import models
 from resexp.data import Images, batches
-from resexp.data.stream import Streamed
-from resexp.probes import Case, Cell
+from resexp.probes import Case, Row
 from resexp.runs import checkpoint, run
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError, as_dict, digest
+from resexp.settings import Settings, UsageError, as_dict, digest
 from resexp.train.device import choose_device
 from resexp.train.evaluate import Score, evaluate, evaluation_mode, misses
 from resexp.train.fit import begin, fit
 
 DIVERGED = Score(math.nan, math.nan)
+Places = dict[tuple[str, int, int], Case]  # by arch, depth and seed, in that order
 
 
-def places(
-    cases: Sequence[Case], fits: Callable[[Case], bool], seeds: int
-) -> dict[tuple[str, int, int], Case]:
-    """The cases that fit, of their first ``seeds`` seeds, by (arch, depth, seed), in that order.
-
-    Of several at one place, with other settings, the first.
-    """
-    known = {
-        (case.arch, case.settings.depth, case.settings.seed): case
-        for case in reversed(cases)
-        if fits(case)
-    }
+def places(cases: Sequence[Case], seeds: int) -> Places:
+    """The cases of the first ``seeds`` seeds; of several at one place, the first."""
+    known = {(case.arch, case.depth, case.seed): case for case in reversed(cases)}
     chosen = sorted({seed for _, _, seed in known})[:seeds]
     return {place: known[place] for place in sorted(known) if place[2] in chosen}
 
 
-def as_in_the_paper(case: Case) -> bool:
-    """Whether it is plain or residual, with batch normalisation, the blocks of He et al. 2015."""
-    return (
-        case.arch in ("plain", "residual")
-        and case.settings.twin is Twin.none
-        and case.settings.arch == Arch(merge=Merge(case.arch))
-    )
+def bases(cases: Sequence[Case], seeds: int) -> list[Case]:
+    """A case for each depth and seed, of the first ``seeds`` seeds, plain rather than residual."""
+    found = reversed(places(cases, seeds).values())
+    return list({(case.depth, case.seed): case for case in found}.values())
 
 
-def twins(cases: Sequence[Case], name: str, seeds: int) -> dict[tuple[str, int, int], Case]:
-    """The plain and residual cases of the first ``seeds`` seeds, in order of (arch, depth, seed).
+def chosen(cases: Sequence[Case], fits: Callable[[Case], Any], refusal: str) -> list[Case]:
+    """The cases that fit. Raises UsageError with this sentence if there is none."""
+    if found := [case for case in cases if fits(case)]:
+        return found
+    raise UsageError(refusal)
+
+
+def twins(cases: Sequence[Case], name: str, seeds: int) -> Places:
+    """The plain and residual cases, as in He et al. 2015, of the first ``seeds`` seeds.
 
     Raises UsageError, on behalf of the probe ``name``, if either of the two is missing.
     """
-    found = places(cases, as_in_the_paper, seeds)
-    if {arch for arch, _, _ in places(cases, as_in_the_paper, len(cases))} != {"plain", "residual"}:
+    fit = [case for case in cases if case.kind() == case.arch]
+    if len({case.arch for case in fit}) < 2:
         raise UsageError(
             f"{name} compares plain and residual networks, both trained. "
             "Choose arch=plain,residual."
         )
-    return found
+    return places(fit, seeds)
 
 
-def about(case: Case) -> dict[str, Cell]:
+def about(case: Case) -> Row:
     """What rows say of a trained network: which it is, and the clean training error of its run."""
     assert case.run is not None
-    settings, error = case.settings, case.run.endpoint("clean_train_error")
-    which: dict[str, Cell] = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
-    return which | {"clean_error_percent": error}
+    return case.place() | {"clean_error_percent": case.run.endpoint("clean_train_error")}
 
 
 def usual_depth(depths: Iterable[int]) -> int:
@@ -79,7 +72,7 @@ def usual_depth(depths: Iterable[int]) -> int:
 
 def first_seeds(cases: Sequence[Case], depth: int, seeds: int) -> list[Case]:
     """The cases of this depth, the first of each seed, of the first ``seeds`` seeds."""
-    found = {case.settings.seed: case for case in reversed(cases) if case.settings.depth == depth}
+    found = {case.seed: case for case in reversed(cases) if case.depth == depth}
     return [found[seed] for seed in sorted(found)[:seeds]]
 
 
@@ -128,7 +121,7 @@ def snapshots(
     state = begin(at_start(settings, data), settings)
     if 0 in steps:
         yield 0, copy.deepcopy(state.network)
-    for _ in fit(state, replace(settings, eval_every=last + 1), data):
+    for _ in fit(state, replace(settings, eval_every=last + 1), data) if last else ():
         if state.step in steps:
             yield state.step, copy.deepcopy(state.network)
         if state.step == last or not state.loss_sum.isfinite():
@@ -158,27 +151,17 @@ def fitted(network: nn.Module, settings: Settings) -> nn.Module:
     return state.network
 
 
-def scores(settings: Settings, network: nn.Module) -> tuple[Score, Score]:
-    """On the clean training set and on the test set, as a run's last row has them.
+def scores(settings: Settings, network: nn.Module) -> Row:
+    """On the clean training set and on the test set, as a run's last row has them; loss in nats.
 
-    All are nan where the network diverged: it still answers, but at random.
+    All of a set are nan where the network diverged: it still answers, but at random.
     """
     data = load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
-
-    def score(images: Tensor | Streamed, labels: Tensor) -> Score:
-        return evaluate(network, images, labels, statistics, settings.precision)
-
+    sets = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     with evaluation_mode(network, settings, data, statistics):
-        train = score(data.train_images, data.train_labels)
-        test = score(data.test_images, data.test_labels)
-    train, test = (score if math.isfinite(score.loss) else DIVERGED for score in (train, test))
-    return train, test
-
-
-def scored(settings: Settings, network: nn.Module) -> dict[str, Cell]:
-    """Loss in nats on the training set, errors on it and on the test set."""
-    train, test = scores(settings, network)
+        found = [evaluate(network, *one, statistics, settings.precision) for one in sets]
+    train, test = (one if math.isfinite(one.loss) else DIVERGED for one in found)
     return {
         "train_loss": train.loss,
         "train_error_percent": train.error,
@@ -200,12 +183,18 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
         yield
 
 
-def some_images(settings: Settings, data: Images, count: int) -> tuple[Tensor, Tensor]:
+def some_images(
+    settings: Settings, data: Images, count: int, test: bool = False
+) -> tuple[Tensor, Tensor]:
     """``count`` training images, evenly spaced in the set, and their labels; all if it has fewer.
 
-    float32 [n, C, H, W], normalised as in training, not augmented, and int64 [n].
+    float32 [n, C, H, W], normalised as in training, not augmented, and int64 [n]. ``test``: of the
+    test set.
     """
     statistics = batches.statistics(data.train_images, settings.normalise)
-    index = torch.linspace(0, len(data.train_labels) - 1, min(count, len(data.train_labels)))
-    index = index.round().long().to(data.train_labels.device)
-    return batches.prepare(data.train_images[index], statistics), data.train_labels[index]
+    images, labels = data.train_images, data.train_labels
+    if test:
+        images, labels = data.test_images, data.test_labels
+    index = torch.linspace(0, len(labels) - 1, min(count, len(labels))).round().long()
+    index = index.to(labels.device)
+    return batches.prepare(images[index], statistics), labels[index]

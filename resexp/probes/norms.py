@@ -13,36 +13,17 @@ network with one of the two alone that does as well: not supported. Else inconcl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Account, Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    chosen_values,
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    judged,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Arch, Merge, Normalisation, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Account, Case, Finding, Needs, Verdict, sweeps
+from resexp.settings import Twin
 
 CLAIM = "Deep networks need both skips and normalisation: neither alone cures degradation."
 SOURCE = "common; He et al. 2015, section 3.4, use both; De and Smith 2020 do without the second"
 TEXTBOOK = "Skip connections combine with batch normalisation to make very deep networks train."
 NEEDS = Needs.runs
-USUAL = ["depth=56", "arch=plain,residual,skipinit"]
 
 NORMS = ["batch", "group", "none"]
 ARMS = [*(f"{arch} {norm}" for arch in ("plain", "residual") for norm in NORMS), "skipinit"]
@@ -53,48 +34,34 @@ ALONE = [*NORMALISED, *SKIPPED]  # one of the two
 
 def arm(case: Case) -> str | None:
     """Its arch and normalisation, if nothing else of it differs."""
-    settings = case.settings
-    if settings.twin is not Twin.none:
-        return None
     if case.arch == "skipinit":
-        return case.arch
-    alike = replace(settings.arch, norm=Normalisation.batch)
-    name = f"{case.arch} {settings.arch.norm.value}"
-    return name if alike in (Arch(), Arch(merge=Merge.residual)) and name in ARMS else None
+        return case.arch if case.settings.twin is Twin.none else None
+    name = f"{case.arch} {case.settings.arch.norm.value}"
+    return name if case.kind("norm") and name in ARMS else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without all seven networks at one depth."""
-    return ends("norms", cases, arm, ARMS, tell, key="lr")
+measure = partial(sweeps.ends, arm, ARMS, key="lr")
+draw = partial(sweeps.drawn, "With and without normalisation and skips", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """One without the other against both; the rule in the module's docstring."""
-    chosen, rows = rows, judged(rows)
-    deep = common(rows, ARMS)[-1]
-    less = [contrast(rows, (one, deep), (BOTH, deep)) for one in ALONE]
-    worse = dict(zip(ALONE, effects(less), strict=True))
-    enough = [one for one, is_none in zip(ALONE, none(less), strict=True) if is_none]
-    account = None
-    if all(worse[one] for one in NORMALISED) and set(SKIPPED) & set(enough):
-        why = (
-            "normalisation alone does not cure, but skips without it do, once branches start at 0."
-        )
-        account = Account.overgeneralised, why
-    return finding(
+    chosen, rows = rows, sweeps.judged(rows)
+    deep = sweeps.common(rows, ARMS)[-1]
+    less = [sweeps.contrast(rows, (one, deep), (BOTH, deep)) for one in ALONE]
+    worse = dict(zip(ALONE, sweeps.effects(less), strict=True))
+    enough = [one for one, is_none in zip(ALONE, sweeps.none(less), strict=True) if is_none]
+    why = "normalisation alone does not cure, but skips without it do, once branches start at 0."
+    cures = all(worse[one] for one in NORMALISED) and set(SKIPPED) & set(enough)
+    return sweeps.finding(
         rows,
-        verdict(all(worse.values()), bool(enough)),
-        f"training error {told(rows, [(one, deep) for one in ARMS])}; as good as with both: "
+        Verdict.of(all(worse.values()), bool(enough)),
+        f"training error {sweeps.told(rows, ARMS, [deep])}; as good as with both: "
         f"{', '.join(enough) or 'none'}",
         less,
         conventions=[
-            chosen_values(chosen, "rate"),
+            sweeps.chosen_values(chosen, "rate"),
             "SkipInit: pre-activated, no normalisation, branches times a number that starts at 0",
         ],
-        account=account,
+        account=(Account.overgeneralised, why) if cures else None,
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors of every network."""
-    return drawn(rows, "With and without normalisation and skips", ARMS)

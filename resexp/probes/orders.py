@@ -11,35 +11,17 @@ inconclusive. Test errors, which the paper compares, are told beside it and deci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    TEST,
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Arch, Merge, Order, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Case, Finding, Needs, Verdict, sweeps
+from resexp.settings import Order
 
 CLAIM = "Full pre-activation is the best order of a residual block."
 SOURCE = "He et al. 2016, section 4.1, table 2"
 TEXTBOOK = "Best of five orders: test error 6.37 % at 110 layers, the original 6.61 %."
 NEEDS = Needs.runs
-USUAL = ["depth=56", "arch=residual"]
 
 BEST = Order.full_preactivation.value
 OTHERS = [order.value for order in Order if order not in (Order.full_preactivation, Order.fixup)]
@@ -48,34 +30,28 @@ ARMS = [BEST, *OTHERS]
 
 def arm(case: Case) -> str | None:
     """Its order, if nothing else of it differs from the residual network."""
-    settings = case.settings
-    alike = replace(settings.arch, order=Order.original) == Arch(merge=Merge.residual)
-    fits = alike and settings.twin is Twin.none and settings.arch.order.value in ARMS
-    return settings.arch.order.value if fits else None
+    order = case.settings.arch.order.value
+    return order if case.kind("order") == "residual" and order in ARMS else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without all five orders at one depth."""
-    return ends("orders", cases, arm, ARMS, tell)
+measure = partial(sweeps.ends, arm, ARMS)
+draw = partial(sweeps.drawn, "Orders of a residual block", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """The other orders against full pre-activation; the rule in the module's docstring."""
-    deep = common(rows, ARMS)[-1]
-    less = [contrast(rows, (other, deep), (BEST, deep)) for other in OTHERS]
-    tests = [contrast(rows, (other, deep), (BEST, deep), TEST) for other in OTHERS]
-    networks = [(one, deep) for one in ARMS]
-    better = [other for other, is_effect in zip(OTHERS, effects(tests), strict=True) if is_effect]
-    return finding(
+    deep = sweeps.common(rows, ARMS)[-1]
+    pairs = [((other, deep), (BEST, deep)) for other in OTHERS]
+    less, tests = (
+        [sweeps.contrast(rows, *pair, one) for pair in pairs] for one in (sweeps.ERROR, sweeps.TEST)
+    )
+    better = [other for other, effect in zip(OTHERS, sweeps.effects(tests), strict=True) if effect]
+    return sweeps.finding(
         rows,
-        verdict(all(effects(less)), any(none(less))),
-        f"training error {told(rows, networks)}; test error {told(rows, networks, TEST)}, "
-        f"by a point or more above full pre-activation's: {', '.join(better) or 'none'}",
+        Verdict.of(all(sweeps.effects(less)), any(sweeps.none(less))),
+        f"training error {sweeps.told(rows, ARMS, [deep])}; test error "
+        f"{sweeps.told(rows, ARMS, [deep], sweeps.TEST)}, by a point or more above full "
+        f"pre-activation's: {', '.join(better) or 'none'}",
         [*less, *tests],
         conventions=["at a training error near 0 the orders cannot differ by a point"],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors of each order."""
-    return drawn(rows, "Orders of a residual block", ARMS)

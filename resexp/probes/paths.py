@@ -22,10 +22,10 @@ inconclusive. Residual networks alone have paths to compare, so nothing is said 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,14 +35,10 @@ from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import least_squares, paired_t
 from resexp.models.blocks import Block
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, ended, first_seeds, load, some_images, usual_depth
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import ENOUGH, decades, mean, seeds_of, those
 from resexp.randomness import words
-from resexp.settings import Arch, Merge, Twin, UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "In a trained residual network the short paths carry the gradient."
 SOURCE = "Veit et al. 2016, section 5"
@@ -59,8 +55,6 @@ DRAWS = 6  # random paths of each length
 STATISTICS = ("running", "batch")  # running first: the batch's change them
 BAND = 0.9  # of the weight, that the band of lengths holds
 
-Cells = dict[str, Cell]
-
 
 @dataclass(slots=True)
 class Step:
@@ -73,21 +67,16 @@ class Step:
     y: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[Cells]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Every length in networks of one depth, at the start and trained."""
-    work = [(case, when) for case in deepest(cases, "paths") for when in ("start", "end")]
-    rows: list[Cells] = []
-    for done, (case, when) in enumerate(work):
-        settings, data = case.settings, load(case.settings)
-        tell(done, len(work), f"{case.arch} {settings.depth}, {when}")
-        network = at_start(settings, data) if when == "start" else ended(case)
-        batch = some_images(settings, data, IMAGES)
-        place: Cells = {"arch": case.arch, "depth": settings.depth, "seed": settings.seed}
+    for case, when in tell([*product(deepest(cases, "paths"), ("start", "end"))]):
+        settings, data = case.settings, nets.load(case.settings)
+        network = nets.at_start(settings, data) if when == "start" else nets.ended(case)
+        batch = nets.some_images(settings, data, IMAGES)
         for statistics in STATISTICS:
             network.train(statistics == "batch")
-            at: Cells = {"when": when, "statistics": statistics}
-            rows += [place | at | row for row in lengths(network, *batch)]
-    return rows
+            place = case.place() | {"when": when, "statistics": statistics}
+            yield from (place | row for row in lengths(network, *batch))
 
 
 def deepest(cases: Sequence[Case], name: str) -> list[Case]:
@@ -95,19 +84,14 @@ def deepest(cases: Sequence[Case], name: str) -> list[Case]:
 
     Raises UsageError, on behalf of the probe ``name``, if there is none.
     """
-    fit = [
-        case
-        for case in cases
-        if case.settings.twin is Twin.none and case.settings.arch == Arch(merge=Merge.residual)
-    ]
-    if not fit:
-        raise UsageError(f"{name} unravels residual networks. Choose arch=residual.")
-    kept = [case.settings.depth for case in fit if case.checkpoint is not None]
-    depth = max(kept, default=usual_depth(case.settings.depth for case in fit))
-    return first_seeds(fit, depth, SEEDS)
+    refusal = f"{name} unravels residual networks. Choose arch=residual."
+    fit = nets.chosen(cases, lambda case: case.kind() == "residual", refusal)
+    kept = [case.depth for case in fit if case.checkpoint is not None]
+    depth = max(kept, default=nets.usual_depth(case.depth for case in fit))
+    return nets.first_seeds(fit, depth, SEEDS)
 
 
-def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[Cells]:
+def lengths(network: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
     """The numbers of each length of path, in the network's present mode."""
     steps, at_end = unravelled(network, images, labels)
     n, totals, norms = len(steps), by_length(steps, at_end), []
@@ -272,11 +256,10 @@ def judge(trained: Sequence[tuple[float, float]]) -> Verdict:
     """The rule in the module's docstring: (slope, mean length - n/2) of each trained network."""
     if len(trained) < ENOUGH:
         return Verdict.inconclusive
-    if all(slope < 0 and beyond < 0 for slope, beyond in trained):
-        return Verdict.supported
-    if all(slope >= 0 and beyond >= 0 for slope, beyond in trained):
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(
+        all(slope < 0 and beyond < 0 for slope, beyond in trained),
+        all(slope >= 0 and beyond >= 0 for slope, beyond in trained),
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -24,22 +24,20 @@ start: nothing is trained, so nothing has failed to, and what training makes of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm, relu, softmax
 
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, hooked, load, some_images
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import decades, mean, those
 from resexp.settings import Arch, Merge, Settings, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "At the start attention without skips makes tokens alike in a few layers; skips prevent it."
 SOURCE = "Dong et al. 2021, theorem 2.2; Xiong et al. 2020, theorem 1 (gradients)"
@@ -91,22 +89,18 @@ class Weights:
     second: Tensor
 
 
-def measure(cases: Sequence[Case], tell: Tell, seeds: int = SEEDS) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """All three parts for each seed; ``cases`` are not looked at."""
-    rows: list[dict[str, Cell]] = []
-    for seed in range(seeds):
-        for done, (name, arm) in enumerate(ARMS.items()):
-            tell(seed * len(ARMS) + done, seeds * len(ARMS), f"{name}, seed {seed}")
-            found = {("rank", layer): value for layer, value in enumerate(ranks(arm, seed, LAYERS))}
-            if name in OWN:
-                found |= {("digits", at): value for at, value in enumerate(own_ranks(name, seed))}
-            if arm.skip:
-                found |= {("gradient", n): last_gradient(arm, seed, n) for n in GRADIENT_LAYERS}
-            rows += [
-                {"measured": measured, "arm": name, "seed": seed, "layers": layers, "value": value}
-                for (measured, layers), value in found.items()
-            ]
-    return rows
+    for seed, name in tell([*product(range(SEEDS), ARMS)]):
+        arm = ARMS[name]
+        found = {("rank", layer): value for layer, value in enumerate(ranks(arm, seed, LAYERS))}
+        if name in OWN:
+            found |= {("digits", at): value for at, value in enumerate(own_ranks(name, seed))}
+        if arm.skip:
+            found |= {("gradient", n): last_gradient(arm, seed, n) for n in GRADIENT_LAYERS}
+        for (measured, layers), value in found.items():
+            place = {"measured": measured, "arm": name, "seed": seed}
+            yield place | {"layers": layers, "value": value}
 
 
 def draws(seed: int) -> torch.Generator:
@@ -134,12 +128,10 @@ def tokens(generator: torch.Generator, sequences: int) -> Tensor:
 def ranks(arm: Arm, seed: int, layers: int) -> list[float]:
     """rel(X) before the first layer and after each."""
     generator = draws(seed)
-    x = tokens(generator, 1)
-    found = [apart(x)]
+    found = [tokens(generator, 1)]
     for _ in range(layers):
-        x = layer(arm, x, weights(generator))
-        found.append(apart(x))
-    return found
+        found.append(layer(arm, found[-1], weights(generator)))
+    return [apart(x) for x in found]
 
 
 @torch.no_grad()
@@ -150,16 +142,16 @@ def own_ranks(name: str, seed: int) -> list[float]:
     options = {"patch": 2, "heads": HEADS, "layer_norm": place}
     arch = Arch(family="transformer", depths="n", merge=Merge.residual, options=options)
     settings = Settings(arch=arch, twin=twin, depth=LAYERS, width=WIDTH // HEADS, seed=seed)
-    data = load(settings)
-    network = at_start(settings, data).double()
+    data = nets.load(settings)
+    network = nets.at_start(settings, data).double()
     found: list[float] = []
 
     def passed(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(sum(apart(image) for image in output) / len(output))
 
     layers = [network.get_submodule("positions"), *network.get_submodule("blocks").children()]
-    with hooked(layers, passed):
-        network(some_images(settings, data, IMAGES)[0].double())
+    with nets.hooked(layers, passed):
+        network(nets.some_images(settings, data, IMAGES)[0].double())
     return found
 
 
@@ -263,11 +255,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
 
 def judge(without: Sequence[float], kept: float) -> Verdict:
     """The rule in the module's docstring."""
-    if max(without) < 1e-3 and kept > 0.3:
-        return Verdict.supported
-    if kept < 1e-3 or min(without) > 0.3:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(max(without) < 1e-3 and kept > 0.3, kept < 1e-3 or min(without) > 0.3)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -283,25 +271,21 @@ def draw(rows: pd.DataFrame) -> Figure:
     }
     figure, (left, middle, right) = panels(3, 74)
     middle.sharey(left)
-    for axis, measured, title in (
-        (left, "rank", "random tokens"),
-        (middle, "digits", "patches of digits"),
-        (right, "gradient", "where LayerNorm stands"),
-    ):
+    titles = ["random tokens", "patches of digits", "where LayerNorm stands"]
+    for axis, measured, title in zip((left, middle, right), NUMBERS, titles, strict=True):
         some = those(rows, measured=measured)
         for arm, style in styles.items():
             lines = style | {"lw": 1.3, "marker": "o", "ms": 3}
             means(axis, those(some, arm=arm), "layers", "value", **lines)
-        axis.set_title(title, loc="left", fontweight="bold")
         layers = sorted(set(some["layers"]))
-        axis.set(xlabel="layer", xticks=layers[::2])
+        axis.set(title=title, xlabel="layer", xticks=layers[::2])
     for axis in (left, middle):
         axis.set(yscale="log", ylim=(1e-16, None))  # of float64
     left.set_ylabel("tokens less their mean, over tokens")
     right.set_xscale("log", base=2)
     right.set_xticks(layers, map(str, layers))
-    label = "gradient of the last matrix, norm"
-    right.set(xlabel="layers of the network", ylabel=label, ylim=(0, None))
+    right.set(xlabel="layers of the network", ylim=(0, None))
+    right.set_ylabel("gradient of the last matrix, norm")
     seeds = rows["seed"].nunique()
     title = f"Transformers of random weights, at their start: means of {seeds} seeds"
     return finish(figure, title, styles)

@@ -24,9 +24,8 @@ at the matched depth is below that of plain ones by a tenth (the upper bound).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -35,12 +34,9 @@ from torch import Tensor, nn
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.models.blocks import Block
 from resexp.models.merges import Drop
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import about, at_start, hooked, load, some_images, trained, twins
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import difference, fitted_depth, matched_depth, mean, seeds_of, those
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = (
     "A residual block changes its signal less than a plain one, and less the deeper the network."
@@ -51,7 +47,6 @@ TEXTBOOK = (
     "ResNet-20 > 56 > 110."
 )
 NEEDS = Needs.trained
-USUAL: list[str] = []
 
 IMAGES = 1024
 SEEDS = 5
@@ -59,42 +54,32 @@ WEAKER = 0.1
 COLUMNS = ("change", "branch_over_input", "std", "scale")
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Every network, at the start and trained: a row per convolution of a block."""
-    chosen = twins(cases, "responses", SEEDS).values()
-    rows: list[dict[str, Cell]] = []
-    for done, case in enumerate(chosen):
-        settings, data = case.settings, load(case.settings)
-        tell(done, len(chosen), f"{case.arch} {settings.depth}")
-        images, _ = some_images(settings, data, IMAGES)
-        for when, network in {
-            "start": at_start(settings, data),
-            "end": trained(case, data),
-        }.items():
-            rows += [about(case) | {"when": when} | row for row in responses(network, images)]
-    return rows
+    for case in tell(nets.twins(cases, "responses", SEEDS).values()):
+        data = nets.load(case.settings)
+        images, _ = nets.some_images(case.settings, data, IMAGES)
+        networks = {"start": nets.at_start(case.settings, data), "end": nets.trained(case, data)}
+        for when, network in networks.items():
+            for row in responses(network, images):
+                yield nets.about(case) | {"when": when} | row
 
 
 @torch.no_grad()
-def responses(network: nn.Module, images: Tensor) -> list[dict[str, Cell]]:
+def responses(network: nn.Module, images: Tensor) -> list[Row]:
     """What the module's docstring defines, in forward order; of blocks in their last row."""
-    rows: list[dict[str, Cell]] = []
+    rows: list[Row] = []
     blocks = [module for module in network.modules() if isinstance(module, Block)]
-    norms = {
-        layer: number
-        for block in blocks
-        for number, layer in enumerate(
-            (one for one in block.branch.children() if isinstance(one, nn.BatchNorm2d)), start=1
-        )
-    }
+    norms: dict[nn.Module, int] = {}  # their number in their block
+    for block in blocks:
+        own = [one for one in block.branch.children() if isinstance(one, nn.BatchNorm2d)]
+        norms |= {norm: number for number, norm in enumerate(own, start=1)}
 
     def normalised(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found = {
-            "std": output.std(correction=0).item(),
-            "scale": norm.weight.square().mean().sqrt().item(),
-        }
-        number: dict[str, Cell] = {"layer": len(rows) + 1, "of_block": norms[norm]}
-        rows.append(number | dict.fromkeys(COLUMNS) | found)
+        row = {"layer": len(rows) + 1, "of_block": norms[norm]} | dict.fromkeys(COLUMNS)
+        row["std"] = output.std(correction=0).item()
+        row["scale"] = norm.weight.square().mean().sqrt().item()
+        rows.append(row)
 
     def branched(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.shape == inputs[0].shape:
@@ -105,7 +90,8 @@ def responses(network: nn.Module, images: Tensor) -> list[dict[str, Cell]]:
             rows[-1]["change"] = sine(inputs[0], output)
 
     sums = [block.branch for block in blocks if not isinstance(block.merge, Drop)]
-    with hooked(norms, normalised), hooked(sums, branched), hooked(blocks, ended):
+    watched = nets.hooked(norms, normalised), nets.hooked(sums, branched)
+    with watched[0], watched[1], nets.hooked(blocks, ended):
         network.train()(images)
     return rows
 
@@ -192,11 +178,8 @@ def judge(fit: bool, changes: Sequence[Interval]) -> Verdict:
     """The rule: residual less plain, less at the matched depth, less before training."""
     if not fit or min(one.n for one in changes) < SEEDS:
         return Verdict.inconclusive
-    if all(one.upper < 0 for one in changes):
-        return Verdict.supported
-    if any(one.lower > 0 for one in changes):
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    supported, refuted = (one.upper < 0 for one in changes), (one.lower > 0 for one in changes)
+    return Verdict.of(all(supported), any(refuted))
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -212,8 +195,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             some = those(rows, arch=arch, depth=depth, when=when)
             style = {"color": COLOURS[arch], "linestyle": stroke, "linewidth": 1.1}
             means(axis, some, "layer", "change", **style)
-        axis.set_title(f"depth {depth}", loc="left", fontweight="bold")
-        axis.set(xlabel="convolution, from the input", ylim=(0, 1))
+        axis.set(title=f"depth {depth}", xlabel="convolution, from the input", ylim=(0, 1))
     axes[0, 0].set_ylabel("change of the signal (sine)")
     lines = {arch: {"color": COLOURS[arch]} for arch in both}
     lines |= {"trained": {"color": GREY}, "at the start": {"color": GREY, "linestyle": DOTS}}

@@ -24,10 +24,9 @@ above: not supported. Else, and where these words differ or no depth fits: incon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -37,20 +36,16 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.data import batches
 from resexp.models import blocks
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, hooked, load, some_images, trained
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import difference, mean, seeds_of, those, values
 from resexp.settings import BnEval, Merge, Settings, Twin, UsageError, as_dict, digest
 from resexp.train.evaluate import evaluation_mode
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "With skips low-level features stay accessible to the last block; without them they do not."
 SOURCE = "Huang et al. 2017, section 1, and common"
 TEXTBOOK = "Skips carry low-level features on unchanged, so that later layers can reuse them."
 NEEDS = Needs.trained
-USUAL: list[str] = []
 
 FAMILIES = ("cifar", "dense")
 TWINS = ("none", "plain")
@@ -63,19 +58,14 @@ FITS = 10.0  # percent, training error
 ACCESSIBLE, MORE = 0.5, 0.1
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """A row per block of both twins of every pair, at the start and trained; block 0: the stem."""
-    work = list(product(pairs(cases), TWINS, WORDS))
-    rows: list[dict[str, Cell]] = []
-    for done, (pair, twin, when) in enumerate(work):
-        case, settings = pair[twin == "plain"], pair[0].settings
-        tell(done, len(work), f"{pair[0].arch} {settings.depth}, twin {twin}, {when}")
-        data = load(case.settings)
-        network = trained(case, data) if when == "end" else at_start(case.settings, data)
-        place: dict[str, Cell] = {"arch": pair[0].arch, "twin": twin, "when": when}
-        place |= {"depth": settings.depth, "seed": settings.seed}
-        rows += [place | row for row in read_outs(network, case.settings)]
-    return rows
+    for pair in tell(pairs(cases)):
+        for (case, twin), when in product(zip(pair, TWINS, strict=True), WORDS):
+            data, start = nets.load(case.settings), when == "start"
+            network = nets.at_start(case.settings, data) if start else nets.trained(case, data)
+            place = {"arch": pair[0].arch, "twin": twin, "when": when} | pair[0].place()
+            yield from (place | row for row in read_outs(network, case.settings))
 
 
 def pairs(cases: Sequence[Case]) -> list[tuple[Case, Case]]:
@@ -93,8 +83,8 @@ def pairs(cases: Sequence[Case]) -> list[tuple[Case, Case]]:
             "reuse compares networks with skips and their plain twins, both trained. "
             "Choose arch=plain,residual, or arch=dense twin=none,plain."
         )
-    seeds = sorted({one.settings.seed for one, _ in found})[:SEEDS]
-    return [pair for pair in found if pair[0].settings.seed in seeds]
+    seeds = sorted({one.seed for one, _ in found})[:SEEDS]
+    return [pair for pair in found if pair[0].seed in seeds]
 
 
 def key(case: Case) -> str:
@@ -103,11 +93,11 @@ def key(case: Case) -> str:
     return digest(as_dict(replace(case.settings, arch=arch, twin=Twin.none)))
 
 
-def read_outs(network: nn.Module, settings: Settings) -> list[dict[str, Cell]]:
+def read_outs(network: nn.Module, settings: Settings) -> Iterator[Row]:
     """The read-outs of the stem's and each block's output, in forward order."""
-    data = load(settings)
+    data = nets.load(settings)
     statistics = batches.statistics(data.train_images, settings.normalise)
-    images, labels = some_images(settings, data, IMAGES)
+    images, labels = nets.some_images(settings, data, IMAGES)
     some = slice(None, None, math.ceil(len(data.test_labels) / TEST_IMAGES))
     test_images = batches.prepare(data.test_images[some], statistics)
     test_labels = data.test_labels[some].long()
@@ -121,21 +111,17 @@ def read_outs(network: nn.Module, settings: Settings) -> list[dict[str, Cell]]:
     wanted = torch.cat([stem, small, classes], 1)
     columns = (stem.shape[1], stem.shape[1] + small.shape[1])  # where the next begins
     error = 100 * (logits.argmax(1) != labels).double().mean().item()
-    rows: list[dict[str, Cell]] = []
     for number, (x, test) in enumerate(zip(fitted, judged, strict=True)):
         read = ridge(x, wanted, test)
         of_stem, of_image, of_class = torch.tensor_split(read, columns, dim=1)
         wrong = of_class.argmax(1) != test_labels.cpu()
-        rows.append(
-            {
-                "block": number,
-                "r2_stem": explained(of_stem, test_stem),
-                "r2_image": explained(of_image, test_small),
-                "error_percent": 100 * wrong.double().mean().item(),
-                "train_error_percent": error,
-            }
-        )
-    return rows
+        yield {
+            "block": number,
+            "r2_stem": explained(of_stem, test_stem),
+            "r2_image": explained(of_image, test_small),
+            "error_percent": 100 * wrong.double().mean().item(),
+            "train_error_percent": error,
+        }
 
 
 @torch.no_grad()
@@ -143,7 +129,7 @@ def outputs(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Of the stem and each block, on the grid, [N, features] in forward order; and logits."""
     found: list[Tensor] = []
     parts = [network.get_submodule("stem"), *network.get_submodule("blocks").children()]
-    with hooked(parts, lambda module, inputs, y: found.append(pooled(y, GRID))):
+    with nets.hooked(parts, lambda module, inputs, y: found.append(pooled(y, GRID))):
         logits = network(images)
     return found, logits
 
@@ -203,7 +189,18 @@ def conclude(rows: pd.DataFrame) -> Finding:
         "the last block's output explains these shares of the variance of the stem's: "
         f"{'; '.join(told)}.",
         numbers=numbers,
-        conventions=conventions(rows),
+        conventions=[
+            f"R2 of ridge regressions (penalty {RIDGE:g} of each feature's variance) on outputs "
+            f"averaged over {GRID}x{GRID} places, fitted on {IMAGES} training images at most, "
+            f"judged on {TEST_IMAGES} test images at most; below 0: worse than their mean",
+            "statistics of normalisation recalibrated on the training set, at the start too; "
+            f"one-sided 95 % bounds; {seeds_of(rows)}",
+            f"trained: the greatest depth at which both twins are below {FITS:g} % training error "
+            "in every seed; at the start: the greatest depth",
+            "what can be read off a block need not be used by the next; wider stages have more to "
+            "read from, in both twins of a residual network alike (a dense one's twin has other "
+            "widths)",
+        ],
         headlines=headlines,
         account=account(verdicts),
     )
@@ -213,21 +210,6 @@ def depth_of(rows: pd.DataFrame, when: str) -> int | None:
     """At the start the greatest depth; trained the greatest at which all networks fit, if any."""
     worst = those(rows, when=when).groupby("depth")["train_error_percent"].max()
     return max(worst.index if when == "start" else worst.index[worst < FITS], default=None)
-
-
-def conventions(rows: pd.DataFrame) -> list[str]:
-    """How it was measured."""
-    return [
-        f"R2 of ridge regressions (penalty {RIDGE:g} of each feature's variance) on outputs "
-        f"averaged over {GRID}x{GRID} places, fitted on {IMAGES} training images at most, judged "
-        f"on {TEST_IMAGES} test images at most; below 0: worse than their mean",
-        "statistics of normalisation recalibrated on the training set, at the start too; one-sided "
-        f"95 % bounds; {seeds_of(rows)}",
-        f"trained: the greatest depth at which both twins are below {FITS:g} % training error in "
-        "every seed; at the start: the greatest depth",
-        "what can be read off a block need not be used by the next; wider stages have more to read "
-        "from, in both twins of a residual network alike (a dense one's twin has other widths)",
-    ]
 
 
 def account(verdicts: Sequence[Verdict]) -> tuple[Account, str] | None:
@@ -248,11 +230,9 @@ def judge(own: Interval, more: Interval) -> Verdict:
     """The rule in the module's docstring: R2 of networks with skips, and less their twins'."""
     if min(own.n, more.n) < SEEDS:
         return Verdict.inconclusive
-    if own.lower >= ACCESSIBLE and more.lower >= MORE:
-        return Verdict.supported
-    if own.upper < ACCESSIBLE or more.upper < MORE:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(
+        own.lower >= ACCESSIBLE and more.lower >= MORE, own.upper < ACCESSIBLE or more.upper < MORE
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -270,8 +250,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             some = those(rows, arch=arch, twin=twin, when=when, depth=depths[arch])
             means(axis, some, "block", column, ms=2.5, lw=1.2, **style)
         depth = ", ".join(map(str, sorted({one for one in depths.values() if one is not None})))
-        axis.set_title(f"{WORDS[when]}, depth {depth}", loc="left", fontweight="bold")
-        axis.set(xlabel="block (0: the stem)", ylabel="R2 of the stem's output")
+        axis.set(title=f"{WORDS[when]}, depth {depth}", xlabel="block (0: the stem)")
+        axis.set_ylabel("R2 of the stem's output")
         axis.axhline(0, color=GREY, linewidth=0.6)
     axes[2].set(ylabel="class, read off: test error (%)", ylim=(0, None))
     short = {"residual twin plain": "plain"}

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,21 +32,16 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.lesion import RECALIBRATION, Patient, arranged, patient, recalibrated, without
-from resexp.probes.networks import as_in_the_paper, places
 from resexp.probes.rows import mean, seeds_of, those, values
 from resexp.randomness import words
-from resexp.settings import UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "A residual network's images take their own routes: other blocks matter for other images."
 SOURCE = "Srivastava et al. 2015 of highway networks' gates; Wang et al. 2018 build it in (SkipNet)"
 TEXTBOOK = "Layers that an image does not need are skipped: every input finds its own path."
 NEEDS = Needs.trained
-USUAL: list[str] = []
 
 SEEDS = 5
 LABELLINGS = 200  # random ones
@@ -57,23 +52,22 @@ PARTS = ("block", "class", "image")
 Numbers = NDArray[np.float64]
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Shares, and means by block and class, of the deepest residual networks."""
-    found = places(cases, lambda case: case.arch == "residual" and as_in_the_paper(case), SEEDS)
-    if not found:
-        raise UsageError("routes needs trained residual networks. Choose arch=residual.")
+    fit = nets.chosen(
+        cases,
+        lambda case: case.arch == case.kind() == "residual",
+        "routes needs trained residual networks. Choose arch=residual.",
+    )
+    found = nets.places(fit, SEEDS)
     deep = max(depth for _, depth, _ in found)
-    chosen = {seed: case for (_, depth, seed), case in found.items() if depth == deep}
-    rows: list[dict[str, Cell]] = []
-    for done, (seed, case) in enumerate(chosen.items()):
-        tell(done, len(chosen), f"residual {deep}, seed {seed}")
+    for case in tell([case for case in found.values() if case.depth == deep]):
         one = patient(case)
-        place: dict[str, Cell] = {"depth": deep, "seed": seed, "images": len(one.labels)}
-        rows += [place | row for row in tidy(one)]
-    return rows
+        place = {"depth": deep, "seed": case.seed, "images": len(one.labels)}
+        yield from (place | row for row in tidy(one))
 
 
-def tidy(one: Patient) -> Iterator[dict[str, Cell]]:
+def tidy(one: Patient) -> Iterator[Row]:
     """The rows of one network; ``block`` counts all of its blocks, from 1."""
     labels = one.labels.cpu().numpy()
     columns = ("block", "label", "chance", "p")
@@ -81,12 +75,12 @@ def tidy(one: Patient) -> Iterator[dict[str, Cell]]:
         nats = importance(one, recalibrate=statistics == "recalibrated")
         ranks = pd.DataFrame(nats).rank(axis=1).to_numpy()  # 1: matters least
         for of, scores in (("ranks", ranks), ("nats", nats)):
-            about: dict[str, Cell] = {"statistics": statistics, "of": of}
+            about = {"statistics": statistics, "of": of}
             for part, measured in split(scores, labels).items():
                 yield about | {"what": part, **dict.fromkeys(columns), **measured}
             for label, (at, block) in product(np.unique(labels), enumerate(one.movable)):
                 value = float(scores[labels == label, at].mean())
-                place: dict[str, Cell] = {"block": block + 1, "label": int(label)}
+                place = {"block": block + 1, "label": int(label)}
                 yield about | {"what": "mean", **dict.fromkeys(columns), **place, "value": value}
 
 
@@ -203,18 +197,17 @@ def judge(ranks: Interval, nats: Interval, p: Sequence[float]) -> Verdict:
     """The rule in the module's docstring: shares of blocks alone, and p of class by seed."""
     if min(ranks.n, nats.n) < SEEDS:
         return Verdict.inconclusive
-    if max(ranks.upper, nats.upper) < HALF and all(one < 0.05 for one in p):
-        return Verdict.supported
-    if min(ranks.lower, nats.lower) > HALF:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(
+        max(ranks.upper, nats.upper) < HALF and all(one < 0.05 for one in p),
+        min(ranks.lower, nats.lower) > HALF,
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Mean ranks by block, a line per class, of the first seed; shares, a dot per seed."""
-    from resexp.probes.drawing import COLOURS, DOTS, GREY, RESIDUAL, dots, finish, means, panels
+    from resexp.probes.drawing import DOTS, GREY, RESIDUAL, dots, finish, means, panels
 
-    seed, (blue, grey) = rows["seed"].min(), (COLOURS["residual"], GREY)
+    seed, blue, grey = rows["seed"].min(), RESIDUAL, GREY
     figure, (blocks, shares) = panels(2, 66)
     rows = those(rows, statistics="recalibrated")
     first = those(rows, of="ranks", what="mean", seed=seed)

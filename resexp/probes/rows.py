@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from resexp.files import read_text
+from resexp.analysis.statistics import Interval
 from resexp.runs.records import spell
 
 ENOUGH = 3  # seeds: of fewer a probe says inconclusive
@@ -20,22 +20,20 @@ FAILED = 10.0
 
 
 def as_csv(rows: Sequence[Mapping[str, str | float | None]]) -> str:
-    """Tidy rows as text, numbers with seven digits; no text that a probe writes needs quotes."""
+    """Tidy rows as text, numbers with seven digits; text with commas is in quotes."""
     keys = list(rows[0])
     assert all(list(row) == keys for row in rows), "rows of a tidy table share their keys"
-    lines = [keys, *([cell(value) for value in row.values()] for row in rows)]
-    return "".join(",".join(line) + "\n" for line in lines)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(keys)
+    for row in rows:
+        writer.writerow(one if isinstance(one, str) else spell(one) for one in row.values())
+    return text.getvalue()
 
 
-def cell(value: str | float | None) -> str:
-    text = value if isinstance(value, str) else spell(value)
-    assert not set(text) & set(',"\n'), text
-    return text
-
-
-def read(table: Path) -> pd.DataFrame:
+def read(table: str) -> pd.DataFrame:
     """A probe's CSV: numbers as numbers, NaN where a cell is empty, else text as it is."""
-    text = io.StringIO(read_text(table))
+    text = io.StringIO(table)
     return pd.read_csv(text, keep_default_na=False, na_values=["", "nan"], low_memory=False)
 
 
@@ -89,6 +87,11 @@ def mean(values: Iterable[float]) -> float:
     """nan where one of them is nan, or there is none."""
     some = list(values)
     return sum(some) / len(some) if some else math.nan
+
+
+def bounds(name: str, one: Interval) -> dict[str, float]:
+    """A mean and its one-sided bounds, as a finding's numbers."""
+    return {name: one.mean, f"{name}, lower bound": one.lower, f"{name}, upper bound": one.upper}
 
 
 def decades(values: pd.Series[float]) -> pd.Series[float]:

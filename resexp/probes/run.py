@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from resexp.analysis.results import Run, require_runs
 from resexp.console import bar_of, duration, tell
-from resexp.probes import Case, Cell, Finding, Needs, names, probe, rows
+from resexp.probes import Case, Finding, Needs, Row, T, names, probe, rows
 from resexp.runs.provenance import environment
 from resexp.runs.records import finite, write_atomically
 from resexp.runs.run import load, now
@@ -125,19 +125,38 @@ def perform(wanted: Measurement, command: str) -> dict[str, Any]:
 
     Raises UsageError if the cases are not what the probe needs, or the folder takes no files.
     """
-    name, folder, needs = wanted.name, wanted.folder, probe(wanted.name).NEEDS
-    cases = with_checkpoints(name, wanted.cases) if needs is Needs.trained else wanted.cases
+    from resexp.probes import drawing
+
+    name, folder = wanted.name, wanted.folder
+    table, about = measured(wanted, command)
+    one, path, read = probe(name), folder / f"probe-{name}.csv", rows.read(table)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, table)
+        result = as_record(name, one.conclude(read)) | about
+        drawing.write(one, read, path.with_suffix(".png"))
+        text = json.dumps(finite(result), indent=1) + "\n"
+        write_atomically(path.with_suffix(".json"), text)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}).") from error
+    return {"folder": str(folder), **result}
+
+
+def measured(wanted: Measurement, command: str) -> tuple[str, dict[str, Any]]:
+    """The CSV, and what probe-<name>.json says of the measurement."""
+    name, cases, needs = wanted.name, wanted.cases, probe(wanted.name).NEEDS
+    if needs is Needs.trained:
+        cases = with_checkpoints(name, cases)
     ran_on = of_first(cases) if needs is Needs.runs else prepared(cases[0].settings)
     started = time.monotonic()
-    measured = measure(name, cases)
-    about = {
+    table = rows.as_csv(measure(name, cases))
+    return table, {
         "recipe": recipe(needs, cases),
         "command": command,
         "seconds": round(time.monotonic() - started, 1),
         "measured": now(),
         "environment": ran_on,
     }
-    return {"folder": str(folder), **write(name, folder, measured, about)}
 
 
 def prepared(settings: Settings) -> dict[str, Any]:
@@ -167,15 +186,18 @@ def with_checkpoints(name: str, cases: Sequence[Case]) -> list[Case]:
     return found
 
 
-def measure(name: str, cases: Sequence[Case]) -> list[dict[str, Cell]]:
+def measure(name: str, cases: Sequence[Case]) -> list[Row]:
     """The rows, with a bar on a terminal while they are measured."""
     with bar_of(name) as progress:
         bar = progress.add_task("", total=1)
 
-        def tell(done: int, of: int, what: str) -> None:
-            progress.update(bar, completed=done, total=of, description=what)
+        def tell(work: Collection[T]) -> Iterator[T]:
+            for done, one in enumerate(work):
+                what = ", ".join(map(str, one if isinstance(one, tuple) else [one]))
+                progress.update(bar, completed=done, total=len(work), description=what)
+                yield one
 
-        return probe(name).measure(cases, tell)
+        return list(probe(name).measure(cases, tell))
 
 
 def recipe(needs: Needs, cases: Sequence[Case]) -> str:
@@ -194,26 +216,6 @@ def recipe(needs: Needs, cases: Sequence[Case]) -> str:
         under + " or ".join(f"{rate:g}" for rate in sorted(some)) for under, some in rates.items()
     )
     return "; ".join(found)
-
-
-def write(
-    name: str, folder: Path, measured: Sequence[dict[str, Cell]], about: dict[str, Any]
-) -> dict[str, Any]:
-    """The CSV and, from it, the figure and the finding. Raises UsageError where they cannot be."""
-    from resexp.probes import drawing
-
-    one, table = probe(name), folder / f"probe-{name}.csv"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(table, rows.as_csv(measured))
-        read = rows.read(table)
-        result = as_record(name, one.conclude(read)) | about
-        drawing.write(one, read, table.with_suffix(".png"))
-        text = json.dumps(finite(result), indent=1) + "\n"
-        write_atomically(table.with_suffix(".json"), text)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}).") from error
-    return result
 
 
 def as_record(name: str, finding: Finding) -> dict[str, Any]:

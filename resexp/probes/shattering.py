@@ -8,12 +8,11 @@ two images, mean over all pairs. Statistics are those of the batch, held fixed, 
 of its image alone.
 
 Lines, the paper's own setting. Fully connected ReLU networks of width 200 on one number x, at 256
-points from -2 to 2, at their start (He's weights, float64). The gradient g(x) = df/dx is followed
-forwards beside f, statistics over the points held fixed. The autocorrelation of g at neighbouring
-points is sum (g_i - m)(g_{i+1} - m) / sum (g_i - m)^2. Arms: plain with the mean of each unit
-subtracted, with batch normalisation, with neither (the control: without centring units are active
-together and nothing shatters), residual h + b W relu(h) without and with batch normalisation, at
-b = 1 and 0.1: the scale drives the answer.
+points from -2 to 2, at their start (He's weights, float64); the gradient is g(x) = df/dx. Its
+autocorrelation at neighbouring points is sum (g_i - m)(g_{i+1} - m) / sum (g_i - m)^2. Arms: plain
+with the mean of each unit subtracted, with batch normalisation, with neither (the control: without
+centring units are active together and nothing shatters), residual h + b W relu(h) without and with
+batch normalisation, at b = 1 and 0.1: the scale drives the answer.
 
 The rule, on neighbours at the greatest depth of the networks, at their start, where nothing has
 failed to train: plain and residual twins begin with the same weights. 95 % intervals over seeds, at
@@ -25,11 +24,11 @@ Trained networks, two images and lines are reported, not judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -37,19 +36,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from resexp.analysis.statistics import paired_t
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import (
-    at_start,
-    error_percent,
-    load,
-    some_images,
-    trained,
-    twins,
-)
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import ENOUGH, FAILED, difference, mean, seeds_of, those, values
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "Gradients of deep plain networks shatter into white noise; skips keep them correlated."
 SOURCE = "Balduzzi et al. 2017, section 2"
@@ -87,43 +76,28 @@ ARMS = {
 DEPTHS = (2, 10, 24, 50)  # weighted layers before the readout
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """Plain and residual networks of every depth, then every arm of lines for each seed."""
-    chosen = twins(cases, "shattering", SEEDS)
-    seeds = sorted({seed for _, _, seed in chosen})
-    lines = list(product(ARMS, seeds))
-    rows: list[dict[str, Cell]] = []
-    for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
-        tell(done, len(chosen) + len(lines), f"{arch} {depth}, seed {seed}")
-        data = load(case.settings)
-        images, labels = some_images(case.settings, data, IMAGES)
-        networks = {"start": at_start(case.settings, data)}
+    chosen = nets.twins(cases, "shattering", SEEDS)
+    for case in tell(chosen.values()):
+        settings, data = case.settings, nets.load(case.settings)
+        images, labels = nets.some_images(settings, data, IMAGES)
+        networks = {"start": nets.at_start(settings, data)}
         if case.checkpoint is not None:
-            networks["end"] = trained(case, data)
+            networks["end"] = nets.trained(case, data)
         for when, network in networks.items():
             network, batch = network.double(), images.double()
             found = cosines(network, batch)
             with torch.no_grad():
-                error = error_percent(network(batch), labels)
-            rows += [row(when, arch, depth, seed, at, value, error) for at, value in found.items()]
-    for done, (name, seed) in enumerate(lines, start=len(chosen)):
-        tell(done, len(chosen) + len(lines), f"{name}, lines")
+                error = nets.error_percent(network(batch), labels)
+            for part, value in found.items():
+                about = {"part": part, "correlation": value, "error_percent": error}
+                yield {"when": when} | case.place("arm") | about
+    seeds = sorted({seed for _, _, seed in chosen})
+    for name, seed in tell([*product(ARMS, seeds)]):
         for depth, gradient in gradients(ARMS[name], seed).items():
-            rows.append(row("line", name, depth, seed, None, autocorrelation(gradient, 1), None))
-    return rows
-
-
-def row(
-    when: str,
-    arm: str,
-    depth: int,
-    seed: int,
-    part: float | None,
-    value: float,
-    error: float | None,
-) -> dict[str, Cell]:
-    place: dict[str, Cell] = {"when": when, "arm": arm, "depth": depth, "seed": seed}
-    return place | {"part": part, "correlation": value, "error_percent": error}
+            place = {"when": "line", "arm": name, "depth": depth, "seed": seed, "part": None}
+            yield place | {"correlation": autocorrelation(gradient, 1), "error_percent": None}
 
 
 def cosines(network: nn.Module, images: Tensor) -> dict[float, float]:
@@ -156,31 +130,27 @@ def gradients(arm: Arm, seed: int, depths: Sequence[int] = DEPTHS) -> dict[int, 
     """df/dx at every point, [POINTS], of the networks of these depths; they share their layers."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-    x = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)[:, None]
-    weight = draw(1, WIDTH)
-    value, slope = x * weight + draw(WIDTH), weight.expand(POINTS, WIDTH)
+    x = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)[:, None].requires_grad_()
+    value = x * draw(1, WIDTH) + draw(WIDTH)
     readout = draw(WIDTH) / math.sqrt(WIDTH)
     found = {}
     for layer in range(2, max(depths) + 1):
-        weight = draw(WIDTH, WIDTH) * math.sqrt(2 / WIDTH)
-        value, slope = next_layer(arm, value, slope, weight)
+        value = next_layer(arm, value, draw(WIDTH, WIDTH) * math.sqrt(2 / WIDTH))
         if layer in depths:
-            found[layer] = ((value > 0) * slope if arm.scale is None else slope) @ readout
+            f = (value.relu() if arm.scale is None else value) @ readout
+            found[layer] = torch.autograd.grad(f.sum(), x, retain_graph=True)[0][:, 0]
     return found
 
 
-def next_layer(arm: Arm, value: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """W relu(norm(h)), or h plus a multiple of it, and its derivative: both [POINTS, WIDTH]."""
-    normed, tangent = value, slope
+def next_layer(arm: Arm, value: Tensor, weight: Tensor) -> Tensor:
+    """W relu(norm(h)), or h plus a multiple of it, [POINTS, WIDTH]; statistics are held fixed."""
+    fixed, normed = value.detach(), value
     if arm.norm != "none":
-        normed = value - value.mean(0)
+        normed = normed - fixed.mean(0)
     if arm.norm == "batch":
-        deviation = (value.var(0, unbiased=False) + EPS).sqrt()
-        normed, tangent = normed / deviation, slope / deviation
-    branch, change = normed.clamp(min=0) @ weight, ((normed > 0) * tangent) @ weight
-    if arm.scale is None:
-        return branch, change
-    return value + arm.scale * branch, slope + arm.scale * change
+        normed = normed / (fixed.var(0, unbiased=False) + EPS).sqrt()
+    branch = normed.relu() @ weight
+    return branch if arm.scale is None else value + arm.scale * branch
 
 
 def autocorrelation(gradient: Tensor, lag: int) -> float:
@@ -244,11 +214,8 @@ def judge(plain: pd.Series[float], residual: pd.Series[float]) -> Verdict:
     ours, theirs = paired_t(list(plain)), paired_t(list(residual))
     if min(ours.n, theirs.n) < ENOUGH:
         return Verdict.inconclusive
-    if ours.high < 0.2 and theirs.low > 0.5:
-        return Verdict.supported
-    if ours.low > 0.5 or paired_t(list(difference(residual, plain))).high < 0:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    below = paired_t(list(difference(residual, plain))).high < 0
+    return Verdict.of(ours.high < 0.2 and theirs.low > 0.5, ours.low > 0.5 or below)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -277,8 +244,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     }
     for axis, (title, label) in zip(axes, labels.items(), strict=True):
         axis.axhline(0, color=GREY, linewidth=0.6)
-        axis.set_title(title, loc="left", fontweight="bold")
-        axis.set(xlabel=label)
+        axis.set(title=title, xlabel=label)
     by_depth.set_ylabel("correlation of input gradients")
     by_part.set_xscale("log", base=2)
     seeds = rows["seed"].nunique()

@@ -20,23 +20,19 @@ end alike. Where short is worse than usual but its loss not shown to be worse th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from torch import Tensor, nn
 
 from resexp.analysis.statistics import Interval, paired_t
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, ended, fitted, hooked, load, scored
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.paths import deepest, pick
 from resexp.probes.rows import ENOUGH, decades, mean, seeds_of, those
 from resexp.settings import Settings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "A residual network trains as well if the gradient takes its short paths alone."
 SOURCE = "Veit et al. 2016, section 5"
@@ -50,32 +46,23 @@ SCORES = ["train_loss", "train_error_percent", "test_error_percent"]
 MARGINS = {"test_error_percent": 1.0, "train_loss": 0.3}  # points and decades
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """A row for each arm and seed, at one depth."""
-    work = list(product(deepest(cases, "short_paths"), ARMS))
-    rows: list[dict[str, Cell]] = []
-    for done, (case, arm) in enumerate(work):
+    for case, arm in tell([*product(deepest(cases, "short_paths"), ARMS)]):
         settings = case.settings
-        tell(done, len(work), f"{case.arch} {settings.depth}, {arm}, seed {settings.seed}")
-        blocks = len(list(at_start(settings, load(settings)).get_submodule("blocks").children()))
+        network = nets.at_start(settings, nets.load(settings))
+        blocks = len(list(network.get_submodule("blocks").children()))
         passing = round(PART * blocks) if arm == "short" else blocks
         if arm == "fewer":
             settings = replace(settings, steps=max(1, round(PART * settings.steps)))
-        network = ended(case) if arm == "usual" else on_short_paths(settings, passing)
-        place: dict[str, Cell] = {
-            "arch": case.arch,
-            "depth": settings.depth,
-            "seed": settings.seed,
-            "arm": arm,
-        }
-        about = {"blocks": blocks, "passing": passing, "steps": settings.steps}
-        rows.append(place | about | scored(settings, network))
-    return rows
+        network = nets.ended(case) if arm == "usual" else on_short_paths(settings, passing)
+        about = {"arm": arm, "blocks": blocks, "passing": passing, "steps": settings.steps}
+        yield case.place() | about | nets.scores(settings, network)
 
 
 def on_short_paths(settings: Settings, k: int) -> nn.Module:
     """The network, trained with the gradient passing ``k`` of the branches in each step."""
-    network, step = at_start(settings, load(settings)), 0
+    network, step = nets.at_start(settings, nets.load(settings)), 0
     branches = [one.get_submodule("branch") for one in network.get_submodule("blocks").children()]
 
     def stop(branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -85,8 +72,8 @@ def on_short_paths(settings: Settings, k: int) -> nn.Module:
         step += network.training and at == len(branches) - 1
         return output if at in chosen else output.detach()
 
-    with hooked(branches, stop):
-        return fitted(network, settings)
+    with nets.hooked(branches, stop):
+        return nets.fitted(network, settings)
 
 
 # --- from the rows
@@ -101,10 +88,17 @@ def differences(rows: pd.DataFrame, arm: str, other: str = "usual") -> dict[str,
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
     means = {arm: those(rows, arm=arm)[SCORES].mean(skipna=False) for arm in ARMS}
-    by_seed = differences(rows, "short")
+    errors, losses = (by_seed := differences(rows, "short")).values()
     apart = {column: paired_t(list(some)) for column, some in by_seed.items()}
     beyond = differences(rows, "short", "fewer")["train_loss"]
-    verdict, of_paths = judge(apart), paired_t(list(beyond)).low > 0
+    verdict = judge(apart)
+    price = (
+        Account.overgeneralised,
+        "it ends worse, but not shown to be worse than all paths do in as many updates of each "
+        "branch: what is missed may be the updates, not the long paths.",
+    )
+    if paired_t(list(beyond)).low > 0:
+        price = Account.contradicted, "it ends worse than all paths do in as many updates."
     points, logs = (
         f"{one.mean:+.2f} ({one.low:+.2f} to {one.high:+.2f})" for one in apart.values()
     )
@@ -114,14 +108,15 @@ def conclude(rows: pd.DataFrame) -> Finding:
         f"error {one.test_error_percent:.3g} %"
         for arm, one in means.items()
     }
+    name, ratio = f"residual-{short.depth}", ("times", ".3g", 10)
     return Finding(
         verdict,
         f"with the gradient through {short.passing} of {short.blocks} branches a step "
-        f"residual-{short.depth} ends at {told['short']}; through all, in as many steps, at "
+        f"{name} ends at {told['short']}; through all, in as many steps, at "
         f"{told['usual']}: {points} points of test error and {logs} decades of loss (95 % "
         f"intervals); through all in {steps} steps, as many updates of each branch, at "
         f"{told['fewer']}.",
-        numbers={f"{name}, {arm}": one[name] for arm, one in means.items() for name in SCORES}
+        numbers={f"{score}, {arm}": one[score] for arm, one in means.items() for score in SCORES}
         | {
             f"{arm} less usual, {column}{' (log10)' * (column == 'train_loss')}": mean(some)
             for arm in ("short", "fewer")
@@ -129,28 +124,11 @@ def conclude(rows: pd.DataFrame) -> Finding:
         },
         conventions=[f"losses in nats; above 0 is worse than usual; {seeds_of(rows)}"],
         headlines=[
-            Headline(
-                f"residual-{short.depth}, training loss, short paths over all",
-                by_seed["train_loss"],
-                "times",
-                ".3g",
-                base=10,
-            ),
-            Headline("test error, less", by_seed["test_error_percent"], "points", "+.1f"),
-            Headline("loss, over that of as many updates", beyond, "times", ".3g", base=10),
+            Headline(f"{name}, training loss, short paths over all", losses, *ratio),
+            Headline("test error, less", errors, "points", "+.1f"),
+            Headline("loss, over that of as many updates", beyond, *ratio),
         ],
-        account=account(of_paths) if verdict is Verdict.not_supported else None,
-    )
-
-
-def account(of_paths: bool) -> tuple[Account, str]:
-    """What a price paid by training on short paths is paid for."""
-    if of_paths:
-        return Account.contradicted, "it ends worse than all paths do in as many updates."
-    return (
-        Account.overgeneralised,
-        "it ends worse, but not shown to be worse than all paths do in as many updates of each "
-        "branch: what is missed may be the updates, not the long paths.",
+        account=price if verdict is Verdict.not_supported else None,
     )
 
 
@@ -159,10 +137,8 @@ def judge(apart: Mapping[str, Interval]) -> Verdict:
     pairs = [(one, MARGINS[column]) for column, one in apart.items()]
     if min(one.n for one, _ in pairs) < ENOUGH:
         return Verdict.inconclusive
-    if all(one.high < margin for one, margin in pairs):
-        return Verdict.supported
     worse = any(one.mean >= margin and one.low > 0 for one, margin in pairs)
-    return Verdict.not_supported if worse else Verdict.inconclusive
+    return Verdict.of(all(one.high < margin for one, margin in pairs), worse)
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -11,34 +11,16 @@ Else inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Arch, Merge, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Case, Finding, Needs, Verdict, sweeps
 
 CLAIM = "A skip over a single convolution does not help."
 SOURCE = "He et al. 2015, section 3.2"
 TEXTBOOK = "Over a single layer y = W x + x is like a linear layer: no advantages were observed."
 NEEDS = Needs.runs
-USUAL = ["depth=20,56", "arch=plain,residual"]
 
 SPANS = ["span 1", "span 2", "span 3"]
 ARMS = ["plain", *SPANS]
@@ -46,38 +28,27 @@ ARMS = ["plain", *SPANS]
 
 def arm(case: Case) -> str | None:
     """Plain, or over how many convolutions its skips go, if nothing else of it differs."""
-    settings = case.settings
-    if settings.twin is not Twin.none:
-        return None
-    if settings.arch == Arch():
-        return "plain"
-    alike = replace(settings.arch, skip_span=2) == Arch(merge=Merge.residual)
-    return f"span {settings.arch.skip_span}" if alike else None
+    if case.kind("skip_span") == "residual":
+        return f"span {case.settings.arch.skip_span}"
+    return case.kind()
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without plain networks and all spans at one depth."""
-    return ends("spans", cases, arm, ARMS, tell)
+measure = partial(sweeps.ends, arm, ARMS)
+draw = partial(sweeps.drawn, "Convolutions that a skip spans", ARMS)
 
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """What skips of each span gain; the rule in the module's docstring."""
-    depths = common(rows, ARMS)
+    depths = sweeps.common(rows, ARMS)
     deep = depths[-1]
-    gains = [contrast(rows, ("plain", deep), (span, deep)) for span in SPANS]
-    single, double, _ = effects(gains)
-    beyond = contrast(rows, ("span 1", deep), ("span 2", deep))
-    return finding(
+    gains = [sweeps.contrast(rows, ("plain", deep), (span, deep)) for span in SPANS]
+    single, double, _ = sweeps.effects(gains)
+    beyond = sweeps.contrast(rows, ("span 1", deep), ("span 2", deep))
+    return sweeps.finding(
         rows,
-        verdict(double and none(gains)[0], single),
-        f"training error {told(rows, [(one, depth) for depth in depths for one in ARMS])}; "
-        f"a skip over one takes {gains[0].mean.mean:.1f} of the {gains[1].mean.mean:.1f} points "
-        "that skips over two take",
+        Verdict.of(double and sweeps.none(gains)[0], single),
+        f"training error {sweeps.told(rows, ARMS, depths)}; a skip over one takes "
+        f"{gains[0].mean.mean:.1f} of the {gains[1].mean.mean:.1f} points that skips over two take",
         [*gains, beyond],
         conventions=["all four have the same convolutions, and parameters"],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors by span."""
-    return drawn(rows, "Convolutions that a skip spans", ARMS)

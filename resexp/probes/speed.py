@@ -21,22 +21,18 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from resexp.analysis.statistics import Interval, paired_t
 from resexp.data import Images
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import at_start, first_seeds, load
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.rows import mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CLAIM = "ReZero trains faster at first than the original residual network of 56 layers."
 SOURCE = "Bachlechner et al. 2020, section 5; He et al. 2016, section 4.1"
@@ -59,45 +55,33 @@ ARMS = {
 LAYERS = 56  # of the networks that the claim is about
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """The loss by step of every arm and seed, to the threshold, the run's end or MOST_STEPS."""
-    fit = [case for case in cases if case.settings.arch.family == "cifar"]
-    if not fit:
-        raise UsageError("speed needs networks of the cifar family. Choose arch=residual.")
-    bases = first_seeds(fit, max(case.settings.depth for case in fit), SEEDS)
+    refusal = "speed needs networks of the cifar family. Choose arch=residual."
+    fit = nets.chosen(cases, lambda case: case.settings.arch.family == "cifar", refusal)
+    bases = nets.first_seeds(fit, max(case.depth for case in fit), SEEDS)
     if any(base.settings.steps <= BATCHES for base in bases):
         raise UsageError(
             f"speed takes means of {BATCHES} batches' losses: steps={bases[0].settings.steps} are "
             f"too few. Choose steps={BATCHES + 1} or more."
         )
-    networks = [
-        (arm, replace(base.settings, arch=ARMS[arm], twin=Twin.none))
-        for arm in ARMS
-        for base in bases
+    wanted = [
+        Case(arm, replace(base.settings, arch=ARMS[arm], twin=Twin.none))
+        for arm, base in product(ARMS, bases)
     ]
-    rows: list[dict[str, Cell]] = []
-    for done, (arm, settings) in enumerate(networks):
-        tell(done, len(networks), f"{arm} {settings.depth}, seed {settings.seed}")
-        means = list(running(losses(settings, load(settings)))) or [math.nan]
+    for case in tell(wanted):
+        settings = case.settings
+        means = list(running(losses(settings, nets.load(settings)))) or [math.nan]
         reached, given = means[-1] < THRESHOLD, min(settings.steps, MOST_STEPS)
-        rows += [
-            {
-                "arm": arm,
-                "depth": settings.depth,
-                "seed": settings.seed,
-                "step": step,
-                "loss": loss,
-                "steps_to_threshold": len(means) + BATCHES - 1 if reached else given + 1,
-                "reached": int(reached),
-            }
-            for step, loss in enumerate(means, start=BATCHES)
-        ]
-    return rows
+        steps = len(means) + BATCHES - 1 if reached else given + 1
+        for step, loss in enumerate(means, start=BATCHES):
+            row = case.place("arm") | {"step": step, "loss": loss}
+            yield row | {"steps_to_threshold": steps, "reached": int(reached)}
 
 
 def losses(settings: Settings, data: Images) -> Iterator[float]:
     """The loss of each training batch in nats, from the first step; nothing is evaluated."""
-    state = begin(at_start(settings, data), settings)
+    state = begin(nets.at_start(settings, data), settings)
     before = 0.0
     for _ in fit(state, replace(settings, eval_every=MOST_STEPS + 1), data):
         total = state.loss_sum.item()
@@ -165,44 +149,33 @@ def judge(rezero: Interval, depth: int, late: int) -> Verdict:
     """The rule in the module's docstring; ``late`` residual networks did not get there."""
     if depth < LAYERS or rezero.n < SEEDS:
         return Verdict.inconclusive
-    if rezero.upper < 0 and not late:
-        return Verdict.supported
-    if rezero.lower > 0:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(rezero.upper < 0 and not late, rezero.lower > 0)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Left: losses, a line per network. Right: steps to the threshold, a point per seed."""
+    """Left: losses, a line per network. Right: steps to the threshold, a point per seed.
+
+    Hollow where the network did not get there; a bar at the mean.
+    """
     from resexp.probes.drawing import GREY, finish, panels, series
 
     styles = series(*ARMS)
     figure, (left, right) = panels(2, 74)
-    for arm, style in styles.items():
+    for place, (arm, style) in enumerate(styles.items()):
         for _, some in those(rows, arm=arm).groupby("seed"):
             left.plot(some["step"], some["loss"], color=style["color"], lw=0.9, alpha=0.8)
+        ends = those(rows, arm=arm).drop_duplicates("seed")
+        x = place + 0.08 * (np.arange(len(ends)) - (len(ends) - 1) / 2)
+        for at, steps, reached in zip(x, ends["steps_to_threshold"], ends["reached"], strict=True):
+            inside = style["color"] if reached else "white"
+            right.plot(at, steps, ls="none", mfc=inside, ms=4, **style)
+        centre = ends["steps_to_threshold"].mean()
+        right.plot([place - 0.3, place + 0.3], [centre, centre], color=style["color"], lw=1.3)
     left.axhline(THRESHOLD, color=GREY, linewidth=0.6)
     label = f"training loss, mean of {BATCHES} batches (nats)"
     left.set(xlabel="step", ylabel=label, ylim=(0, None))
-    points(right, rows.drop_duplicates(["arm", "seed"]), styles)
-    return finish(
-        figure,
-        f"Early training at depth {rows['depth'][0]}, {rows['seed'].nunique()} seeds: steps to a "
-        f"training loss of {THRESHOLD} nats",
-        styles,
-    )
-
-
-def points(axis: Axes, networks: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    """Steps by arm; hollow where the network did not get there; a bar at the mean."""
-    for place, (arm, style) in enumerate(styles.items()):
-        some = those(networks, arm=arm)
-        x = place + 0.08 * (np.arange(len(some)) - (len(some) - 1) / 2)
-        for at, steps, reached in zip(x, some["steps_to_threshold"], some["reached"], strict=True):
-            inside = style["color"] if reached else "white"
-            axis.plot(at, steps, ls="none", mfc=inside, ms=4, **style)
-        centre = some["steps_to_threshold"].mean()
-        axis.plot([place - 0.3, place + 0.3], [centre, centre], color=style["color"], lw=1.3)
-    axis.set_xticks(range(len(styles)), [*styles])
-    axis.grid(False, axis="x")
-    axis.set(ylabel="steps to the threshold", ylim=(0, None))
+    right.set_xticks(range(len(styles)), [*styles])
+    right.grid(False, axis="x")
+    right.set(ylabel="steps to the threshold", ylim=(0, None))
+    title = f"Early training at depth {rows['depth'][0]}, {rows['seed'].nunique()} seeds"
+    return finish(figure, f"{title}: steps to a training loss of {THRESHOLD} nats", styles)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,14 +28,11 @@ from torch import Tensor, nn
 
 from resexp.analysis.statistics import Interval, least_squares, paired_t
 from resexp.data import Images
-from resexp.probes import Account, Case, Cell, Finding, Headline, Needs, Tell, Verdict
+from resexp.probes import Account, Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
 from resexp.probes.gradients import ENDS, TWICE, tilt
-from resexp.probes.networks import load, snapshots, twins
 from resexp.probes.rows import by_seed, difference, mean, seeds_of, those
 from resexp.settings import Settings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLAIM = "With skips the first layers learn as fast as the last ones; without them they do not."
 SOURCE = "common, as what skips do about vanishing gradients; Yang et al. 2019 on normalisation"
@@ -51,21 +47,14 @@ EVEN = math.log10(3)  # decades
 GROWTH = math.sqrt(math.pi / (math.pi - 1))  # a layer, in theory
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
     """A row per convolution and watched step of the deepest networks, trained anew."""
-    found = twins(cases, "steps", SEEDS)
+    found = nets.twins(cases, "steps", SEEDS)
     deep = max(depth for _, depth, _ in found)
-    chosen = {place: case for place, case in found.items() if place[1] == deep}
-    rows: list[dict[str, Cell]] = []
-    for done, ((arch, depth, seed), case) in enumerate(chosen.items()):
-        tell(done, len(chosen), f"{arch} {depth}, seed {seed}")
-        place: dict[str, Cell] = {"arch": arch, "depth": depth, "seed": seed}
-        rows += [
-            place | {"step": step, "layer": layer, "relative_step": size}
-            for step, sizes in relative_steps(case.settings, load(case.settings))
-            for layer, size in enumerate(sizes, start=1)
-        ]
-    return rows
+    for case in tell([case for case in found.values() if case.depth == deep]):
+        for step, sizes in relative_steps(case.settings, nets.load(case.settings)):
+            for layer, size in enumerate(sizes, start=1):
+                yield case.place() | {"step": step, "layer": layer, "relative_step": size}
 
 
 def relative_steps(settings: Settings, data: Images) -> Iterator[tuple[int, list[float]]]:
@@ -74,7 +63,7 @@ def relative_steps(settings: Settings, data: Images) -> Iterator[tuple[int, list
     ends = sorted({end for step in watched for end in (step - 1, step)})
     before: list[Tensor] = []
     done = 0
-    for step, network in snapshots(settings, data, ends):
+    for step, network in nets.snapshots(settings, data, ends):
         after = weights(network)
         if step in watched:
             done = step
@@ -184,11 +173,9 @@ def judge(residual: Interval, less: Interval) -> Verdict:
     """The rule in the module's docstring: unevenness, residual, and plain less residual."""
     if residual.n < SEEDS or less.n < SEEDS:
         return Verdict.inconclusive
-    if residual.upper < EVEN and less.lower > 0:
-        return Verdict.supported
-    if residual.lower > EVEN or less.upper < 0:
-        return Verdict.not_supported
-    return Verdict.inconclusive
+    return Verdict.of(
+        residual.upper < EVEN and less.lower > 0, residual.lower > EVEN or less.upper < 0
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -14,51 +14,29 @@ difference of test errors none: not supported. Else inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pandas as pd
 
-from resexp.probes import Case, Cell, Finding, Needs, Tell
-from resexp.probes.sweeps import (
-    TEST,
-    common,
-    contrast,
-    drawn,
-    effects,
-    ends,
-    finding,
-    none,
-    told,
-    verdict,
-)
-from resexp.settings import Arch, Merge, Twin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Case, Finding, Needs, Verdict, sweeps
 
 CLAIM = "Stochastic depth regularises: it tests better though it trains no better, for less work."
 SOURCE = "Huang et al. 2016, sections 3 and 4"
 TEXTBOOK = "Test error 5.25 % in place of 6.41 % at 110 layers, with a quarter less training time."
 NEEDS = Needs.runs
-USUAL = ["depth=20,56", "arch=residual,stochastic_depth"]
 
 SURVIVAL = 0.5
-RANDOM = Arch(merge=Merge.residual, survival=SURVIVAL)
 ARMS = ["residual", "stochastic depth"]
 
 
 def arm(case: Case) -> str | None:
     """Which of the two it is."""
-    if case.settings.twin is not Twin.none:
-        return None
-    known = dict(zip(ARMS, (Arch(merge=Merge.residual), RANDOM), strict=True))
-    return next((name for name, arch in known.items() if arch == case.settings.arch), None)
+    arms = dict(zip((1.0, SURVIVAL), ARMS, strict=True))
+    return arms.get(case.settings.arch.survival) if case.kind("survival") == "residual" else None
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """A row per run. Raises UsageError without both networks at one depth."""
-    return ends("stochastic_depth", cases, arm, ARMS, tell)
+measure = partial(sweeps.ends, arm, ARMS)
+draw = partial(sweeps.drawn, "Stochastic depth", ARMS)
 
 
 def computed(depth: int) -> float:
@@ -69,24 +47,21 @@ def computed(depth: int) -> float:
 
 def conclude(rows: pd.DataFrame) -> Finding:
     """Test and training errors of the two; the rule in the module's docstring."""
-    depths = common(rows, ARMS)
-    networks = [(one, depth) for depth in depths for one in ARMS]
+    depths = sweeps.common(rows, ARMS)
     pairs = [((ARMS[0], depth), (ARMS[1], depth)) for depth in reversed(depths)]
-    tests = [contrast(rows, *pair, TEST) for pair in pairs]
-    trains = [contrast(rows, *pair) for pair in pairs]
-    return finding(
+    tests, trains = (
+        [sweeps.contrast(rows, *pair, one) for pair in pairs] for one in (sweeps.TEST, sweeps.ERROR)
+    )
+    (better,), (no_better,) = sweeps.effects(tests[:1]), sweeps.none(tests[:1])
+    return sweeps.finding(
         rows,
-        verdict(effects(tests[:1])[0] and none(trains[:1])[0], none(tests[:1])[0]),
-        f"test error {told(rows, networks, TEST)}; training error {told(rows, networks)}; a step "
-        f"computes {computed(depths[-1]):.0%} of the branches of {depths[-1]} layers",
+        Verdict.of(better and sweeps.none(trains[:1])[0], no_better),
+        f"test error {sweeps.told(rows, ARMS, depths, sweeps.TEST)}; training error "
+        f"{sweeps.told(rows, ARMS, depths)}; a step computes {computed(depths[-1]):.0%} of the "
+        f"branches of {depths[-1]} layers",
         [*tests, *trains],
         conventions=[
             f"depth {depths[-1]} decides, test error first; branches computed are the mean of the "
             "method, not a time: fewer of them are no proof of reaching an error sooner"
         ],
     )
-
-
-def draw(rows: pd.DataFrame) -> Figure:
-    """Both errors with every branch and with random ones."""
-    return drawn(rows, "Stochastic depth", ARMS)

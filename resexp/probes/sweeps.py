@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,12 +20,9 @@ from resexp.analysis.results import Run
 from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.analysis.verdict.rule import ENOUGH_SEEDS, LEAST_RISE, LEVEL
 from resexp.analysis.verdict.select import FAILURES, endpoint, mismatches
-from resexp.probes import Account, Case, Cell, Finding, Headline, Tell, Verdict
-from resexp.probes.rows import difference, seeds_of, those, values
+from resexp.probes import Account, Case, Figure, Finding, Headline, Row, Tell, Verdict
+from resexp.probes.rows import bounds, difference, seeds_of, those, values
 from resexp.settings import UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CHOICE = (90, 91)  # seeds that choose a setting
 ERROR, TEST, LOSS = "train_error_percent", "test_error_percent", "log10_train_loss"
@@ -35,57 +31,46 @@ Network = tuple[str, int]  # arm and depth
 
 
 def ends(
-    name: str,
-    cases: Sequence[Case],
     arm: Callable[[Case], str | None],
     arms: Sequence[str],
+    cases: Sequence[Case],
     tell: Tell,
     key: str | None = None,
     apart: Collection[str] = (),
-) -> list[dict[str, Cell]]:
+) -> list[Row]:
     """A row per run of an arm: its final numbers, and the value of ``key`` if it was typed.
 
     ``arm`` names the arm of a case, None if it has no part; arms may differ in the settings
-    ``apart``, in their arch and in ``key``. Raises UsageError, on behalf of the
-    probe ``name``, if no depth has all ``arms``, two runs are the same, or conditions differ.
+    ``apart``, in their arch and in ``key``. Raises UsageError, on behalf of the probe whose ``arm``
+    it is, if no depth has all ``arms``, two runs are the same, or conditions differ.
     """
-    cases = [case for case in cases if arm(case) is not None]
-    rows = []
-    for done, case in enumerate(cases):
-        assert case.run is not None
-        tell(done, len(cases), case.run.run)
-        rows.append(row_of(case.run, str(arm(case)), key))
-    runs = [case.run for case in cases if case.run is not None]
-    for differing, ((one, _), (other, _)) in mismatches(runs).items():
+    probe = arm.__module__.rpartition(".")[2]
+    found = [(case.run, one) for case in tell(cases) if case.run and (one := arm(case)) is not None]
+    unlike = mismatches([run for run, _ in found])
+    for differing, ((one, _), (other, _)) in unlike.items():
         if differing not in {key, *apart} and not differing.startswith("environment."):
             raise UsageError(
-                f"{name} compares like with like, and {one} and {other} differ in {differing}. "
+                f"{probe} compares like with like, and {one} and {other} differ in {differing}. "
                 "Choose with a filter."
             )
-    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["arm", "depth"])
-    if not common(judged(table), arms):
+    rows = [row_of(run, one, key) for run, one in found]
+    table = judged(pd.DataFrame(rows, columns=list(rows[0]) if rows else ["arm", "depth"]))
+    if not common(table, arms):
         chosen = f" (their {key} chosen on seeds {CHOICE[0]} and {CHOICE[1]})" if key else ""
         raise UsageError(
-            f"{name} needs finished runs of {', '.join(arms)} at one depth{chosen}. "
-            f"Train them: CLAIMS={name} scripts/claims.sh"
+            f"{probe} needs finished runs of {', '.join(arms)} at one depth{chosen}. "
+            f"Train them: CLAIMS={probe} scripts/claims.sh"
         )
-    if judged(table).duplicated(["arm", "depth", "seed"]).any():
-        raise UsageError(f"{name} found several runs of one network and seed. Choose by a filter.")
+    if table.duplicated(["arm", "depth", "seed"]).any():
+        raise UsageError(f"{probe} found several runs of one network and seed. Choose by a filter.")
     return rows
 
 
-def row_of(run: Run, arm: str, key: str | None) -> dict[str, Cell]:
+def row_of(run: Run, arm: str, key: str | None) -> Row:
     """A run's final numbers: None where it has none."""
     end = endpoint(run) or {}
-    row: dict[str, Cell] = {
-        "arm": arm,
-        "depth": run.depth,
-        "seed": run.seed,
-        "status": run.status,
-        ERROR: end.get("train_error"),
-        TEST: end.get("test_error"),
-        LOSS: end.get("loss"),
-    }
+    row = {"arm": arm, "depth": run.depth, "seed": run.seed, "status": run.status}
+    row |= {ERROR: end.get("train_error"), TEST: end.get("test_error"), LOSS: end.get("loss")}
     return row if key is None else row | {"value": run.extras.get(key)}
 
 
@@ -161,12 +146,6 @@ def none(contrasts: Sequence[Contrast]) -> list[bool]:
     ]
 
 
-def verdict(supported: bool, refuted: bool) -> Verdict:
-    if supported:
-        return Verdict.supported
-    return Verdict.not_supported if refuted else Verdict.inconclusive
-
-
 def common(rows: pd.DataFrame, arms: Sequence[str]) -> list[int]:
     """The depths that all ``arms`` have, from shallow to deep."""
     held = [set(those(rows, arm=arm)["depth"]) for arm in arms]
@@ -176,13 +155,16 @@ def common(rows: pd.DataFrame, arms: Sequence[str]) -> list[int]:
 # --- telling
 
 
-def told(rows: pd.DataFrame, networks: Sequence[Network], column: str = ERROR) -> str:
+def told(
+    rows: pd.DataFrame, arms: Sequence[str], depths: Sequence[int], column: str = ERROR
+) -> str:
     """``0.1 % (plain-20), 69.3 % (plain-56)``: mean errors."""
     means = {
-        (arm, depth): those(rows, arm=arm, depth=depth)[column].mean(skipna=False)
-        for arm, depth in networks
+        f"{arm}-{depth}": those(rows, arm=arm, depth=depth)[column].mean(skipna=False)
+        for depth in depths
+        for arm in arms
     }
-    return ", ".join(f"{mean:.1f} % ({arm}-{depth})" for (arm, depth), mean in means.items())
+    return ", ".join(f"{mean:.1f} % ({network})" for network, mean in means.items())
 
 
 def failed(rows: pd.DataFrame) -> str:
@@ -210,10 +192,7 @@ def finding(
         for column in (ERROR, TEST)
     }
     for one in contrasts:
-        mean = one.mean
-        numbers |= {f"points, {one.what}": mean.mean}
-        numbers |= {f"points, {one.what}, lower bound": mean.lower}
-        numbers |= {f"points, {one.what}, upper bound": mean.upper}
+        numbers |= bounds(f"points, {one.what}", one.mean)
     return Finding(
         word,
         f"{sentence}; {failed(rows)}.",
@@ -243,7 +222,7 @@ def chosen_values(rows: pd.DataFrame, key: str) -> str:
     )
 
 
-def drawn(rows: pd.DataFrame, title: str, arms: Sequence[str]) -> Figure:
+def drawn(title: str, arms: Sequence[str], rows: pd.DataFrame) -> Figure:
     """Training and test error: a dot per network that judges, a line at each mean.
 
     From top to bottom the arms, each from shallow to deep.

@@ -17,22 +17,18 @@ It tells which networks are trained by so many steps at this rate, not which cou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import product
 
 import pandas as pd
 
 from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.analysis.verdict.rule import LEAST_RISE, LEVEL
-from resexp.probes import Case, Cell, Finding, Headline, Needs, Tell, Verdict
-from resexp.probes.networks import first_seeds, load, scores, snapshots, trained, with_runs
-from resexp.probes.rows import FAILED, difference, mean, seeds_of, those, values
-from resexp.settings import Arch, Merge, Settings, Twin, UsageError
-from resexp.train.evaluate import Score
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
+from resexp.probes import networks as nets
+from resexp.probes.rows import FAILED, bounds, difference, mean, seeds_of, those, values
+from resexp.settings import Arch, Merge, Settings
 
 CLAIM = "A deep network needs skips in all of its stages: those of one or two do not train it."
 SOURCE = "this project's question; He et al. 2015, section 3.3, give every stage skips"
@@ -55,23 +51,20 @@ ARMS: dict[str, list[int]] = {
 PARTIAL = ["1+2", "1+3", "2+3", "1", "2", "3"]  # the first is tested first
 
 
-def measure(cases: Sequence[Case], tell: Tell) -> list[dict[str, Cell]]:
-    """One row per arm and seed."""
-    fit = [
-        case
-        for case in cases
-        if replace(case.settings.arch, skip_stages=None) in (Arch(), Arch(merge=Merge.residual))
-        and case.settings.twin is Twin.none
-    ]
-    if not fit:
-        raise UsageError("where starts from plain or residual networks. Choose arch=residual.")
-    bases = first_seeds(fit, max(case.settings.depth for case in fit), SEEDS)
-    wanted = [Case(arm, settings_of(arm, base.settings)) for arm in ARMS for base in bases]
-    rows: list[dict[str, Cell]] = []
-    for case in with_runs(wanted, cases):
-        tell(len(rows), len(wanted), f"skips in {case.arch}, seed {case.settings.seed}")
-        rows.append(row_of(case))
-    return rows
+def measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]:
+    """One row per arm and seed; nan if its loss became that before its last step."""
+    refusal = "where starts from plain or residual networks. Choose arch=residual."
+    fit = nets.chosen(cases, lambda case: case.kind("skip_stages"), refusal)
+    bases = nets.first_seeds(fit, max(case.depth for case in fit), SEEDS)
+    wanted = [Case(arm, settings_of(arm, base.settings)) for arm, base in product(ARMS, bases)]
+    for case in tell(nets.with_runs(wanted, cases)):
+        scores = nets.scores(case.settings, nets.ended(case))
+        yield case.place("arm") | {
+            "step": case.settings.steps,
+            "clean_error_percent": scores["train_error_percent"],
+            "clean_loss": scores["train_loss"],
+            "reused": int(case.run is not None),
+        }
 
 
 def settings_of(arm: str, base: Settings) -> Settings:
@@ -81,45 +74,17 @@ def settings_of(arm: str, base: Settings) -> Settings:
     return replace(base, arch=arch)
 
 
-def row_of(case: Case) -> dict[str, Cell]:
-    """One network after its last step: nan if its loss became that before."""
-    settings, data, train = case.settings, load(case.settings), Score(math.nan, math.nan)
-    if case.run is not None:
-        train, _ = scores(settings, trained(case, data))
-    else:
-        for _, network in snapshots(settings, data, [settings.steps]):
-            train, _ = scores(settings, network)
-    return {
-        "arm": case.arch,
-        "depth": settings.depth,
-        "seed": settings.seed,
-        "step": settings.steps,
-        "clean_error_percent": train.error,
-        "clean_loss": train.loss,
-        "reused": int(case.run is not None),
-    }
-
-
-def in_order(tests: Sequence[float]) -> list[float]:
-    """p of the arms of PARTIAL: the first as it is, the others by Holm and no smaller than that."""
-    first, *others = tests
-    return [first, *(max(first, p) for p in holm(others))]
-
-
 def conclude(rows: pd.DataFrame) -> Finding:
     """By the rule in the module's docstring."""
     errors = {arm: values(rows, "clean_error_percent", arm=arm) for arm in ARMS}
     above = {arm: difference(some, errors["all"]) for arm, some in errors.items() if arm != "all"}
     points = {arm: paired_t(list(some)) for arm, some in above.items()}
-    better = [t_p(paired_t(list(-above[arm])), -MARGIN) for arm in PARTIAL]
-    p = dict(zip(PARTIAL, in_order(better), strict=True))
+    first, *others = (t_p(paired_t(list(-above[arm])), -MARGIN) for arm in PARTIAL)
+    in_order = [first, *(max(first, one) for one in holm(others))]  # none smaller than the first
+    p = dict(zip(PARTIAL, in_order, strict=True))
     numbers = {f"percent, {arm}": mean(some) for arm, some in errors.items()}
     for arm, one in points.items():
-        numbers |= {
-            f"points above all, {arm}": one.mean,
-            f"points above all, {arm}, lower bound": one.lower,
-            f"points above all, {arm}, upper bound": one.upper,
-        }
+        numbers |= bounds(f"points above all, {arm}", one)
     numbers |= {f"p that it suffices, {arm}": one for arm, one in p.items()}
     said = ", ".join(f"{mean(some):.1f} ({arm})" for arm, some in errors.items())
     enough = " and ".join(arm for arm in PARTIAL if p[arm] < LEVEL) or "none"
@@ -137,7 +102,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         numbers=numbers,
         conventions=[
             f"points: above the clean training error with skips in all stages; {seeds_of(rows)}; "
-            f"{rows['reused'].sum()} of {len(rows)} networks from checkpoints of their runs",
+            f"{rows['reused'].sum()} of {len(rows)} networks from checkpoints of their runs"
         ],
         headlines=[
             Headline(f"clean training error, {what}, above all", above[arm], "points", "+.1f")
@@ -151,11 +116,9 @@ def judge(points: Mapping[str, Interval], p: Mapping[str, float], fitted: float)
     matters = fitted < FAILED and points["none"].lower > MARGIN
     if not matters or any(one.n < SEEDS for one in points.values()):
         return Verdict.inconclusive
-    if any(one < LEVEL for one in p.values()):
-        return Verdict.not_supported
-    if all(points[arm].lower > MARGIN for arm in PARTIAL):
-        return Verdict.supported
-    return Verdict.inconclusive
+    suffices = any(one < LEVEL for one in p.values())
+    worse = all(points[arm].lower > MARGIN for arm in PARTIAL)
+    return Verdict.of(worse and not suffices, suffices)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
