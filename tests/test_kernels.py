@@ -227,6 +227,17 @@ def test_programs_may_loop_over_ragged_rows(
     check(kernels, random(*shape, seed=3), random(*shape, seed=4), relu=True, written=FP32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8)])
+def test_kernels_compute_what_float64_does_at_the_size_of_figure_6(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = random(*shape, seed=5, dtype=dtype)
+    check(kernels, x, random(*shape, seed=6, dtype=dtype), relu=True, written=BOUND[dtype])
+    check(kernels, x, None, relu=False, written=BOUND[dtype])
+
+
 @on_gpu
 def test_activations_may_have_more_than_2_to_the_31_values(kernels: ModuleType) -> None:
     if torch.cuda.mem_get_info()[0] < 24e9:
@@ -324,6 +335,43 @@ def only_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels, "reference", in_evaluation)
     monkeypatch.setattr(kernels, "PROGRAMS", 2)  # each costs the interpreter 10 ms
+
+
+@on_gpu
+def test_a_captured_graph_replays_to_the_same_bits(kernels: ModuleType) -> None:
+    tensors = [random(64, 32, 16, 16, seed=seed, dtype=torch.bfloat16) for seed in (14, 15, 16)]
+    x, skip, dy = (one.cuda() for one in tensors)
+    expected = once(kernels, [x, skip], dy)
+    norm = normalisation(32, "cuda")
+    before = copy.deepcopy(norm.state_dict())
+    inputs = [torch.zeros_like(x).requires_grad_(), torch.zeros_like(skip).requires_grad_()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = kernels.norm_act(inputs[0], norm, inputs[1], relu=True)
+        gradients = torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], dy)
+    with torch.no_grad():
+        inputs[0].copy_(x)
+        inputs[1].copy_(skip)
+    for _ in range(2):
+        norm.load_state_dict(before)
+        graph.replay()
+        assert norm.running_mean is not None and norm.running_var is not None
+        replayed = [y.detach(), *gradients, norm.running_mean, norm.running_var]
+        assert all(map(torch.equal, replayed, expected))
+        assert norm.num_batches_tracked == 1
+
+
+@on_gpu
+def test_nothing_waits_for_the_device(kernels: ModuleType) -> None:
+    x, skip, dy = (random(8, 16, 8, 8, seed=seed).cuda() for seed in (17, 18, 19))
+    once(kernels, [x, skip], dy)
+    norm = normalisation(16, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = kernels.norm_act(x, norm, skip.requires_grad_(), relu=True)
+        torch.autograd.grad(y, [skip, norm.weight], dy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.process
