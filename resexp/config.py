@@ -267,18 +267,18 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-"):
             overrides.append(readable(word))
             continue
-        flag, equals, value = word.partition("=")
-        flag = ALIASES.get(flag, flag)
+        typed, equals, value = word.partition("=")
+        flag = ALIASES.get(typed, typed)
         if flag not in FLAGS:
-            hint = nearest(flag, [*FLAGS, *ALIASES, "--dry-run"])
-            raise UsageError(f"unknown flag {flag}.{hint} See resexp run --help.")
+            hint = nearest(typed, [*FLAGS, *ALIASES, "--dry-run"])
+            raise UsageError(f"unknown flag {typed}.{hint} See resexp run --help.")
         flags.append(flag)
         known = FLAGS[flag]
         if known == ():
             continue
         value = value if equals else next(rest, "")
         if not value or (known and value not in known):
-            what = f"{flag} takes no {value}" if value else f"{flag} needs a value"
+            what = f"{typed} takes no {value}" if value else f"{typed} needs a value"
             choice = f": one of {', '.join(known)}" if known else ""
             raise UsageError(f"{what}{choice}. See resexp run --help.")
         flags.append(value)

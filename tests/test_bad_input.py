@@ -179,7 +179,11 @@ def test_the_readers_refuse(command: str, words: list[str], tmp_path: Path) -> N
     check_refused(command, words)
 
 
-@pytest.mark.parametrize("flag", [flag for flag, valued in config.FLAGS.items() if valued != ()])
+VALUED = {flag for flag, values in config.FLAGS.items() if values != ()}
+VALUED |= {other for other, flag in config.ALIASES.items() if flag in VALUED}
+
+
+@pytest.mark.parametrize("flag", sorted(VALUED))
 def test_a_flag_without_its_value_is_refused(flag: str) -> None:
     check_refused(f"run depth=8 {flag}", [f"{flag} needs a value", "resexp run --help"])
 
