@@ -101,3 +101,8 @@ def read_json(path: Path) -> Any:
         return parse_json(read_bytes(path, MOST_JSON))
     except (OSError, ValueError):
         return None
+
+
+def printable(text: str) -> str:
+    """``text`` without the characters that would move a terminal's cursor or change its colours."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

@@ -430,6 +430,7 @@ def test_no_pair_is_unpacked_outside_its_folder(pair: Path, name: str) -> None:
         ("runs.csv", lambda text: text.rstrip("\n") + ",1,2\n"),
         ("runs.csv", lambda text: text.replace("plain-20-s0", "p" * 200_000)),
         ("runs.csv", lambda text: text.replace("plain-20-s0", "p\0")),
+        ("runs.csv", lambda text: text.replace("plain-20-s0", "p\x1b[2J")),
         ("runs.csv", lambda text: ""),
         ("rows.csv", lambda text: ""),
         ("rows.csv", lambda text: "run\n"),
@@ -445,7 +446,7 @@ def test_a_damaged_pair_is_refused_in_one_line(
         answer = call(words[0], str(pair), *words[1:])
         assert (answer.code, answer.out) == (2, "")
         assert answer.err.startswith("resexp: ")
-        assert answer.err.count("\n") == 1
+        assert answer.err[:-1].isprintable()
 
 
 # --- what the machine refuses

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resexp.files import parse_json, read_text
+from resexp.files import parse_json, printable, read_text
 from resexp.runs.records import METRICS, write_atomically, write_record
 from resexp.settings import UsageError
 from resexp.train.row import HEADERS
@@ -85,7 +85,7 @@ def read(folder: Path) -> list[Exported]:
         return found
     except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
         raise UsageError(
-            f"{folder} holds no pair {RUNS} and {ROWS} of resexp export ({error}). "
+            f"{folder} holds no pair {RUNS} and {ROWS} of resexp export ({printable(str(error))}). "
             "Export its runs again."
         ) from error
 
@@ -99,7 +99,9 @@ def unpack(folder: Path) -> list[Path]:
     for record, lines in read(folder):
         directory = folder / str(record["run"])
         if directory.parent != folder or not directory.name.isprintable():
-            raise UsageError(f"{folder / RUNS} names a run {record['run']}. Export its runs again.")
+            raise UsageError(
+                f"{folder / RUNS} names a run {printable(directory.name)}. Export its runs again."
+            )
         if not directory.exists():
             directory.mkdir()
             write_atomically(directory / METRICS, "".join(lines))

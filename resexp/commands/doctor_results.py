@@ -14,7 +14,7 @@ from typing import Any
 
 from resexp.analysis import export
 from resexp.analysis.results import Run, fault, find_runs
-from resexp.files import read_json, read_text
+from resexp.files import printable, read_json, read_text
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, is_held
 from resexp.runs.preregistration import NAME as PREREGISTRATION
 from resexp.runs.records import (
@@ -252,11 +252,6 @@ def last_line(path: Path) -> str:
         return read_text(path, errors="replace").strip().rpartition("\n")[2][:200]
     except OSError:
         return ""
-
-
-def printable(text: str) -> str:
-    """``text`` without the characters that would move a terminal's cursor or change its colours."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def text(root: Path, found: list[Trouble]) -> str:
