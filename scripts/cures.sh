@@ -28,6 +28,13 @@ all="none tat delta_orthogonal muon adamw lars looks_linear dirac tat_delta_orth
 for cure in ${CURES:-$all}; do
     "$cure" "$@"
 done
-at_best lr "seed=${SEEDS:-30,31,32,33,34}" "$@"
-"${resexp[@]}" probe cures "$here"
-written
+judges=seed=${SEEDS:-30,31,32,33,34}
+at_best lr "$judges" "$@"
+"${resexp[@]}" export "$here" --out "$(dirname "$here")"
+"${resexp[@]}" table "$here" "$judges" --format markdown >"$here/table.md"
+"${resexp[@]}" report "$here" "$judges"
+"${resexp[@]}" verdict "$here" --axis optimizer,init,arch.activation --best lr --chosen-on 90,91 |
+    tee "$here/verdict.txt"
+for page in mechanisms cures; do
+    "${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}" scripts/$page.py # docs/
+done

@@ -151,6 +151,7 @@ def test_an_exported_sweep_is_looked_through(tmp_path: Path) -> None:
     assert ["runs.csv" in one.what for one in inspect(pair)] == [True]
 
 
+@pytest.mark.process
 def test_the_committed_results_have_nothing_wrong() -> None:
     found = inspect(Path(__file__).parents[1] / "results")
     assert not [one for one in found if one.level == "fail" or "digits/" in one.directory]

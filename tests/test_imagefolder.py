@@ -122,6 +122,7 @@ def test_a_photograph_is_decoded_small_to_nearly_the_same_pixels(mode: str) -> N
     assert np.abs(small.reshape(slow.shape) - slow).mean() < 2
 
 
+@pytest.mark.process
 def test_processes_decode_what_one_process_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

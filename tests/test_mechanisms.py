@@ -28,8 +28,8 @@ COMMITTED = ROOT / "results" / "digits" / "mechanisms"
 PAGE = ROOT / "docs" / "mechanisms.md"
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mechanisms", ROOT / "scripts" / "mechanisms.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,7 +37,7 @@ def script() -> ModuleType:
     return module
 
 
-mechanisms = script()
+mechanisms = script("mechanisms")
 
 
 # --- the committed page
@@ -62,6 +62,7 @@ def found(name: str) -> dict[str, Any]:
     return one
 
 
+@pytest.mark.process
 def test_the_page_is_that_of_the_committed_rows_and_all_of_it_is_there() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -74,6 +75,15 @@ def test_the_page_is_that_of_the_committed_rows_and_all_of_it_is_there() -> None
     folders = {about["folder"] for _, about in committed().values()}
     assert len(links) == len(folders) + 2 * len(committed())
     assert [link for link in links if not (PAGE.parent / link).exists()] == []
+
+
+@pytest.mark.process
+def test_the_page_of_cures_is_that_of_the_committed_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cures = script("cures")
+    if not cures.DIGITS.exists():
+        pytest.skip(f"{cures.DIGITS} is not here: ./scripts/cures.sh makes it")
+    assert cures.PAGE.read_text() == cures.page(), "run: python scripts/cures.py"
 
 
 @pytest.mark.parametrize("name", names())

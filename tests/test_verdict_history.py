@@ -111,6 +111,7 @@ def test_what_was_begun_or_decides_nothing_cannot_be_preregistered(
     assert not list(tmp_path.rglob(preregistration.NAME))
 
 
+@pytest.mark.process
 def test_a_run_carries_the_hash_of_what_was_fixed(tmp_path: Path) -> None:
     """Of the depths that the verdict compares: 8 against 20, though 20 is the usual reference."""
     words = [f"results={tmp_path}", "arch=plain", "depth=8,20", "width=4", "steps=2"]
