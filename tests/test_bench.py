@@ -103,6 +103,7 @@ def tiny_case(images: Images) -> Case:
     return Case("residual-8", "eager", compose([*TINY, "eval_every=2"]), images, "residual-8")
 
 
+@pytest.mark.process
 def test_a_timed_step_is_a_step_of_fit_and_none_evaluates(
     few_digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def test_the_sets_are_asked_and_ones_own_only_if_chosen(tmp_path: Path) -> None:
     assert findings(*words)["cifar10"].level == "fail"
 
 
+@pytest.mark.process
 def test_a_folder_of_ones_own_is_looked_at(tmp_path: Path) -> None:
     root = pack("folder", tmp_path, six())
     words = ["data=imagefolder", f"data.root={root}", f"data.cache={tmp_path / 'cache'}"]

@@ -132,6 +132,7 @@ def test_the_analysis_knows_records_and_settings_only() -> None:
     assert unknown == []
 
 
+@pytest.mark.process
 def test_arrows_between_folders_run_one_way() -> None:
     left: dict[str, set[str]] = {}
     for module in MODULES:

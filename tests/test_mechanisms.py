@@ -23,6 +23,7 @@ from resexp.probes.rows import those
 from resexp.probes.run import as_record
 from resexp.runs.records import finite
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "results" / "digits" / "mechanisms"
 PAGE = ROOT / "docs" / "mechanisms.md"
@@ -62,7 +63,6 @@ def found(name: str) -> dict[str, Any]:
     return one
 
 
-@pytest.mark.process
 def test_the_page_is_that_of_the_committed_rows_and_all_of_it_is_there() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -77,7 +77,6 @@ def test_the_page_is_that_of_the_committed_rows_and_all_of_it_is_there() -> None
     assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
-@pytest.mark.process
 def test_the_page_of_cures_is_that_of_the_committed_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     cures = script("cures")

@@ -26,6 +26,7 @@ def test_the_deepest_twin_of_each_family_decides(
     assert concatenation.conclude(rows_of(errors)).verdict == verdict
 
 
+@pytest.mark.process
 def test_each_family_is_read_under_its_own_recipe() -> None:
     dense = [f"arch=dense depth=22 twin={twin}" for twin in ("none", "plain")]
     unet = [f"experiment=blobs arch=unet twin={twin}" for twin in ("none", "plain")]

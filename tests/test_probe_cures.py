@@ -51,6 +51,7 @@ def test_the_verdict_follows_its_rule(deep: dict[str, Any], verdict: str) -> Non
     assert few.verdict is Verdict.inconclusive and few.account is None
 
 
+@pytest.mark.process
 def test_runs_are_read_by_what_differs_from_the_recipe() -> None:
     def sweep(words: str) -> list[str]:
         return [f"{words} lr=0.01 seed={seed}" for seed in (30, 90, 91)]
@@ -70,6 +71,7 @@ def test_runs_are_read_by_what_differs_from_the_recipe() -> None:
         measured(cures, six[3:])
 
 
+@pytest.mark.process
 def test_the_figure_sorts_cures_by_what_deeper_plain_networks_lose() -> None:
     errors = errors_of(muon=30.0)
     rows = rows_of(errors, chosen=dict.fromkeys(errors, RATES))

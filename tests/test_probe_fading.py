@@ -27,6 +27,7 @@ def test_the_verdict_follows_its_rule(plain: float, faded: Any, verdict: str) ->
     assert fading.conclude(rows_of(errors, seeds=4)).verdict is Verdict.inconclusive
 
 
+@pytest.mark.process
 def test_a_fading_network_counts_once_its_shortcuts_are_gone() -> None:
     gone = "arch=fading fade_from=50 fade_to=100"
     sweep = ["arch=plain", "arch=residual", "arch=rezero", f"{gone} arch.norm=none", gone]

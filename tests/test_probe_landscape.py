@@ -158,6 +158,7 @@ def told(plain: float, residual: float, matched: float) -> landscape.Finding:
         (1, 0, math.nan, Verdict.inconclusive),
     ],
 )
+@pytest.mark.process
 def test_both_comparisons_decide(
     plain: float, residual: float, matched: float, verdict: Verdict
 ) -> None:

@@ -49,6 +49,7 @@ def test_networks_are_judged_at_the_rate_that_was_chosen() -> None:
     assert "0.002 (skipinit-56)" in found.conventions[0]
 
 
+@pytest.mark.process
 def test_the_seven_networks_are_read_at_their_own_rates() -> None:
     both = product(("plain", "residual"), norms.NORMS)
     kinds = ["arch=skipinit", *(f"arch={arch} arch.norm={norm}" for arch, norm in both)]
