@@ -65,12 +65,8 @@ def photographs() -> list[list[str]]:
             here = those(table, arm=name, depth=depth)
             same = those(table, arm=cures.NONE, depth=depth)
             same = same[same["seed"].isin(here["seed"])]
-            lines.append(
-                [
-                    *(name, str(depth), str(less.n), error(here, name, depth)),
-                    *(error(same, cures.NONE, depth), spelled(less)),
-                ]
-            )
+            errors = error(here, name, depth), error(same, cures.NONE, depth)
+            lines.append([name, str(depth), str(less.n), *errors, spelled(less)])
     return lines
 
 
