@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resexp.launch.cluster import start_ray, work
@@ -100,9 +101,6 @@ OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()
 #: Overrides that are no part of a run's name, or a part of their own, beside its circumstances.
 UNNAMED = {"arch", "depth", "seed", "experiment", "launch"}
 
-#: The parts of a job's ``hydra`` node that are read after composing.
-KEPT = ("overrides", "runtime", "launcher")
-
 #: The session of this command; a process that some launcher started has none.
 session: Session | None = None
 
@@ -110,7 +108,8 @@ session: Session | None = None
 def task(config: DictConfig) -> None:
     """What Hydra's own launchers call once per job, in a process of theirs."""
     hydra_config = cast(DictConfig, HydraConfig.get())
-    work(to_job(config, hydra_config), hydra_config.runtime.cwd, hydra_config.job.num)
+    job = to_job(config, hydra_config, hydra_config.overrides.task)
+    work(job, hydra_config.runtime.cwd, hydra_config.job.num)
 
 
 def launch(arguments: Sequence[str], instead: Instead | None = None) -> Session:
@@ -158,38 +157,39 @@ def before_launch(launcher: DictConfig) -> None:
 
 def composed(
     loader: ConfigLoader, whole: DictConfig, sweep: Sequence[Sequence[str]]
-) -> Iterator[DictConfig]:
-    """Every job's configuration; of the ``hydra`` node it has the parts named in ``KEPT``.
+) -> Iterator[tuple[DictConfig, DictConfig]]:
+    """Every job's configuration and, shared by jobs with the same options, its ``hydra`` node.
 
     ``whole`` is the configuration that Hydra composed for all.
     Composing takes Hydra 100 ms, so it does that once for each choice of options, such as arch;
     values, such as depth, are then set in copies, by the same function of Hydra's.
     """
     parser = OverridesParser.create(config_loader=loader)
-    known = {word: parser.parse_override(word) for words in sweep for word in words}
+    known = {word: parser.parse_override(word) for word in {*chain.from_iterable(sweep)}}
 
     def chosen(parsed: list[Override]) -> tuple[str, ...]:
         # What is added or taken away may be what another sets: then Hydra does it all.
         new = any(one.is_add() or one.is_force_add() or one.is_delete() for one in parsed)
         return tuple(str(one.input_line) for one in parsed if new or not sets_value(one, whole))
 
+    def apart(base: DictConfig) -> tuple[bytes, DictConfig]:
+        with open_dict(base), read_write(base):
+            hydra_config = cast(DictConfig, base.pop("hydra"))
+        return pickle.dumps(base), hydra_config  # for copies: deepcopy takes five times as long
+
     # What was typed for all jobs, options among it, is composed already.
     typed = chosen([parser.parse_override(word) for word in whole.hydra.overrides.task])
-    bases = {typed: copy.deepcopy(whole)}
+    bases = {typed: apart(copy.deepcopy(whole))}
     for words in sweep:
         parsed = [known[word] for word in words]
         choice = chosen(parsed)
         if choice not in bases:
-            bases[choice] = loader.load_sweep_config(whole, list(choice))
-        base = bases[choice]
-        with flag_override(base.hydra, ["struct", "readonly"], False):
-            for name in [name for name in base.hydra if name not in KEPT]:
-                del base.hydra[name]
-        config = copy.deepcopy(base)
+            bases[choice] = apart(loader.load_sweep_config(whole, list(choice)))
+        base, hydra_config = bases[choice]
+        config = pickle.loads(base)
         rest = [one for one in parsed if one.input_line not in choice]
         ConfigLoaderImpl._apply_overrides_to_config(rest, config)
-        config.hydra.overrides.task = list(words)
-        yield config
+        yield config, hydra_config
 
 
 def sets_value(override: Override, whole: DictConfig) -> bool:
@@ -211,15 +211,15 @@ def compose(overrides: Sequence[str]) -> Job:
     with one_line_errors(), hydra.initialize_config_dir(folder, version_base="1.3"):
         check([], overrides, several=False)
         whole = hydra.compose("config", list(overrides), return_hydra_config=True)
-        return to_job(whole, whole.hydra)
+        return to_job(whole, whole.hydra, overrides)
 
 
-def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
-    """Leave Hydra: check a composed configuration and turn it into plain dataclasses.
+def to_job(config: DictConfig, hydra_config: DictConfig, words: Sequence[str]) -> Job:
+    """Leave Hydra: check a configuration composed of ``words``, turn it into plain dataclasses.
 
     ``config`` is the caller's to give away: it loses its ``hydra``.
     """
-    overrides = [word.removeprefix("++") for word in hydra_config.overrides.task]
+    overrides = [word.removeprefix("++") for word in words]
     with open_dict(config), read_write(config):
         config.pop("hydra", None)
     if not config.data.name:
@@ -238,7 +238,6 @@ def to_job(config: DictConfig, hydra_config: DictConfig) -> Job:
         extras=extras(overrides, settings, choices),
         overrides=overrides,
         flags=[word for path in own for word in ("--config-dir", path)],
-        config=OmegaConf.to_yaml(config, resolve=True),
     )
 
 

@@ -60,7 +60,7 @@ def sweep(number: int, results: Path) -> list[Job]:
     jobs = []
     for seed, merge in itertools.product(range(RUNS // 2), (Merge.plain, Merge.residual)):
         one = replace(settings, arch=Arch(merge=merge), seed=seed)
-        jobs.append(Job(settings=one, arch=merge.value, extras={}, overrides=[], config=""))
+        jobs.append(Job(settings=one, arch=merge.value, extras={}, overrides=[]))
     return jobs
 
 

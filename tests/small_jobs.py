@@ -43,7 +43,7 @@ def job_in(results: Path, **settings: Any) -> Job:
     """Six steps of eight layers, a row every second one and a checkpoint after each."""
     one = Settings(**TINY | {"results": str(results)} | settings)
     arch, words = str(one.arch.merge), ["depth=8"]
-    return Job(settings=one, arch=arch, extras={}, overrides=words, config="depth: 8\n")
+    return Job(settings=one, arch=arch, extras={}, overrides=words)
 
 
 def jobs_in(results: Path, seeds: range, **settings: Any) -> list[Job]:

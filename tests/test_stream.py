@@ -247,7 +247,7 @@ def make_job(root: Path, results: str, choice: Stream, **changes: Any) -> Job:
         "results": str(root.parent / results),
     }
     one = Settings(**usual | {"data": settings(root, choice, workers=2)} | changes)
-    return Job(settings=one, arch="plain", extras={}, overrides=[], config="")
+    return Job(settings=one, arch="plain", extras={}, overrides=[])
 
 
 def rows(job: Job) -> list[list[str]]:

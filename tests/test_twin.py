@@ -25,7 +25,7 @@ CLAUSES = ("parameters", "initial values", "FLOPs", "batches", "learning rate")
 
 def job(arch: Arch, depth: int) -> Job:
     settings = Settings(arch=arch, depth=depth, lr=0.05)
-    return Job(settings=settings, arch="residual", extras={}, overrides=[], config="")
+    return Job(settings=settings, arch="residual", extras={}, overrides=[])
 
 
 def equal(checks: list[twin.Check]) -> dict[str, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -107,6 +108,7 @@ def loaders() -> list[str]:
     return sorted(module.name for module in iter_modules(sets.__path__))
 
 
+@cache
 def loader(name: str) -> Loader:
     """The module of this name. Raises UsageError, with the nearest name, if there is none."""
     known = loaders()

@@ -67,7 +67,7 @@ def estimates(jobs: list[Job], claims: list[Claim]) -> list[Estimate]:
     A few steps of the cheapest and of the dearest network are timed on the device at hand; between
     them the time of an image grows by its FLOPs, and evaluation is a third of a training step.
     """
-    sizes = [measured(job) for job in jobs]
+    sizes = sizes_of(jobs)
     due = [index for index, claim in enumerate(claims) if claim is not Claim.done]
     due.sort(key=lambda index: sizes[index].flops)
     timed = {sizes[index].flops: index for index in due[:1] + due[-1:]}
@@ -112,11 +112,19 @@ def images(job: Job) -> Images:
     return sets.from_arrays(settings.name, train, test, [*map(str, range(classes))]).to(device)
 
 
-def measured(job: Job) -> models.Size:
-    """The size of a job's network on its data."""
-    data = images(job)
-    network = models.structure(job.settings, data.channels, len(data.classes), data.size)
-    return models.measure(network, data.channels, data.size)
+def sizes_of(jobs: list[Job]) -> list[models.Size]:
+    """Those of the jobs' networks; equal ones, of several seeds or rates, are measured once."""
+    known: dict[str, models.Size] = {}
+    sizes = []
+    for job in jobs:
+        one = job.settings
+        key = repr((one.arch, one.depth, one.width, one.twin, one.data))
+        if key not in known:
+            data = images(job)
+            network = models.structure(one, data.channels, len(data.classes), data.size)
+            known[key] = models.measure(network, data.channels, data.size)
+        sizes.append(known[key])
+    return sizes
 
 
 def work(job: Job) -> float:

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from resexp.runs.messages import (
@@ -40,7 +40,7 @@ IGNORED = [one for one in STOPPING if one != signal.SIGTERM]
 class Worker:
     """A process, the pipe to it, and the job it is at."""
 
-    process: SpawnProcess
+    process: ForkServerProcess
     pipe: Connection
     job: Job | None = None
 
@@ -98,16 +98,23 @@ def assign(workers: list[Worker], job: Job, at_a_time: int) -> None:
         worker.pipe.send(job)
 
 
-def start(target: Callable[..., None], *words: Any) -> Worker:
-    """A new process that calls ``target`` with a pipe and ``words``, and gets SIGTERM alone."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *words))  # no daemon: may have children
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # until it ignores them
+def warm() -> None:
+    """Let a process begin to import what workers need: they fork from it. Does not wait."""
+    get_context("forkserver").set_forkserver_preload(["resexp.launch.local"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # until a worker ignores them
     try:
-        process.start()
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(target: Callable[..., None], *words: Any) -> Worker:
+    """A new process that calls ``target`` with a pipe and ``words``, and gets SIGTERM alone."""
+    warm()
+    context = get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *words))  # no daemon: may have children
+    process.start()
     theirs.close()
     return Worker(process, ours)
 

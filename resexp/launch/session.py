@@ -17,7 +17,7 @@ from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
-from resexp.settings import LAUNCHERS, Job, Merge, Settings, Twin, UsageError
+from resexp.settings import LAUNCHERS, Job, Launcher, Merge, Settings, Twin, UsageError
 
 #: What is done with checked jobs and their claims where they are not to be trained.
 Instead = Callable[[list[Job], list[Claim]], object]
@@ -61,6 +61,8 @@ class Session:
         ``here`` is false for jobs that a launcher takes to processes or machines of its own.
         Raises UsageError for the first that cannot be run, before any has.
         """
+        if here and self.instead is None and (warm := self.launcher(jobs[0]).warm):
+            resolve_name(warm)()  # while this process imports torch
         from resexp.runs.run import check
 
         claims = [check(job, here=here) for job in jobs]
@@ -75,11 +77,13 @@ class Session:
         self.jobs += [jobs[index] for index in chosen]
         return chosen
 
+    def launcher(self, job: Job) -> Launcher:
+        """A job's own; a config of one's own may name launch as it likes."""
+        return LAUNCHERS.get(job.settings.launch.name, LAUNCHERS["local"])
+
     def carry_out(self, jobs: list[Job]) -> Messages:
         """Train planned jobs on this machine, as their settings say: yields their messages."""
-        # A config of one's own may name launch as it likes.
-        launcher = LAUNCHERS.get(jobs[0].settings.launch.name, LAUNCHERS["local"])
-        messages: Messages = resolve_name(launcher.run_all)(jobs)
+        messages: Messages = resolve_name(self.launcher(jobs[0]).run_all)(jobs)
         return messages
 
     def follow(self, jobs: list[Job], launch: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -53,6 +54,7 @@ class Family(Protocol):
     ) -> nn.Module: ...
 
 
+@cache
 def family(name: str) -> Family:
     """The family's module. Raises UsageError if there is none of that name."""
     known = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))

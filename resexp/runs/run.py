@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+import yaml
 from torch import nn
 
 from resexp import data as images
@@ -193,7 +194,8 @@ def opened(
         "updated": now(),
         "error": None,
     }
-    records.write_atomically(job.directory / records.CONFIG, job.config)
+    config = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
+    records.write_atomically(job.directory / records.CONFIG, config)
     records.write_record(job.directory, record)
     return record
 

@@ -26,6 +26,7 @@ from resexp.settings.schema import Data as Data
 from resexp.settings.schema import Engine as Engine
 from resexp.settings.schema import Init as Init
 from resexp.settings.schema import Launch as Launch
+from resexp.settings.schema import Launcher as Launcher
 from resexp.settings.schema import Merge as Merge
 from resexp.settings.schema import Normalisation as Normalisation
 from resexp.settings.schema import Normalise as Normalise

@@ -178,7 +178,6 @@ class Job:
     arch: str  # the arch chosen on the command line, such as preact
     extras: dict[str, Any]  # settings that its experiment lacks, but arch, depth, seed
     overrides: list[str]  # what was typed
-    config: str  # the settings as YAML
     flags: list[str] = field(default_factory=list)  # what composing it again needs
 
     @property

@@ -215,13 +215,16 @@ class Launcher:
 
     run_all: str  # module:function that makes Messages of jobs; a name, for it imports torch
     several: bool = False  # whether networks are trained at the same time
+    warm: str = ""  # module:function that begins, without waiting, what takes it time at its start
 
 
 #: By launch.name; the launchers that are not here are packages of Hydra's.
 LAUNCHERS = {
     "local": Launcher("resexp.launch.local:run_all"),
     "lockstep": Launcher("resexp.launch.local:lockstep", several=True),
-    "processes": Launcher("resexp.launch.processes:launch", several=True),
+    "processes": Launcher(
+        "resexp.launch.processes:launch", several=True, warm="resexp.launch.processes:warm"
+    ),
 }
 
 

@@ -68,7 +68,9 @@ class TogetherLauncher(BasicLauncher):
             )
         loader = self.hydra_context.config_loader
         composed = config.composed(loader, self.config, job_overrides)
-        jobs = [config.to_job(one, one.hydra) for one in composed]
+        jobs = [
+            config.to_job(*one, words) for one, words in zip(composed, job_overrides, strict=True)
+        ]
         chosen = session.plan(jobs, here=self.others is None)
         planned = [jobs[index] for index in chosen]
         if planned and self.others is None:
