@@ -71,16 +71,16 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [found]
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST + 1):
+        if not level:
+            return found
         level = [
             inner
             for one in level
             if isinstance(one, dict | list)
             for inner in (one.values() if isinstance(one, dict) else one)
         ]
-    if level:
-        raise ValueError("it is nested too deep")
-    return found
+    raise ValueError("it is nested too deep")
 
 
 def _whole(digits: str) -> int:

@@ -142,7 +142,7 @@ def test_a_sound_tree_has_nothing_wrong(tmp_path: Path) -> None:
 def test_an_exported_sweep_is_looked_through(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "plain", 20, seed)
-    [pair] = export_runs(tmp_path, [], tmp_path / "out")
+    pair = export_runs(tmp_path, [], tmp_path / "out")
     assert inspect(tmp_path / "out") == []
     rows = (pair / "rows.csv").read_text()
     (pair / "runs.csv").write_text((pair / "runs.csv").read_text().replace("0.02", "0.03"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from fake_results import write_run
+from test_cli import call
 
 from resexp.analysis import compare, export, results, table, verdict
 from resexp.commands import listing
@@ -35,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pair(folder: Path, tmp_path: Path) -> Path:
-    [written] = results.export_runs(folder, [], tmp_path / "out")
+    written = results.export_runs(folder, [], tmp_path / "out")
     assert sorted(path.name for path in written.iterdir()) == [export.ROWS, export.RUNS]
     return written
 
@@ -133,4 +135,91 @@ def test_a_pair_that_lost_its_last_rows_is_refused(pair: Path) -> None:
 
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="called a"):
-        export.write([({"run": "a"}, []), ({"run": "a"}, [])], tmp_path / "out")
+        export.write([("a", {}, []), ("a", {}, [])], tmp_path / "out")
+
+
+# --- several experiments in one pair
+
+
+@pytest.fixture
+def tree(folder: Path) -> Path:
+    """Three experiments with runs of the same names, one of which has the columns of masks."""
+    root = folder.parent
+    for seed in SEEDS:
+        for depth in (20, 56):
+            write_run(root, "plain", depth, seed, name="again", clean_error=depth / 2)
+            write_run(root, "residual", depth, seed, name="again")
+    path = write_run(root, "plain", 20, 0, name="masks", extras={"lr": 0.1}) / "metrics.csv"
+    header, *rows = path.read_text().splitlines()
+    wide = [f"{header},clean_train_iou,test_iou", *(f"{row},70,80" for row in rows)]
+    path.write_text("\n".join(wide) + "\n")
+    return root
+
+
+@pytest.fixture
+def whole(tree: Path, tmp_path: Path) -> Path:
+    return results.export_runs(tree, [], tmp_path / "out")
+
+
+def files(root: Path) -> dict[Path, Any]:
+    """What every file of its run directories holds."""
+    return {
+        path.relative_to(root): json.loads(text) if path.suffix == ".json" else text
+        for path in root.glob("*/*-s*/*")
+        for text in [path.read_text()]
+    }
+
+
+def test_a_pair_of_several_experiments_is_read_as_their_tree(tree: Path, whole: Path) -> None:
+    assert sorted(path.name for path in whole.iterdir()) == [export.ROWS, export.RUNS]
+    found = []
+    for part in ("", "again", "digits", "digits/plain-56-s3"):
+        before, after = results.find_runs(tree / part), results.find_runs(whole / part)
+        assert [run.path.relative_to(whole) for run in after] == [
+            run.path.relative_to(tree) for run in before
+        ]
+        assert [run.record for run in after] == [run.record for run in before]
+        assert [run.lines() for run in after] == [run.lines() for run in before]
+        assert [run.series for run in after] == [run.series for run in before]
+        assert table.rows(after) == table.rows(before)
+        found.append(len(after))
+    assert found == [43, 20, 22, 1]
+    assert len(results.find_runs(whole / export.RUNS)) == 43
+    assert results.find_runs(whole / "elsewhere") == []
+
+
+def test_it_is_unpacked_as_the_tree_was(tree: Path, whole: Path) -> None:
+    assert len(export.unpack(whole)) == 43
+    assert files(whole) == files(tree)
+    assert export.unpack(whole) == []
+
+
+def test_one_of_its_experiments_is_judged_and_chosen_by_name_or_folder(
+    tree: Path, whole: Path
+) -> None:
+    said = [
+        verdict.text(verdict.decide(results.find_runs(root, filters)))
+        for root, filters in (
+            (tree / "again", []),
+            (whole / "again", []),
+            (whole, ["name=again"]),
+        )
+    ]
+    assert "degrades" in said[0] and len(set(said)) == 1
+    with pytest.raises(UsageError, match=rf"Name one: resexp verdict {whole / 'again'}"):
+        verdict.decide(results.find_runs(whole))
+    answer = call("verdict", str(whole / "again"), "--json")
+    assert answer.code == 0 and json.loads(answer.out)["outcome"] == "degrades"
+    one = results.export_runs(whole, ["name=again"], whole / "alone")
+    assert one == whole / "alone" / "again"
+    assert not any("/" in name for name, *_ in export.read(one))
+
+
+def test_what_is_trained_afresh_takes_the_place_of_its_own_part_alone(whole: Path) -> None:
+    before = {name: lines for name, _, lines in export.read(whole)}
+    write_run(whole, "plain", 20, 0, name="again", clean_error=77.0)
+    write_run(whole, "plain", 20, 9, name="new")
+    assert results.export_runs(whole, [], whole.parent) == whole
+    after = {name: lines for name, _, lines in export.read(whole)}
+    assert after.keys() - before.keys() == {"new/plain-20-s9"}
+    assert {name for name in before if after[name] != before[name]} == {"again/plain-20-s0"}

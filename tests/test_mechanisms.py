@@ -256,7 +256,7 @@ def test_a_sweep_is_read_from_the_pair_of_its_runs_in_a_folder_beside(tmp_path: 
     assert mechanisms.measurements(here) == {}  # not trained: no row
     ends = dict.fromkeys(("original", "relu_before_addition", "relu_only_preactivation"), 3.0)
     runs = orders_in(tmp_path, ends | {"full_preactivation": 0.0, "bn_after_addition": 9.0})
-    [pair] = export_runs(runs, [], tmp_path / "out")
+    pair = export_runs(runs, [], tmp_path / "out")
     pair.rename(here.parent / "orders")
     [(name, (rows, about))] = mechanisms.measurements(here).items()
     assert (name, about["folder"], len(rows)) == ("orders", here.parent / "orders", 5 * 5)

@@ -156,7 +156,7 @@ ORDERS = {
 @pytest.mark.process
 def test_a_pair_gives_the_finding_of_its_directories(tmp_path: Path) -> None:
     folder = orders_in(tmp_path, ORDERS)
-    [pair] = export_runs(folder, [], tmp_path / "out")
+    pair = export_runs(folder, [], tmp_path / "out")
     assert not list(pair.glob("*/run.json"))
     for where in (folder, pair):
         [one] = probing.of_runs("orders", where, [])

@@ -1,9 +1,10 @@
-"""A sweep as two files that any program reads, in place of a folder a run: what is committed.
+"""Sweeps as two files that any program reads, in place of a folder a run: what is committed.
 
 ``runs.csv`` has a line for each run: what its run.json says, nested keys joined by dots. What all
 runs share stands once, as JSON, in a comment above the header. ``rows.csv`` has every row of every
 metrics.csv, the run's name before it. With pandas: ``read_csv("runs.csv", skiprows=1)``. Every
-reading command takes the folder of such a pair as it takes one of run directories.
+reading command takes the folder of such a pair as it takes one of run directories. In a pair of
+several experiments a run goes by ``experiment/run``, and is read as if it lay there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,14 @@ FIRST = ("run", "arch", "depth", "seed", "status")
 #: Entries of a record that are cells as they are: their keys may hold dots.
 WHOLE = ("extras",)
 
-#: A run's record, and its metrics.csv as lines with their ends.
-Exported = tuple[dict[str, Any], list[str]]
+#: What a run goes by in a pair, its record, and its metrics.csv as lines with their ends.
+Exported = tuple[str, dict[str, Any], list[str]]
 
 
 def write(runs: Sequence[Exported], folder: Path) -> None:
     """Write the pair. Raises UsageError if two runs share a name, Unwritten if there is no room."""
-    records = [flat(record) for record, _ in runs]
-    names = [str(record["run"]) for record in records]
+    names = [name for name, _, _ in runs]
+    records = [flat(record) | {"run": name} for name, record, _ in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"several runs are called {min(twice)}. Choose with a filter.")
     keys = list(dict.fromkeys([*FIRST, *(key for record in records for key in record)]))
@@ -47,9 +49,9 @@ def write(runs: Sequence[Exported], folder: Path) -> None:
     once = json.dumps({key: records[0][key] for key in shared}, sort_keys=True)
     table = zip(*(cells[key] for key in columns), strict=True)
     # Rows of sets without masks lack the columns of overlaps.
-    header = max((lines[0] for _, lines in runs if lines), key=len, default="").strip().split(",")
+    header = max((lines[0] for *_, lines in runs if lines), key=len, default="").strip().split(",")
     rows = []
-    for name, (_, lines) in zip(names, runs, strict=True):
+    for name, _, lines in runs:
         split = [line.rstrip("\n").split(",") for line in lines[1:]]
         rows += [[name, *row, *[""] * (len(header) - len(row))] for row in split]
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +66,9 @@ def read(folder: Path) -> list[Exported]:
     """
     try:
         once, _, table = read_text(folder / RUNS).partition("\n")
-        shared = parse_json(once.removeprefix("#"))
+        shared, known = parse_json(once.removeprefix("#")), cache(value)
         records = [
-            nested(shared | {key: value(text) for key, text in line.items() if text})
+            nested(shared | {key: known(text) for key, text in line.items() if text})
             for line in csv.DictReader(io.StringIO(table))
         ]
         (first, *columns), *rows = csv.reader(io.StringIO(read_text(folder / ROWS)))
@@ -77,11 +79,13 @@ def read(folder: Path) -> list[Exported]:
             raise ValueError(f"{RUNS} names a run twice")
         for name, *cells in rows:
             lines[name].append(cells)
-        found = [(record, metrics(columns, lines[str(record["run"])])) for record in records]
-        for record, its in found:
-            step = record["last"].get("step", 0)
+        found = []
+        for record, (name, of_run) in zip(records, lines.items(), strict=True):
+            its, step = metrics(columns, of_run), record["last"].get("step", 0)
             if (its and not its[-1].startswith(f"{step},")) or (step and not its):
-                raise ValueError(f"{ROWS} lacks rows of {record['run']}")
+                raise ValueError(f"{ROWS} lacks rows of {name}")
+            record["run"] = own_name(name)
+            found.append((name, record, its))
         return found
     except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
         raise UsageError(
@@ -96,18 +100,23 @@ def unpack(folder: Path) -> list[Path]:
     So runs that were exported elsewhere count as finished here. What is there already stays.
     """
     written = []
-    for record, lines in read(folder):
-        directory = folder / str(record["run"])
-        if directory.parent != folder or not directory.name.isprintable():
-            raise UsageError(
-                f"{folder / RUNS} names a run {printable(directory.name)}. Export its runs again."
-            )
+    for name, record, lines in read(folder):
+        directory = folder / name
         if not directory.exists():
-            directory.mkdir()
-            write_atomically(directory / METRICS, "".join(lines))
+            directory.mkdir(parents=True)
+            if lines:
+                write_atomically(directory / METRICS, "".join(lines))
             write_record(directory, record)
             written.append(directory)
     return written
+
+
+def own_name(name: str) -> str:
+    """The run's in ``experiment/run``. Raises ValueError if it would lie somewhere else."""
+    parts = name.split("/")
+    if len(parts) > 2 or not {"", ".", ".."}.isdisjoint(parts) or not name.isprintable():
+        raise ValueError(f"{RUNS} names a run {name}")
+    return parts[-1]
 
 
 def is_pair(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -216,16 +216,13 @@ def find_runs(
     """The runs under ``root``, sorted by experiment, series, depth and seed.
 
     ``root`` is a results folder, an experiment folder or one run folder: the first level that holds
-    runs is taken, and other experiments below it are not. An experiment may be an exported pair of
-    files; a run directory beside it comes before the exported run of its name. ``filters`` such as
+    runs is taken, and other experiments below it are not. An exported pair of files stands for the
+    directories of its runs; one that is there comes before the exported run. ``filters`` such as
     ``arch=plain``, ``depth=20,56`` or ``lr=0.01`` must all hold. A directory whose run.json is no
     record of a run is left out, and a sentence about it added to ``skipped``. Raises UsageError for
     a filter whose setting does not exist, and for a damaged pair.
     """
-    if export.is_pair(root.parent) and not (root / RECORD).exists():
-        runs = [run for run in _exported(root.parent) if root.name in (run.run, export.RUNS)]
-    else:
-        runs = _runs_below(root, skipped)
+    runs = _runs_below(root.parent if root.name == export.RUNS else root, skipped)
     for key, values in [_filter(text, runs) for text in filters]:
         runs = [run for run in runs if _holds(run, key, values)]
     if runs:
@@ -238,12 +235,15 @@ def find_runs(
 
 def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
     """The runs of the first level that holds any."""
-    for above in ("", "*/", "*/*/"):
+    read = cache(export.read)
+    for level in range(3):
         runs: dict[Path, Run] = {}
-        for pair in root.glob(f"{above[2:]}{export.RUNS}") if above else ():
-            if export.is_pair(pair.parent):
-                runs |= {run.path: run for run in _exported(pair.parent)}
-        records = sorted(root.glob(f"{above}{RECORD}"))
+        for folder in [*_pairs(root, level - 1), *_pairs(root, level - 2)]:
+            for name, record, lines in read(folder):
+                path = folder / name
+                if [path, *path.parents][level : level + 1] == [root]:
+                    runs[path] = _exported(path, record, lines)
+        records = sorted(root.glob("*/" * level + RECORD))
         for path in records:
             if (record := _read(path)) is not None:
                 runs[path.parent] = Run(path.parent, record)
@@ -256,13 +256,19 @@ def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
     return []
 
 
-def _exported(folder: Path) -> list[Run]:
-    runs = []
-    for record, lines in export.read(folder):
-        if reason := fault(record):
-            raise UsageError(f"{folder / export.RUNS}: {reason}. Export its runs again.")
-        runs.append(Run(folder / record["run"], record, exported=lines))
-    return runs
+def _pairs(root: Path, level: int) -> list[Path]:
+    """The folders of exported pairs so many levels below ``root``, or above it."""
+    if level < 0:
+        found = [*root.parents][-level - 1 : -level]
+    else:
+        found = [path.parent for path in root.glob("*/" * level + export.RUNS)]
+    return [folder for folder in found if export.is_pair(folder)]
+
+
+def _exported(path: Path, record: dict[str, Any], lines: list[str]) -> Run:
+    if reason := fault(record):
+        raise UsageError(f"{path} is damaged in {export.RUNS}: {reason}. Export its runs again.")
+    return Run(path, record, exported=lines)
 
 
 def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
@@ -284,15 +290,19 @@ def require_runs(root: Path, filters: Sequence[str] = ()) -> list[Run]:
     )
 
 
-def export_runs(root: Path, filters: Sequence[str], out: Path) -> list[Path]:
-    """Write each experiment under ``root`` as a pair of files; returns the folders of the pairs."""
-    folders = grouped(require_runs(root, filters), lambda run: run.experiment)
-    names = [folder.name for folder in folders]
-    if clash := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"several experiments are called {min(clash)}. Export one at a time.")
-    for folder, runs in folders.items():
-        export.write([(run.record, run.lines()) for run in runs], out / folder.name)
-    return [out / folder.name for folder in folders]
+def export_runs(root: Path, filters: Sequence[str], out: Path) -> Path:
+    """Write the runs under ``root`` as a pair of files, and return its folder in ``out``.
+
+    It is called as their experiment, or as the folder of their experiments if they are of several.
+    """
+    runs = require_runs(root, filters)
+    experiment = runs[0].experiment
+    several = any(run.experiment != experiment for run in runs)
+    pair = out / (experiment.parent if several else experiment).resolve().name
+    names = [f"{run.experiment.name}/{run.run}" if several else run.run for run in runs]
+    exported = [(run.record, run.lines()) for run in runs]
+    export.write([(name, *one) for name, one in zip(names, exported, strict=True)], pair)
+    return pair
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

@@ -55,7 +55,7 @@ def select(words: list[str] | None) -> tuple[Path, list[str]]:
     if len(places) > 1:
         raise UsageError(f"two results folders, {places[0]} and {places[1]}: give one.")
     root = Path(places[0] if places else "results")
-    if not root.is_dir() and not is_pair(root.parent):
+    if not root.is_dir() and not any(map(is_pair, root.parents[:2])):
         hint = "Train some runs first: resexp demo" if not places else "Give a results folder"
         raise UsageError(f"there is no folder {root}. {hint}.")
     return root, [word for word in words if "=" in word]

@@ -247,12 +247,12 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write each experiment as two CSV files, runs.csv and rows.csv, that every command reads."""
+    """Write experiments as two CSV files, runs.csv and rows.csv, that every command reads."""
     from resexp.analysis import export as pairs
     from resexp.analysis import results
 
     root, filters = select(selection)
-    exported = pairs.unpack(root) if unpack else results.export_runs(root, filters, out)
+    exported = pairs.unpack(root) if unpack else [results.export_runs(root, filters, out)]
     written = [str(folder) for folder in exported]
     say(written, lambda: "   ".join(written), as_json)
 
