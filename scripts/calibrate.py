@@ -21,7 +21,7 @@ from resexp.analysis.verdict.rule import LEVEL
 from resexp.analysis.verdict.select import endpoint
 
 PAGE = Path("docs/calibration.md")
-CONTROL = Path("results/digits/control")
+CONTROL = Path("results/digits/claims/control")
 DRAWS = 100_000
 SEEDS = (5, 10, 20)
 RISES = (2.0, 5.0, 20.0)  # percent points

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Claims about skips that a sweep of trained networks decides, and the sweeps: a folder each under
-# results/digits, named as the probe that reads it.
+# Claims about skips that a sweep of trained networks decides, and the sweeps: results/digits/claims,
+# a pair of files of all, in which each is named as the probe that reads it.
 #   command   ./scripts/claims.sh            (again: finished runs are skipped, probes are not)
 #             CLAIMS="orders spans" ./scripts/claims.sh launch.jobs=1
 #   hardware  any CPU; about an hour of one core, at 16 s for 56 layers and 6 s for 20:
@@ -14,50 +14,54 @@ python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 seeds=seed=${SEEDS:-10,11,12,13,14}
 choice=seed=90,91
 
+sweep() {
+    on_digits "claims/$claim" "$@"
+}
+
 orders() {
     local all=original,bn_after_addition,relu_before_addition,relu_only_preactivation
-    on_digits orders depth=56 arch=residual "arch.order=$all,full_preactivation" "$seeds" "$@"
+    sweep depth=56 arch=residual "arch.order=$all,full_preactivation" "$seeds" "$@"
 }
 
 spans() {
-    on_digits spans depth=20,56 arch=plain "$seeds" "$@"
-    on_digits spans depth=20,56 arch=residual arch.skip_span=1,2,3 "$seeds" "$@"
+    sweep depth=20,56 arch=plain "$seeds" "$@"
+    sweep depth=20,56 arch=residual arch.skip_span=1,2,3 "$seeds" "$@"
 }
 
 norms() {
     local rates=lr=0.002,0.02,0.2
-    on_digits norms depth=56 arch=plain,residual arch.norm=batch,group,none $rates $choice "$@"
-    on_digits norms depth=56 arch=skipinit $rates $choice "$@"
+    sweep depth=56 arch=plain,residual arch.norm=batch,group,none $rates $choice "$@"
+    sweep depth=56 arch=skipinit $rates $choice "$@"
     at_best lr "$seeds" "$@"
 }
 
 gates() {
-    on_digits gates depth=20,56 arch=residual "$seeds" "$@"
-    on_digits gates depth=20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 $choice "$@"
+    sweep depth=20,56 arch=residual "$seeds" "$@"
+    sweep depth=20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 $choice "$@"
     at_best arch.gate_bias "$seeds" "$@"
 }
 
 transformers() {
-    on_digits transformers depth=2,4,8 arch=transformer twin=none,plain "$seeds" "$@"
+    sweep depth=2,4,8 arch=transformer twin=none,plain "$seeds" "$@"
 }
 
 concatenation() {
-    on_digits concatenation depth=22,40 arch=dense twin=none,plain "$seeds" "$@"
-    on_digits concatenation experiment=blobs depth=13,18,23 arch=unet twin=none,plain "$seeds" "$@"
+    sweep depth=22,40 arch=dense twin=none,plain "$seeds" "$@"
+    sweep experiment=blobs depth=13,18,23 arch=unet twin=none,plain "$seeds" "$@"
 }
 
 stochastic_depth() {
-    on_digits stochastic_depth depth=20,56 arch=residual,stochastic_depth "$seeds" "$@"
+    sweep depth=20,56 arch=residual,stochastic_depth "$seeds" "$@"
 }
 
 fading() {
-    on_digits fading depth=56 arch=plain,residual steps=660 "$seeds" "$@"
-    on_digits fading depth=56 arch=fading fade_from=220 fade_to=440 steps=660 "$seeds" "$@"
+    sweep depth=56 arch=plain,residual steps=660 "$seeds" "$@"
+    sweep depth=56 arch=fading fade_from=220 fade_to=440 steps=660 "$seeds" "$@"
 }
 
 for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth fading}; do
     "$claim" "$@"
-    "${resexp[@]}" export "$here" --out "$(dirname "$here")"
+    "${resexp[@]}" export "${here%/*}" --out results/digits
     "${resexp[@]}" probe "$claim" "$here"
 done
 "$python" scripts/mechanisms.py

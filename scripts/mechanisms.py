@@ -3,9 +3,9 @@
     python scripts/mechanisms.py [FOLDER [PAGE]]
 
 FOLDER holds the rows of several probes (probe-<name>.csv) and, of each, when and on what it was
-measured (probes.json, taken from the probe-<name>.json that resexp probe leaves). A sweep stands in
-a folder beside it that has its probe's name: the pair of its runs, if it was trained. Every probe
-is concluded and its figure drawn again: the same files give the same page, byte for byte. What a
+measured (probes.json, taken from the probe-<name>.json that resexp probe leaves). A sweep has its
+probe's name and stands beside FOLDER, alone or in claims, if it was trained. Every probe is
+concluded and its figure drawn again: the same files give the same page, byte for byte. What a
 probe has to tell there stands in its own module (TEXTBOOK, headlines, account).
 """
 
@@ -21,32 +21,35 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from resexp.analysis.results import find_runs, grouped
 from resexp.analysis.statistics import paired_t
 from resexp.probes import drawing, names, probe
 from resexp.probes.rows import read
-from resexp.probes.run import as_record, measured, of_runs
+from resexp.probes.run import Measurement, as_record, cases_of, measured
 from resexp.runs.records import finite
 
 FOLDER = Path("results/digits/mechanisms")
 PAGE = Path("docs/mechanisms.md")
 TEMPLATE = "mechanisms.md.jinja"
-ABOUT = "probes.json"
+ABOUT, CLAIMS = "probes.json", "claims"
 
 Found = Mapping[str, Any]  # what probe-<name>.json holds
 
 
 def measurements(folder: Path) -> dict[str, tuple[pd.DataFrame, Found]]:
     """By probe its rows, and on what, how and when they were measured."""
-    about = circumstances_in(folder)
+    about, beside = circumstances_in(folder), folder.parent
+    claims = grouped(find_runs(beside / CLAIMS), lambda run: run.experiment.name)
     found: dict[str, tuple[pd.DataFrame, Found]] = {}
     for name in names():
-        table, own = folder / f"probe-{name}.csv", folder.parent / name
+        table = folder / f"probe-{name}.csv"
         if table.exists():
             found[name] = read(table.read_text()), about[name] | {"folder": folder}
-        elif (own / "runs.csv").exists():
-            [sweep] = of_runs(name, own, [])
-            text, of_sweep = measured(sweep, f"resexp probe {name} {own}")
-            found[name] = read(text), of_sweep | {"folder": own, "seconds": None}
+        elif runs := claims.get(name) or find_runs(beside / name):
+            own, cases = runs[0].experiment, cases_of(runs, probe(name).NEEDS)
+            text, of_sweep = measured(Measurement(name, own, cases), f"resexp probe {name} {own}")
+            place = beside / CLAIMS if name in claims else own
+            found[name] = read(text), of_sweep | {"folder": place, "seconds": None}
     return found
 
 

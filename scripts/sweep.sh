@@ -14,7 +14,7 @@ fi
 # on_digits NAME KEY=VALUE...: train a sweep on the digits, into results/digits/NAME, which is $here
 on_digits() {
     here=results/digits/$1
-    "${resexp[@]}" run -m results=results/digits "name=$1" launch=processes threads=1 "${@:2}"
+    "${resexp[@]}" run -m "results=${here%/*}" "name=${here##*/}" launch=processes threads=1 "${@:2}"
 }
 
 # at_best KEY seed=SEEDS [KEY=VALUE]...: train each network of $here at its best value of KEY, chosen on

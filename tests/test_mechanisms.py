@@ -58,7 +58,7 @@ def committed() -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
 @cache
 def found(name: str) -> dict[str, Any]:
     if name not in committed() and probe(name).NEEDS is Needs.runs:
-        pytest.skip(f"results/digits/{name} is not here: ./scripts/claims.sh makes it")
+        pytest.skip(f"results/digits/claims/{name} is not here: ./scripts/claims.sh makes it")
     one: dict[str, Any] = mechanisms.concluded(name, *committed()[name])
     return one
 

@@ -141,21 +141,21 @@ def test_claims_are_trained_at_what_was_chosen_then_exported_and_probed(tmp_path
     code, said = told(tmp_path, "claims.sh", "steps=2", resexp=greedy, **variables)
     assert code == 0
     gates, spans = (
-        f"run -m results=results/digits name={name} launch=processes threads=1 depth="
+        f"run -m results=results/digits/claims name={name} launch=processes threads=1 depth="
         for name in ("gates", "spans")
     )
     assert said == [
         f"{gates}20,56 arch=residual seed=92 steps=2",
         f"{gates}20,56 arch=highway,shortcut_gate gate_bias=-1,-2,-3,-4 seed=90,91 steps=2",
-        "best results/digits/gates --setting arch.gate_bias --chosen-on 90,91 --then 92",
+        "best results/digits/claims/gates --setting arch.gate_bias --chosen-on 90,91 --then 92",
         "run -m results=r depth=20 b=-1 steps=2",
         "run -m results=r depth=56 b=-3 steps=2",
-        "export results/digits/gates --out results/digits",
-        "probe gates results/digits/gates",
+        "export results/digits/claims --out results/digits",
+        "probe gates results/digits/claims/gates",
         f"{spans}20,56 arch=plain seed=92 steps=2",
         f"{spans}20,56 arch=residual arch.skip_span=1,2,3 seed=92 steps=2",
-        "export results/digits/spans --out results/digits",
-        "probe spans results/digits/spans",
+        "export results/digits/claims --out results/digits",
+        "probe spans results/digits/claims/spans",
         "scripts/mechanisms.py",
     ]
 

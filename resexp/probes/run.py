@@ -89,7 +89,7 @@ def of_words(
     if one.NEEDS is Needs.runs:
         raise UsageError(
             f"{name} reads finished runs. Give their folder: resexp probe {name} "
-            f"results/digits/{name} (train them with CLAIMS={name} scripts/claims.sh)."
+            f"results/digits/claims/{name} (train them with CLAIMS={name} scripts/claims.sh)."
         )
     if one.NEEDS is Needs.trained:
         raise UsageError(
