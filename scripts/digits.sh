@@ -6,5 +6,5 @@
 # Rule, recipe, depths and seeds were fixed before the runs: preregistration.yaml there.
 . "$(dirname "$0")/sweep.sh"
 on_digits five-seeds depth=8,20,32,56 arch=plain,residual seed=10,11,12,13,14 "$@"
-"${resexp[@]}" plot "$here"
+"${resexp[@]}" plot "$here" --which curves
 written

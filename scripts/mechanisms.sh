@@ -14,6 +14,5 @@ here=results/digits/mechanisms
 $resexp run -m depth=8,20,44,56 arch=plain,residual seed=10,11,12,13,14 keep_checkpoint=true \
     results=results/digits name=mechanisms launch=processes threads=1 "$@"
 $resexp probe all $here
-$resexp report $here
 $python scripts/mechanisms.py
-$resexp verdict $here | tee $here/verdict.txt
+$resexp verdict $here

@@ -15,4 +15,5 @@ nice -n 19 "${resexp[@]}" run -m experiment=cifar10_short_jpeg \
     depth=18,34 arch=resnet arch.shortcut=A twin=none,plain width=16 \
     "remark='ResNet-18 and 34 at a quarter of their width, 300 steps of 128 at 32 pixels'" \
     results=results name=cifar10-resnet launch=processes threads=1 "$@"
-written || [ $? -eq 4 ] # two seeds decide nothing
+"${resexp[@]}" export "$here" --out results
+"${resexp[@]}" verdict "$here" || [ $? -eq 4 ] # two seeds decide nothing

@@ -12,8 +12,8 @@ them chosen while a row, a checkpoint or the end of a run is being written, one 
 another takes its place. Where a worker was when it died is read from memory that it shared.
 
 A finished run must have every row of the same run trained undisturbed, in every column but the
-two of time, and must never be written again. Writes kills.csv (a row a kill), sweeps.csv (a row a
-run) and tally.json (the sums) to ``--out``; the runs themselves go to ``--work``.
+two of time, and must never be written again. Writes kills.csv (a row a kill) and sweeps.csv (a row
+a run) to ``--out`` and prints their sums; the runs themselves go to ``--work``.
 """
 
 from __future__ import annotations
@@ -211,19 +211,17 @@ def append(path: Path, **row: object) -> None:
 
 
 def tally(out: Path) -> dict[str, Any]:
-    """The sums, written to tally.json."""
+    """The sums over all kills and runs."""
     kills, runs = read(out / "kills.csv"), read(out / "sweeps.csv")
     sums = {"rows": "rows", "rows lost": "rows_lost", "rows doubled": "rows_doubled"}
     sums |= {"rows changed": "rows_changed", "runs repeated": "repeated"}
-    found = {
+    return {
         "kills": len(kills),
         "kills while": dict(Counter(kill["phase"] for kill in kills).most_common()),
         "runs finished": len(runs),
         "most kills of one run": max((int(one["kills"]) for one in runs), default=0),
         **{name: sum(int(one[column]) for one in runs) for name, column in sums.items()},
     }
-    records.write_atomically(out / "tally.json", json.dumps(found, indent=1) + "\n")
-    return found
 
 
 def main() -> None:

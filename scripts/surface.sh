@@ -14,6 +14,8 @@ on_digits surface "${words[@]}" lr=0.02 seed=10,11,12,13,14 "$@"
 at_best lr seed=10,11,12,13,14 "$@"
 "${resexp[@]}" export "$here" --out "$(dirname "$here")"
 "${resexp[@]}" plot "$here" --which surface
-"${resexp[@]}" verdict "$here" --best lr --chosen-on 90,91 >"$here/verdict.txt" || [ $? -ne 2 ]
-"${resexp[@]}" verdict "$here" lr=0.02 seed=10,11,12,13,14 >"$here/verdict-0.02.txt" || [ $? -ne 2 ]
-cat "$here/verdict.txt"
+{
+    "${resexp[@]}" verdict "$here" --best lr --chosen-on 90,91 || [ $? -ne 2 ]
+    echo
+    "${resexp[@]}" verdict "$here" lr=0.02 seed=10,11,12,13,14 || [ $? -ne 2 ]
+} | tee "$here/verdict.txt"

@@ -28,11 +28,10 @@ at_best() {
     done 3<<<"$lines"
 }
 
-# written: the two files that are committed, the table, the report and the verdict of $here; its exit
+# written: the two files that are committed, the report, and the table and verdict of $here; its exit
 # code is the verdict's
 written() {
     "${resexp[@]}" export "$here" --out "$(dirname "$here")"
-    "${resexp[@]}" table "$here" --format markdown >"$here/table.md"
     "${resexp[@]}" report "$here"
-    "${resexp[@]}" verdict "$here" | tee "$here/verdict.txt"
+    { "${resexp[@]}" table "$here" && echo && "${resexp[@]}" verdict "$here"; } | tee "$here/verdict.txt"
 }
