@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 import pandas as pd
+from mechanisms import template
 
 from resexp.analysis.results import find_runs
 from resexp.analysis.statistics import Interval
@@ -28,24 +28,18 @@ def digits(rows: pd.DataFrame) -> list[list[str]]:
     """A line per cure, the least rise of plain networks first."""
     chosen, of = sweeps.best(rows), sweeps.judged(rows)
     shallow, deep = cures.depths_of(of)
-    names = list(cures.rises(of, "plain", sweeps.ERROR))
-    foretold = [*cures.EVEN, cures.UNEVEN]
-    readings = {}
-    for family in foretold, [name for name in names if name not in foretold]:
-        rises = [cures.rise(of, cures.plain(name)) for name in family]
-        for name, up, flat in zip(family, sweeps.effects(rises), sweeps.none(rises), strict=True):
-            readings[name] = "degrades" if up else "does not" if flat else "inconclusive"
+    readings = cures.readings(of)
     return [
         [
             name,
             f"{chosen[cures.plain(name), shallow]:g}, {chosen[cures.plain(name), deep]:g}",
             error(of, cures.plain(name), shallow),
             error(of, cures.plain(name), deep),
-            spelled(cures.rise(of, cures.plain(name)).mean),
-            readings[name],
+            spelled(readings[name][0].mean),
+            readings[name][1],
             error(of, f"residual, {name}", deep),
         ]
-        for name in names
+        for name in cures.rises(of, "plain", sweeps.ERROR)
     ]
 
 
@@ -87,15 +81,8 @@ def page() -> str:
     table, about = measured(sweep, f"resexp probe cures {DIGITS}")
     rows = read(table)
     found = cures.conclude(rows)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("cures.md.jinja").render(
-        digits=digits(rows), photographs=photographs(), found=found, about=about
-    )
+    told = {"digits": digits(rows), "photographs": photographs(), "found": found, "about": about}
+    return template("cures.md.jinja").render(told)
 
 
 if __name__ == "__main__":

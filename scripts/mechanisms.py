@@ -75,6 +75,15 @@ def page(found: Sequence[Found], target: Path) -> str:
     """
     if silent := [one["probe"] for one in found if not one["headlines"]]:
         raise ValueError(f"no headlines: {', '.join(silent)}.")
+    recipes = dict.fromkeys(part for one in found for part in one["recipe"].split("; "))
+    folders = dict.fromkeys(one["folder"] for one in found)
+    links = [Path(os.path.relpath(folder, target.parent)).as_posix() for folder in folders]
+    filled = {"found": found, "links": links, "figures": target.stem, "recipes": recipes}
+    return template(TEMPLATE).render(filled)
+
+
+def template(name: str) -> jinja2.Template:
+    """A page to be filled in, which lies beside this script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -83,11 +92,7 @@ def page(found: Sequence[Found], target: Path) -> str:
     )
     environment.filters |= {"plain": plain, "number": number, "seeds": seeds}
     environment.filters["circumstances"] = circumstances
-    recipes = dict.fromkeys(part for one in found for part in one["recipe"].split("; "))
-    folders = dict.fromkeys(one["folder"] for one in found)
-    links = [Path(os.path.relpath(folder, target.parent)).as_posix() for folder in folders]
-    filled = {"found": found, "links": links, "figures": target.stem, "recipes": recipes}
-    return environment.get_template(TEMPLATE).render(filled)
+    return environment.get_template(name)
 
 
 # --- words
