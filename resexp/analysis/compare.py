@@ -174,7 +174,7 @@ def circumstances(run: Run) -> dict[tuple[str, str], Any]:
     settings = {"arch": run.arch} | identity(run.record["settings"])
     settings |= flatten(run.record["data"], "data.")
     found = {("data" if key[:5] == "data." else "settings", key): settings[key] for key in settings}
-    for key, value in (run.record.get("environment") or {}).items():
+    for key, value in run.environment.items():
         found["code" if key in CODE else "environment", key] = value
     return found
 

@@ -116,6 +116,11 @@ class Run:
         return bool(self.record["data"].get("task") == "segmentation")
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What it was trained on and with; {} if it failed before that was known."""
+        return self.record.get("environment") or {}
+
+    @property
     def finished(self) -> bool:
         return self.status in FINISHED
 

@@ -169,9 +169,7 @@ def prepared(settings: Settings) -> dict[str, Any]:
 
 def of_first(cases: Sequence[Case]) -> dict[str, Any]:
     """What the first run was trained on; with uncommitted changes if any of them was."""
-    told: list[dict[str, Any]] = [
-        case.run.record.get("environment") or {} for case in cases if case.run is not None
-    ]
+    told = [case.run.environment for case in cases if case.run is not None]
     return told[0] | {"git_dirty": any(one.get("git_dirty") for one in told)}
 
 

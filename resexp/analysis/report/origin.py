@@ -15,7 +15,7 @@ from resexp.console import counted
 
 def facts(runs: Sequence[Run], filters: Sequence[str]) -> dict[str, str]:
     """What was trained on which data, where, with which code, and when; what is known of it."""
-    first, environments = runs[0], [run.record.get("environment") or {} for run in runs]
+    first, environments = runs[0], [run.environment for run in runs]
     statuses = Counter(run.status for run in runs)
     seeds = sorted({run.seed for run in runs})
     said = {
@@ -82,8 +82,7 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 def commands(runs: Sequence[Run], filters: Sequence[str], baseline: str | None = None) -> str:
     """What to type to train, judge and draw all this again, a command a line."""
-    environments = [run.record.get("environment") or {} for run in runs]
-    commits = distinct(str(each.get("git_commit") or "") for each in environments)
+    commits = distinct(str(run.environment.get("git_commit") or "") for run in runs)
     lines = [f"git checkout {shlex.quote(commits[0])}"] if len(commits) == 1 else []
     lines += sweeps(runs)
     folder = str(Path(str(runs[0].setting("results"))) / runs[0].name)

@@ -129,12 +129,7 @@ def judgement(runs: Sequence[Run], baseline: str | None) -> dict[str, Any]:
         decided = verdict.decide(runs, baseline=baseline)
     except UsageError as refusal:
         return {"refusal": str(refusal)}
-    failed = [f"{number} {status}" for status, number in decided.failures.items() if number]
-    unfinished = f" Unfinished: {decided.unfinished}." if decided.unfinished else ""
-    notes = [
-        f"{verdict.RULE} Intervals are 95\u00a0% t intervals.",
-        f"Failures: {', '.join(failed) or 'none'} of {decided.runs} runs." + unfinished,
-    ]
+    notes = [f"{verdict.RULE} Intervals are 95\u00a0% t intervals.", verdict.failures(decided)]
     if decided.missing:
         notes.append(f"Missing: {', '.join(decided.missing)}. Seeds without a pair are left out.")
     spoken = verdict.text(decided, WIDE)
@@ -261,7 +256,7 @@ def fold(run: Run) -> dict[str, Any]:
         "command": record.get("command"),
         "lists": {
             "Settings": written(flatten(record["settings"])),
-            "Environment": written(record.get("environment") or {}),
+            "Environment": written(run.environment),
             "Record": written(
                 {key: record.get(key) for key in about} | flatten(record["data"], "data.")
             ),

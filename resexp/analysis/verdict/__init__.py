@@ -12,9 +12,9 @@ from resexp.analysis.results import Run
 from resexp.analysis.verdict import history, rule, select
 from resexp.analysis.verdict.best import each_at_best
 from resexp.analysis.verdict.rule import EXIT_CODES, LEAST_LOSS, NEITHER, RULE, Verdict
-from resexp.analysis.verdict.text import text
+from resexp.analysis.verdict.text import failures, text
 
-__all__ = ["EXIT_CODES", "LEAST_LOSS", "NEITHER", "RULE", "Verdict", "decide", "text"]
+__all__ = ["EXIT_CODES", "LEAST_LOSS", "NEITHER", "RULE", "Verdict", "decide", "failures", "text"]
 
 
 def decide(

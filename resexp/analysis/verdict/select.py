@@ -111,7 +111,7 @@ def conditions(run: Run) -> dict[str, Any]:
         for key, value in identity(run.record["settings"]).items()
         if key not in ("depth", "seed") and not of_arch(key)
     }
-    environment = run.record.get("environment") or {}
+    environment = run.environment
     code = ["git_commit", "git_dirty"]
     if environment.get("git_commit") is None:
         code.append("resexp")
@@ -259,7 +259,7 @@ def circumstances(runs: Sequence[Run], unlike: Sequence[str]) -> list[str]:
     notes = []
     if unlike:
         notes.append(f"Mixed on request: the runs differ in {', '.join(unlike)}.")
-    environments = [run.record.get("environment") or {} for run in runs]
+    environments = [run.environment for run in runs]
     for key, what in (("torch", "versions of torch"), ("device", "kinds of device")):
         counts = Counter(str(one[key]) for one in environments if one.get(key) is not None)
         if len(counts) > 1:

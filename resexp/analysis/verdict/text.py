@@ -53,7 +53,9 @@ def text(verdict: Verdict, room: int | None = None) -> str:
     lines += aligned(["", "log10 loss", "test error", "test minus training"], beside, room)
     lines += _other_pairs(verdict, room) + _budget(verdict, room)
     rule = re.sub(r"(?<!\.)\n +", " ", RULE)  # its sentences, each in a line
-    lines += [rule, verdict.fixed, _failures(verdict)]
+    lines += [rule, verdict.fixed, failures(verdict)]
+    if verdict.at_chance:
+        lines[-1] += f" Counted at chance: {', '.join(verdict.at_chance)}."
     if verdict.missing:
         lines.append(f"Missing: {few(verdict.missing)}. Seeds without a pair are left out.")
     return "\n".join(lines + verdict.notes)
@@ -136,10 +138,8 @@ def _budget(verdict: Verdict, room: int | None) -> list[str]:
     return lines
 
 
-def _failures(verdict: Verdict) -> str:
-    """How many runs went wrong, of all that were read, and which: they count at chance."""
+def failures(verdict: Verdict) -> str:
+    """How many runs went wrong or are at work, of all that were read."""
     failed = [f"{number} {status}" for status, number in verdict.failures.items() if number]
     line = f"Failures: {', '.join(failed) or 'none'} of {counted(verdict.runs, 'run')}."
-    if verdict.at_chance:
-        line += f" Counted at chance: {', '.join(verdict.at_chance)}."
     return f"{line} Unfinished: {verdict.unfinished}." if verdict.unfinished else line
