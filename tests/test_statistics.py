@@ -1,14 +1,13 @@
-"""Student's t and sign flips against tables, scipy where it is, and simulation."""
+"""Student's t against tables, scipy where it is, and simulation."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
-from resexp.analysis.statistics import holm, paired_t, sign_flip_p, t_cdf, t_p, t_quantile
+from resexp.analysis.statistics import holm, paired_t, t_cdf, t_p, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -86,32 +85,8 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
     assert [two_sided, lower, upper] == pytest.approx([0.95] * 3, abs=4 * math.sqrt(0.0475 / 4000))
 
 
-@pytest.mark.parametrize(("n", "least"), [(1, 0.5), (3, 0.125), (4, 0.0625), (5, 0.03125)])
-def test_least_sign_flip_p_is_a_half_to_the_number_of_seeds(n: int, least: float) -> None:
-    assert sign_flip_p([0.1 * (seed + 1) for seed in range(n)]) == least
-
-
-def test_sign_flip_p_equals_full_enumeration() -> None:
-    generator = np.random.default_rng(1)
-    for n in (2, 3, 6, 9):
-        values = list(generator.normal(0.3, 1, n).round(1))  # rounding makes ties
-        flips = itertools.product((1, -1), repeat=n)
-        sums = [sum(s * v for s, v in zip(signs, values, strict=True)) for signs in flips]
-        expected = sum(total >= sum(values) - 1e-9 for total in sums) / 2**n
-        assert sign_flip_p(values) == expected
-
-
-def test_sign_flip_p_of_equal_or_opposite_arms() -> None:
-    assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
-    assert sign_flip_p([-1.0, -2.0, -3.0]) == 1.0
-    assert sign_flip_p([0.5] * 30) == 2**-30
-    assert math.isnan(sign_flip_p([]))
-
-
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="0 degrees"):
         t_cdf(1.0, 0)
     with pytest.raises(ValueError, match="no quantile"):
         t_quantile(1.0, 3)
-    with pytest.raises(ValueError, match="41"):
-        sign_flip_p([1.0] * 41)

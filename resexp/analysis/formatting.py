@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from resexp.analysis.statistics import Interval
 from resexp.console import grid, width
-
-if TYPE_CHECKING:  # it brings NumPy, which takes longer to load than all that lists runs
-    from resexp.analysis.statistics import Interval
 
 
 def signed(value: float, digits: int) -> str:

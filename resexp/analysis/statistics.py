@@ -1,6 +1,6 @@
-"""Small-sample statistics of paired runs, without scipy: Student's t and exact sign flips.
+"""Small-sample statistics of paired runs, without scipy: Student's t.
 
-With few seeds a percentile bootstrap under-covers, so intervals are paired t and tests exact.
+With few seeds a percentile bootstrap under-covers, so intervals and tests are paired t.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-
-import numpy as np
-
-MOST_FLIPS = 40  # differences whose sign flips are enumerated, as two halves of 2^20 at most
 
 
 @dataclass(slots=True)
@@ -126,31 +122,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(ranked) - rank) * p))
         adjusted[index] = least
     return adjusted
-
-
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Exact one-sided p: the share of all 2^n sign patterns whose sum is at least the observed.
-
-    Small if the differences are positive. The least possible is 2^-n: 0.125 with 3 seeds, 0.03125
-    with 5. nan without differences. Raises ValueError for more than ``MOST_FLIPS``.
-    """
-    n = len(differences)
-    if n == 0:
-        return math.nan
-    if n > MOST_FLIPS:
-        raise ValueError(f"{n} differences are more than {MOST_FLIPS}")
-    sizes = [abs(value) for value in differences]
-    # Patterns that tie with the observed one differ from it by rounding only.
-    least = math.fsum(differences) - 1e-9 * math.fsum(sizes)
-    # A pattern's sum is one of each half's: sort one half, look the rest up.
-    first, second = _signed_sums(sizes[: n // 2]), np.sort(_signed_sums(sizes[n // 2 :]))
-    below = np.searchsorted(second, least - first, side="left")
-    return float((len(second) - below).sum() / 2**n)
-
-
-def _signed_sums(sizes: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The 2^n sums of ``sizes`` under every choice of signs, shape (2^n,)."""
-    sums = np.zeros(1)
-    for size in sizes:
-        sums = np.concatenate([sums + size, sums - size])
-    return sums

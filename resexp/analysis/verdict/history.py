@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from resexp.analysis.export import is_pair
 from resexp.analysis.results import Run
@@ -16,6 +15,9 @@ from resexp.analysis.statistics import t_quantile
 from resexp.analysis.verdict.rule import ENOUGH_SEEDS, LEAST_RISE, LEVEL, RULE, Verdict
 from resexp.files import no_link, read_text
 from resexp.runs.preregistration import NAME, fingerprint, read
+
+if TYPE_CHECKING:  # NumPy takes longer to load than all that judges runs
+    import numpy as np
 
 LOOKS = "verdicts.csv"  # in the experiment's folder: the numbers of seeds it was judged by
 DRAWS = 40_000
@@ -98,6 +100,8 @@ def rate_of_looks(looks: tuple[int, ...]) -> float:
     ``looks`` are the numbers of seeds. Simulated: normal differences whose spread leaves the
     decision to the interval; the standard error of the rate is 0.1 points.
     """
+    import numpy as np
+
     draws = np.random.default_rng(0).normal(0, 1000 * LEAST_RISE, (DRAWS, max(looks)))
     wrong = np.zeros(DRAWS, bool)
     for n in looks:
@@ -111,5 +115,6 @@ def degrading(
     """Whether the rule reads degradation of rises in points, shape [draws, seeds], of one arm."""
     seeds = rises.shape[1]
     mean, sd = rises.mean(1), rises.std(1, ddof=1)
-    lower = mean - t_quantile(1 - LEVEL, seeds - 1) * sd / np.sqrt(seeds)
-    return np.asarray((mean >= LEAST_RISE) & (lower > 0))
+    lower = mean - t_quantile(1 - LEVEL, seeds - 1) * sd / seeds**0.5
+    degrades: np.ndarray[tuple[int], np.dtype[np.bool_]] = (mean >= LEAST_RISE) & (lower > 0)
+    return degrades

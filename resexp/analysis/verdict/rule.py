@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-from resexp.analysis.statistics import MOST_FLIPS, Interval, holm, paired_t, sign_flip_p, t_p
+from resexp.analysis.statistics import Interval, holm, paired_t, t_p
 from resexp.runs.records import finite
-from resexp.settings import UsageError
 
 #: Percent points of error. Below it a rise does not matter whatever its p: networks that fit differ
 #: by tenths of a point, and the rises in question by several (He et al. 2015: plain-56 against 20).
@@ -59,7 +58,6 @@ class Change:
     seeds: list[int]
     train_error: Interval  # the primary endpoint: clean training error, percent points
     p: float  # one-sided t test that ``train_error`` is above zero
-    p_flips: float  # the same by exact sign flips, which assume no normality
     loss: Interval  # of log10 clean training loss, capped at chance
     test_error: Interval  # percent points
     gap: Interval  # test error minus clean training error, percent points
@@ -79,14 +77,13 @@ class Arm:
 
 @dataclass(slots=True)
 class Contrast:
-    """A change between one pair of depths, with p adjusted over all pairs of the same series."""
+    """A change between one pair of depths."""
 
     shallow: int
     deep: int
     series: str  # an arm, or "plain minus residual"
     change: Change
-    holm: float  # of the sign-flip test
-    holm_t: float  # of the one-sided t test
+    p: float  # that of ``change`` by Holm over the pairs of this series
 
 
 @dataclass(slots=True)
@@ -170,9 +167,7 @@ def difference(left: Mapping[int, Endpoint], right: Mapping[int, Endpoint]) -> d
 
 
 def summary(values: Mapping[int, Endpoint]) -> Change:
-    """Intervals and p over seeds. Raises UsageError for more than ``MOST_FLIPS`` of them."""
-    if len(values) > MOST_FLIPS:
-        raise UsageError(f"{len(values)} seeds are more than {MOST_FLIPS}. Choose with a filter.")
+    """Intervals and p over seeds."""
     errors, losses, tests = (
         [found[measure] for found in values.values()]
         for measure in ("train_error", "loss", "test_error")
@@ -181,7 +176,6 @@ def summary(values: Mapping[int, Endpoint]) -> Change:
         seeds=list(values),
         train_error=(rise := paired_t(errors)),
         p=t_p(rise),
-        p_flips=sign_flip_p(errors),
         loss=paired_t(losses),
         test_error=paired_t(tests),
         gap=paired_t([test - error for test, error in zip(tests, errors, strict=True)]),
@@ -301,11 +295,10 @@ def all_contrasts(numbers: Mapping[str, Endpoints]) -> list[Contrast]:
     contrasts = []
     for series, family in families.items():
         found = {pair: summary(values) for pair, values in family.items() if values}
-        flips = holm([change.p_flips for change in found.values()])
-        tests = holm([change.p for change in found.values()])
+        adjusted = holm([change.p for change in found.values()])
         contrasts += [
-            Contrast(*pair, series, change, p, by_t)
-            for (pair, change), p, by_t in zip(found.items(), flips, tests, strict=True)
+            Contrast(*pair, series, change, p)
+            for (pair, change), p in zip(found.items(), adjusted, strict=True)
         ]
     return contrasts
 

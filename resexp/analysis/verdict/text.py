@@ -110,7 +110,7 @@ def _other_pairs(verdict: Verdict, room: int | None) -> list[str]:
     rows = []
     for one in verdict.contrasts:
         if one.series in arms and (one.shallow, one.deep) != (verdict.shallow, verdict.deep):
-            rise, _, n, p = cells(one.change, one.holm_t)
+            rise, _, n, p = cells(one.change, one.p)
             rows.append([one.series, f"{one.shallow} to {one.deep}", rise, n, p])
     pairs = sum(contrast.series == verdict.baseline for contrast in verdict.contrasts)
     title = f"Other pairs of depths, in points; one-sided p by Holm over all {pairs}:"
