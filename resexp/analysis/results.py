@@ -244,10 +244,10 @@ def _runs_below(root: Path, skipped: list[str] | None) -> list[Run]:
     for level in range(3):
         runs: dict[Path, Run] = {}
         for folder in [*_pairs(root, level - 1), *_pairs(root, level - 2)]:
-            for name, record, lines in read(folder):
+            for name, exported, lines in read(folder):
                 path = folder / name
                 if [path, *path.parents][level : level + 1] == [root]:
-                    runs[path] = _exported(path, record, lines)
+                    runs[path] = _exported(path, exported, lines)
         records = sorted(root.glob("*/" * level + RECORD))
         for path in records:
             if (record := _read(path)) is not None:
