@@ -210,6 +210,9 @@ def test_one_of_its_experiments_is_judged_and_chosen_by_name_or_folder(
         verdict.decide(results.find_runs(whole))
     answer = call("verdict", str(whole / "again"), "--json")
     assert answer.code == 0 and json.loads(answer.out)["outcome"] == "degrades"
+    (whole / "again").mkdir()  # as of a figure: still nothing grows there
+    assert call("verdict", str(whole / "again")).code == 0
+    assert [*(whole / "again").iterdir()] == []
     one = results.export_runs(whole, ["name=again"], whole / "alone")
     assert one == whole / "alone" / "again"
     assert not any("/" in name for name, *_ in export.read(one))

@@ -408,6 +408,11 @@ def test_a_series_is_called_by_what_tells_it_from_the_others(tmp_path: Path) -> 
     ]
     alike = labels(find_runs(tmp_path, ["steps=1000"]))
     assert [*alike.values()] == ["residual", "shortcut gate"]
+    for start in (110, 220):  # an option that other archs have not
+        write_run(tmp_path, "fading", 20, 0, name="b", extras={"arch.options.fade_from": start})
+    write_run(tmp_path, "plain", 20, 0, name="b")
+    names = labels(find_runs(tmp_path, ["name=b"]))
+    assert [*names.values()] == ["plain", *(f"fading, options.fade_from={n}" for n in (110, 220))]
 
 
 # --- learning rate and speed

@@ -80,7 +80,7 @@ def judged_by(path: Path, question: str, seeds: int) -> list[int]:
     Only where run directories lie, for an exported pair grows no seeds; and a folder that cannot be
     written keeps no note.
     """
-    if is_pair(path.parent):
+    if any(map(is_pair, path.parents[:2])):
         return []
     known: list[tuple[str, int]] = []
     with suppress(OSError, ValueError, KeyError, TypeError):
