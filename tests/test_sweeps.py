@@ -156,20 +156,23 @@ ORDERS = {
 @pytest.mark.process
 def test_a_pair_gives_the_finding_of_its_directories(tmp_path: Path) -> None:
     folder = orders_in(tmp_path, ORDERS)
-    pair = export_runs(folder, [], tmp_path / "out")
-    assert not list(pair.glob("*/run.json"))
-    for where in (folder, pair):
+    write_run(folder.parent, "plain", 20, 0, name="second")
+    alone = export_runs(folder, [], tmp_path / "out")
+    places = [folder, alone, export_runs(folder.parent, [], tmp_path / "out") / folder.name]
+    assert not list(tmp_path.glob("out/**/run.json"))
+    for where in places:
         [one] = probing.of_runs("orders", where, [])
         found = probing.perform(one, "resexp probe orders")
         assert found["folder"] == str(where)
         assert found["verdict"] == "supported"
         assert "bn_after_addition-56 (5 of 5)" in found["sentence"]
         assert (where / "probe-orders.png").stat().st_size > 1000
-    tables = [(where / "probe-orders.csv").read_text() for where in (folder, pair)]
-    assert read(tables[0]).equals(read(tables[1]))
-    kept, again = (json.loads((one / "probe-orders.json").read_text()) for one in (folder, pair))
+    tables = [read((where / "probe-orders.csv").read_text()) for where in places]
+    kept, *others = (json.loads((one / "probe-orders.json").read_text()) for one in places)
     untimed = {"seconds", "measured"}
-    assert {key for key in kept if kept[key] != again[key]} <= untimed
+    for table, again in zip(tables[1:], others, strict=True):
+        assert table.equals(tables[0])
+        assert {key for key in kept if kept[key] != again[key]} <= untimed
 
 
 @pytest.mark.process
