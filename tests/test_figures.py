@@ -18,11 +18,11 @@ from matplotlib.text import Text
 from resexp.analysis.figures.canvas import MORE_COLOURS, SERIES_STYLES, depth_colour, labels, save
 from resexp.analysis.figures.chart import Chart, Line, Panel, Points, draw, spread
 from resexp.analysis.figures.curves import curves, families, top_error
-from resexp.analysis.figures.depth import depth, depth_scale, difference, paired
+from resexp.analysis.figures.depth import depth, depth_scale, difference, paired, plain_twin
 from resexp.analysis.figures.paper import paper
 from resexp.analysis.figures.plot import KINDS, page, plot
 from resexp.analysis.figures.seeds import seeds
-from resexp.analysis.results import find_runs, plain_twin
+from resexp.analysis.results import find_runs
 from resexp.analysis.statistics import paired_t
 from resexp.settings import UsageError
 

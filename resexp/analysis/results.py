@@ -324,23 +324,6 @@ def order(run: Run) -> tuple[int, str, int, int]:
     return (rank, run.series, run.depth, run.seed)
 
 
-def others(runs: Sequence[Run]) -> dict[str, Run]:
-    """Series that are not plain, in the order of figures, each with one of its runs."""
-    return {run.series: run for run in sorted(runs, key=order) if not run.skipless}
-
-
-def plain_twin(runs: Sequence[Run], other: str) -> str | None:
-    """The plain series trained with the same settings as ``other``, but for its architecture's."""
-    one = others(runs)[other]
-    recipe = {key: value for key, value in one.extras.items() if not key.startswith("arch.")}
-    twin = one.extras | {"twin": "plain"}
-    for wanted in ((one.arch, twin), ("plain", one.extras), ("plain", recipe)):
-        for run in runs:
-            if run.skipless and (run.arch, run.extras) == wanted:
-                return run.series
-    return None
-
-
 def load_results(root: str | Path = "results", filters: Sequence[str] = ()) -> pd.DataFrame:
     """Every evaluation of every run under ``root``, one a row: LABELS, then metrics.csv's columns.
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from resexp.analysis.figures.canvas import MOST_PANELS, heading, labels, part, seeds, series_style
 from resexp.analysis.figures.chart import Chart, Key, Line, Nothing, Panel, Points, Scale, at_chance
-from resexp.analysis.results import Run, grouped, order, others, plain_twin
+from resexp.analysis.results import Run, grouped, order
 from resexp.analysis.statistics import paired_t
 from resexp.analysis.verdict import LEAST_LOSS
 
@@ -117,6 +117,23 @@ def difference(runs: Sequence[Run], most: int = MOST_PANELS - 1) -> Chart:
         row=60,
         labels="each",
     )
+
+
+def others(runs: Sequence[Run]) -> dict[str, Run]:
+    """Series that are not plain, in the order of figures, each with one of its runs."""
+    return {run.series: run for run in sorted(runs, key=order) if not run.skipless}
+
+
+def plain_twin(runs: Sequence[Run], other: str) -> str | None:
+    """The plain series trained with the same settings as ``other``, but for its architecture's."""
+    one = others(runs)[other]
+    recipe = {key: value for key, value in one.extras.items() if not key.startswith("arch.")}
+    twin = one.extras | {"twin": "plain"}
+    for wanted in ((one.arch, twin), ("plain", one.extras), ("plain", recipe)):
+        for run in runs:
+            if run.skipless and (run.arch, run.extras) == wanted:
+                return run.series
+    return None
 
 
 def says_nothing(pairs: Pairs) -> str:
