@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import resexp
-from resexp import models
+from resexp import console, models
 from resexp.bench import baseline, roofline
 from resexp.bench import steps as bench
 from resexp.bench.cases import Case, Plan, planned
@@ -269,17 +269,26 @@ GPU, torch 2.11.0, load 0.2 before
 peak of bf16: 788 TFLOP/s in a matrix product, 4,300 GB/s in a copy
 
 residual-20   batch 128 of 32x32x3, noise, 31.0 GFLOP a step
-                 ms/step        range   images/s   times  TFLOP/s    GB/s  roofline  kernels      MB
-  baseline fp32     15.4     14.0-123      8,296    1.00     2.01    37.2     3.5 %        -     310
-  graph bf16        1.25    1.20-1.50    102,400   12.34     24.8     232     5.4 %      290     310
+                 ms/step      range  images/s  times  TFLOP/s  GB/s  roofline  kernels   MB
+  baseline fp32     15.4   14.0-123     8,296   1.00     2.01  37.2     3.5 %        -  310
+  graph bf16        1.25  1.20-1.50   102,400  12.34     24.8   232     5.4 %      290  310
 
 2 networks in lockstep (graph bf16): 180,000 images/s, 1.76 times one after another, 620 MB
 residual-20: 12.3 times the baseline loop (graph bf16)
 left out: no triton.
 failed: a: b"""
     )
-    assert max(map(len, text(found).splitlines())) <= 100
     assert [digits(0.0123), digits(0.5)] == ["0.012", "0.500"]
+
+
+@pytest.mark.parametrize("room", [80, 60])
+def test_the_table_fits_a_terminal(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", lambda: room)
+    found = FOUND | {"rows": [ROW, ROW | {"network": "plain-20"}], "lockstep": []}
+    said = console.folded(text(found), room)
+    assert max(map(len, said.splitlines())) <= room
+    assert said.count("  graph bf16     1.25") == 2
+    assert said.count("No room here for GB/s") == 1
 
 
 @forks

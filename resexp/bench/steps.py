@@ -25,7 +25,7 @@ import torch
 from resexp import models
 from resexp.bench import baseline, roofline
 from resexp.bench.cases import BASELINE, Case, groups, planned
-from resexp.console import bar_of
+from resexp.console import bar_of, grid
 from resexp.data.stream import workers
 from resexp.runs.provenance import environment, peak_memory_mb
 from resexp.runs.records import finite, first_line, write_atomically
@@ -249,7 +249,7 @@ def nodes(graph: torch.cuda.CUDAGraph) -> int:
 
 
 def text(found: dict[str, Any]) -> str:
-    """What was measured, for people, at most 100 columns wide."""
+    """What was measured, for people."""
     place, rows = found["environment"], found["rows"]
     on_gpu = place["device"] == "cuda"
     unit, scale = ("TFLOP/s", 1) if on_gpu else ("GFLOP/s", 1000)
@@ -264,9 +264,12 @@ def text(found: dict[str, Any]) -> str:
             f"peak of {peak['precision']}{on}: {rate} {unit} in a matrix product, "
             f"{digits(peak['gb_per_second'])} GB/s in a copy"
         )
-    for network, some in itertools.groupby(rows, key=lambda row: row["network"]):
-        lines += ["", *table(network, list(some), unit, scale, on_gpu)]
-    lines.append("")
+    titles, *table = columns(rows, unit, scale, on_gpu)
+    of_rows = iter(table)
+    for _, some in itertools.groupby(rows, key=lambda row: row["network"]):
+        first, *more = some
+        lines += ["", heading(first), titles, *itertools.islice(of_rows, 1 + len(more))]
+    lines += [*of_rows, ""]  # what there was no room for
     lines += [lockstep_text(one) for one in found["lockstep"]]
     lines += sentences(rows)
     lines += [f"left out: {why}" for why in found["left_out"]]
@@ -274,22 +277,20 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table(
-    network: str, rows: Sequence[dict[str, Any]], unit: str, scale: float, on_gpu: bool
-) -> list[str]:
-    """A heading and a line for every loop of one network."""
-    titles = ["ms/step", "range", "images/s", "times", unit, "GB/s", "roofline", "kernels", "MB"]
-    widths = [7, 11, 9, 6, 7, 6, 8, 7, 6][: None if on_gpu else -2]
+def heading(row: dict[str, Any]) -> str:
+    """The network that loops are of, and its batch."""
+    height, width, channels = row["image"]
+    what = f"batch {row['batch']} of {height}x{width}x{channels}, {row['data']}"
+    return f"{row['network']}   {what}, {digits(row['gflop'])} GFLOP a step"
 
-    def line(label: str, cells: Sequence[str]) -> str:
-        return f"{label:<15}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=False))
 
-    height, width, channels = rows[0]["image"]
-    what = f"batch {rows[0]['batch']} of {height}x{width}x{channels}, {rows[0]['data']}"
-    heading = f"{network}   {what}, {digits(rows[0]['gflop'])} GFLOP a step"
-    lines = [heading, line("", titles)]
-    for row in rows:
-        cells = [
+def columns(rows: Sequence[dict[str, Any]], unit: str, scale: float, on_gpu: bool) -> list[str]:
+    """Titles, and a line for every loop."""
+    titles = ["", "ms/step", "range", "images/s", "times", unit, "GB/s", "roofline"]
+    titles += ["kernels", "MB"] if on_gpu else []
+    cells = [
+        [
+            f"  {row['engine']} {row['precision']}",
             digits(row["milliseconds"]),
             f"{digits(row['milliseconds_least'])}-{digits(row['milliseconds_greatest'])}",
             f"{row['images_per_second']:,.0f}",
@@ -299,9 +300,11 @@ def table(
             f"{100 * row['share_of_roofline']:.1f} %",
             "-" if row["kernels"] is None else f"{row['kernels']:,}",
             f"{row['memory_mb'] or 0:,.0f}",
-        ]
-        lines.append(line(f"  {row['engine']} {row['precision']}", cells))
-    return lines
+        ][: len(titles)]
+        for row in rows
+    ]
+    spare = [one for one in (6, 9, 8, 5, 7, 2) if one < len(titles)]
+    return grid(titles, cells, "<" + ">" * len(titles), spare=spare)
 
 
 def sentences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
