@@ -72,6 +72,8 @@ RUN = [
     ("run device=cuda", ["device=cuda", "no GPU", "device=cpu", "resexp doctor"]),
     ("run precision=bf16", ["precision=bf16", "avx512_bf16", "precision=fp32"]),
     # data
+    ("run threads=512", ["threads=512", "up to threads=8", "threads=0"]),
+    ("bench threads=512 depth=8", ["threads=512", "up to threads=8", "threads=0"]),
     ("run data=cifar10 data.download=false", ["CIFAR-10", "data.root", "experiment=digits"]),
     ("run data=fashion_mnist data.download=false", ["Fashion-MNIST", "data.root"]),
     ("run data=imagefolder data.root=nowhere", ["data.root=nowhere", "train/<class>"]),
@@ -142,9 +144,10 @@ WITH_RESULTS = [
 
 @pytest.fixture(autouse=True)
 def a_modest_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No GPU, no bfloat16 and nothing in the current folder but a file."""
+    """Two cores, no GPU, no bfloat16 and nothing in the current folder but a file."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "bf16_on_cpu", lambda: False)
+    monkeypatch.setattr(device, "machine_cores", lambda: 2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
 

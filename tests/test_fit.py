@@ -377,6 +377,15 @@ def test_threads_are_those_asked_for_or_as_many_as_the_images_are_worth(
     assert device.threads_for(replace(digits, threads=3), (8, 8)) == 3
 
 
+def test_more_threads_than_a_machine_can_carry_out_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    device.check_threads(8)
+    with pytest.raises(UsageError, match=r"threads=9 .*up to threads=8, or threads=0"):
+        device.prepare(9, Settings(), torch.device("cpu"))
+
+
 def test_processes_that_work_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(device, "_siblings", 1)

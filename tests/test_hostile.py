@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fake_results import write_grid, write_run
-from small_jobs import at, cells, files_up_to, job_in, resexp, row_of
+from small_jobs import at, cells, files_up_to, job_in, killed, resexp, row_of
 from test_cli import call
 
 from resexp import config, files
@@ -388,6 +388,39 @@ def test_a_record_of_other_types_is_left_out_with_a_word(tmp_path: Path, key: st
     assert (listed.code, shown.code, examined.code) == (0, 2, 1)
     assert "is not a record of a run: left out" in listed.err
     assert "damaged or edited" in examined.out
+
+
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize("status", ["ok", "interrupted"])
+@pytest.mark.parametrize(
+    "key", ["environment", "environment.threads", "last", "settings.launch", "settings.device"]
+)
+def test_a_run_does_not_go_on_from_a_record_of_other_types(
+    tmp_path: Path, key: str, status: str
+) -> None:
+    job = job_in(tmp_path)
+    record = place = local.perform(job).record | {"status": status}
+    *groups, name = key.split(".")
+    for group in groups:
+        place = place[group]
+    place[name] = [1]
+    path = job.directory / "run.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"run\.json is not a record of a run.*overwrite=true"):
+        local.perform(job)
+    assert json.loads(path.read_text()) == record
+
+
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize("threads", [-5, 0, 10**9])
+def test_a_run_goes_on_from_a_record_of_another_machine(tmp_path: Path, threads: int) -> None:
+    job = job_in(tmp_path)
+    assert killed(job, at(3))
+    record = json.loads((job.directory / "run.json").read_text())
+    record["environment"] |= {"threads": threads, "engine": "of later"}
+    (job.directory / "run.json").write_text(json.dumps(record))
+    found = local.perform(job).record
+    assert (found["last"]["step"], found["environment"]["threads"]) == (6, 1)
 
 
 def test_a_run_without_what_later_versions_note_is_shown(tmp_path: Path) -> None:

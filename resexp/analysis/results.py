@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resexp.analysis import export
 from resexp.files import read_json, read_text
-from resexp.runs.records import FINISHED, METRICS, RECORD, UNFINISHED, parse_row
-from resexp.settings import UsageError, complete, earlier, flatten, misfit
+from resexp.runs.records import FINISHED, METRICS, RECORD, fault, parse_row
+from resexp.settings import UsageError, complete, earlier, flatten
 from resexp.settings.choices import nearest
 from resexp.train.row import COLUMNS as METRIC_COLUMNS
 from resexp.train.row import HEADERS, Row
@@ -28,26 +28,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
-
-#: What a run.json must hold to be a run of resexp, and of what type.
-NEEDED: dict[str, type] = {
-    **dict.fromkeys(("run", "name", "arch", "status"), str),
-    **dict.fromkeys(("depth", "seed"), int),
-    **dict.fromkeys(("extras", "settings", "data", "last"), dict),
-}
-
-#: What it may hold beside, null or of this type: what readers print, count or compare.
-OPTIONAL: dict[str, Any] = {
-    **dict.fromkeys(("command", "digest", "started", "updated", "error", "preregistration"), str),
-    **dict.fromkeys(("parameters", "parameters_without_norm"), int),
-    **dict.fromkeys(("flops", "seconds", "images_per_second", "peak_memory_mb"), int | float),
-    **dict.fromkeys(("data.name", "data.task"), str),
-    **dict.fromkeys(("data.train", "data.test"), int),
-    "data.chance_error": int | float,
-    "data.shape": list,
-    "overrides": list,
-    "environment": dict,
-}
 
 #: Columns of ``load_results`` before those of metrics.csv.
 LABELS = ("name", "run", "arch", "series", "depth", "seed", "status")
@@ -352,45 +332,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A record, or None: anything may lie in a results folder."""
     record = read_json(path)
     return None if fault(record) else record
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a type; in Python a bool is an int too."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def fault(record: Any) -> str:
-    """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
-    if not isinstance(record, dict):
-        return "it is no JSON object"
-    for key, kind in NEEDED.items():
-        if not fits(record.get(key), kind):
-            return f"{key} is missing or of another type"
-    for key in ("run", "name", "arch"):
-        if not record[key].isprintable():
-            return f"{key} has characters that cannot be printed"
-    if record["status"] not in (*FINISHED, *UNFINISHED):
-        return f"status is none of {', '.join((*FINISHED, *UNFINISHED))}"
-    if not all(f"{key}{spell(value)}".isprintable() for key, value in record["extras"].items()):
-        return "extras has characters that cannot be printed"
-    held = {**OPTIONAL, **{f"last.{key}": int | float for key in record["last"]}}
-    for key, kind in held.items():
-        group, _, name = key.rpartition(".")
-        value = (record[group] if group else record).get(name)
-        if value is not None and not fits(value, kind):
-            return f"{key} is of another type"
-    if any(isinstance(value, dict | list) for value in (record.get("environment") or {}).values()):
-        return "environment has lists or tables"
-    classes = record["data"].get("classes")
-    if not isinstance(classes, int) or classes < 1:
-        return "data.classes is not a number of classes"
-    if reason := misfit(record["settings"]):
-        return reason.rstrip(".")
-    flat = complete(record["settings"])
-    for key in ("steps", "batch_size", "eval_every", "clean_every"):
-        if not isinstance(flat[key], int) or flat[key] < 1:
-            return f"settings.{key} is not a number of steps, images or rows"
-    return ""
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from resexp.data.stream import Streamed
 from resexp.runs.run import check_task, load
 from resexp.settings import Engine, Job, Precision, UsageError
 from resexp.settings.choices import alternatives
-from resexp.train.device import check_precision, choose_device, prepare, threads_for
+from resexp.train.device import check_precision, check_threads, choose_device, prepare, threads_for
 from resexp.train.engine.graph import check_engine, check_repeats
 
 #: What is measured unless other values are typed.
@@ -154,6 +154,7 @@ def refusal(job: Job, images: Images, device: torch.device) -> str | None:
     network = models.structure(settings, images.channels, len(images.classes), images.size)
     try:
         check_precision(settings.precision, device)
+        check_threads(settings.threads)
         check_engine(settings, device)
         check_repeats(settings.engine, job.arch, network)
     except UsageError as why:

@@ -13,6 +13,7 @@ import typer
 from resexp.cli import train, results, networks  # isort: skip
 from resexp.cli.app import app
 from resexp.console import folded, width
+from resexp.files import printable
 from resexp.runs.records import Unwritten
 from resexp.runs.stop import exit_code, stop_signals
 from resexp.settings import UsageError
@@ -97,5 +98,7 @@ def of_machine(error: OSError | MemoryError) -> str:
 
 
 def fail(message: str, code: int) -> int:
-    print(folded(f"resexp: {message}", width(sys.stderr)), file=sys.stderr)
+    """Say an error, which may name a hostile file, and hand on its exit code."""
+    lines = "\n".join(map(printable, f"resexp: {message}".split("\n")))
+    print(folded(lines, width(sys.stderr)), file=sys.stderr)
     return code

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resexp.analysis import export
-from resexp.analysis.results import Run, fault, find_runs
+from resexp.analysis.results import Run, find_runs
 from resexp.files import printable, read_json, read_text
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, is_held
 from resexp.runs.preregistration import NAME as PREREGISTRATION
@@ -26,6 +26,7 @@ from resexp.runs.records import (
     RECORD,
     are_whole,
     as_written,
+    fault,
     finite,
 )
 from resexp.settings import Settings, UsageError, as_dict, digest, flatten, run_name

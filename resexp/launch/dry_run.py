@@ -15,7 +15,7 @@ from resexp.data import Images
 from resexp.runs.records import Claim
 from resexp.runs.run import load
 from resexp.settings import Data, Job, Split, UsageError
-from resexp.train.device import choose_device, prepare, threads_for
+from resexp.train.device import choose_device, most_threads, prepare, threads_for
 from resexp.train.fit import begin, fit
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -145,7 +145,8 @@ def seconds_per_image(job: Job, size: models.Size) -> float:
     if device.type == "cpu":
         batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
     settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps, batch_size=batch)
-    prepare(threads_for(settings, data.size), settings, device)
+    threads = min(threads_for(settings, data.size), most_threads())  # another machine may have more
+    prepare(threads, settings, device)
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)

@@ -19,7 +19,7 @@ from typing import Any
 
 from resexp.files import read_json, read_text
 from resexp.runs.lock import CLAIM, CLOCK, LOCK, check_held, hold
-from resexp.settings import Job, UsageError, as_dict, identity
+from resexp.settings import Job, UsageError, as_dict, complete, identity, misfit
 from resexp.train.row import COLUMNS, HEADERS, Row
 
 RECORD, METRICS, CONFIG, ERROR = "run.json", "metrics.csv", "config.yaml", "error.txt"
@@ -29,6 +29,27 @@ BEGUN = {LOCK, CONFIG, ERROR, f"{CONFIG}.tmp", f"{RECORD}.tmp", f"{ERROR}.tmp"}
 
 FINISHED = ("ok", "collapsed", "diverged")  # rerunning would change nothing
 UNFINISHED = ("running", "interrupted", "failed")  # rerunning goes on
+
+#: What a run.json must hold to be a run of resexp, and of what type.
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("run", "name", "arch", "status"), str),
+    **dict.fromkeys(("depth", "seed"), int),
+    **dict.fromkeys(("extras", "settings", "data", "last"), dict),
+}
+
+#: What it may hold beside, null or of this type: what readers print, count or compare.
+OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("command", "digest", "started", "updated", "error", "preregistration"), str),
+    **dict.fromkeys(("parameters", "parameters_without_norm"), int),
+    **dict.fromkeys(("flops", "seconds", "images_per_second", "peak_memory_mb"), int | float),
+    **dict.fromkeys(("data.name", "data.task"), str),
+    **dict.fromkeys(("data.train", "data.test"), int),
+    "data.chance_error": int | float,
+    "data.shape": list,
+    "overrides": list,
+    "environment": dict,
+    "environment.threads": int,
+}
 
 
 def spell(value: float | None) -> str:
@@ -155,13 +176,51 @@ def read_record(directory: Path) -> dict[str, Any]:
     """A directory's run.json. Raises UsageError if it cannot be one."""
     path = directory / RECORD
     record = read_json(path)
-    known = isinstance(record, dict) and record.get("status") in (*FINISHED, *UNFINISHED)
-    if known and isinstance(record.get("settings"), dict):
-        return dict(record)
-    raise UsageError(
-        f"{path} is not a record of a run (damaged, or edited by hand). Move {directory} away, or "
-        "replace it with overwrite=true."
-    )
+    if reason := fault(record):
+        raise UsageError(
+            f"{path} is not a record of a run: damaged, or edited by hand ({reason}). Move "
+            f"{directory} away, or replace it with overwrite=true."
+        )
+    return dict(record)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type; in Python a bool is an int too."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def fault(record: Any) -> str:
+    """What makes a run.json none of a run, as far as the readers depend on it; "" for nothing."""
+    if not isinstance(record, dict):
+        return "it is no JSON object"
+    for key, kind in NEEDED.items():
+        if not fits(record.get(key), kind):
+            return f"{key} is missing or of another type"
+    for key in ("run", "name", "arch"):
+        if not record[key].isprintable():
+            return f"{key} has characters that cannot be printed"
+    if record["status"] not in (*FINISHED, *UNFINISHED):
+        return f"status is none of {', '.join((*FINISHED, *UNFINISHED))}"
+    if not all(f"{key}{value}".isprintable() for key, value in record["extras"].items()):
+        return "extras has characters that cannot be printed"
+    held = {**OPTIONAL, **{f"last.{key}": int | float for key in record["last"]}}
+    for key, kind in held.items():
+        group, _, name = key.rpartition(".")
+        value = (record.get(group) or {} if group else record).get(name)
+        if value is not None and not fits(value, kind):
+            return f"{key} is of another type"
+    if any(isinstance(value, dict | list) for value in (record.get("environment") or {}).values()):
+        return "environment has lists or tables"
+    classes = record["data"].get("classes")
+    if not isinstance(classes, int) or classes < 1:
+        return "data.classes is not a number of classes"
+    if reason := misfit(record["settings"]):
+        return reason.rstrip(".")
+    flat = complete(record["settings"])
+    for key in ("steps", "batch_size", "eval_every", "clean_every"):
+        if not isinstance(flat[key], int) or flat[key] < 1:
+            return f"settings.{key} is not a number of steps, images or rows"
+    return ""
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:

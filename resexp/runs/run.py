@@ -30,7 +30,9 @@ from resexp.train import optimizers
 from resexp.train.device import (
     check_gpus,
     check_precision,
+    check_threads,
     choose_device,
+    most_threads,
     prepare,
     threads_for,
     wait,
@@ -62,6 +64,7 @@ def check(job: Job, *, here: bool = True) -> Claim:
     if here:
         device = choose_device(job.settings.device)
         check_precision(job.settings.precision, device)
+        check_threads(job.settings.threads)
         check_gpus(job.settings.launch.ranks, device)
         check_engine(job.settings, device)
     claim = records.look(job)
@@ -143,16 +146,20 @@ def opened(
     """The record of a run that is about to train, written, beside its settings.
 
     A resumed run keeps the threads and the engine it began with, unless it goes on with another
-    number of ranks or on another kind of device: its sums would differ in the last bits.
+    number of ranks, on another kind of device or where there are fewer cores by far: else its sums
+    would differ in the last bits.
     """
     before = records.read_record(job.directory) if claim is Claim.resume else {}
     ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
     alike = ranks_before == job.settings.launch.ranks
-    there, settings = before.get("environment", {}) if alike else {}, job.settings
-    threads = there.get("threads") or threads_for(settings, data.size)
+    there, settings = (before.get("environment") or {}) if alike else {}, job.settings
+    threads = there.get("threads") or 0
+    if not 0 < threads <= most_threads():
+        threads = threads_for(settings, data.size)
     prepare(threads, settings, device)
-    if there.get("device") == device.type:
-        settings = replace(settings, engine=Engine(there.get("engine", Engine.eager)))
+    known = there.get("engine", Engine.eager)
+    if there.get("device") == device.type and known in list(Engine):
+        settings = replace(settings, engine=Engine(known))
     check_repeats(settings.engine, job.arch, network)
     optimizers.check(settings, network)
     engine, reason = choose(settings, network, device, job.directory.parent)

@@ -82,6 +82,9 @@ def misfit(nested: dict[str, Any]) -> str:
 
     Values that came later or are out of range now may be read: they were trained with.
     """
+    for key, hint in hints(Settings).items():
+        if is_dataclass(hint) and not isinstance(nested.get(key, {}), dict):
+            return f"settings.{key} must be names and values."
     flat = flatten(nested)
     for key, hint in leaves(Settings):
         kind = bare(hint)

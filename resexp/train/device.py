@@ -17,6 +17,10 @@ from resexp.settings import Precision, Settings, UsageError
 #: channels, are half of it; CIFAR's, 128 of 32x32, sixteen times. Timings: docs/performance.md.
 THREAD_WORK = 2**17
 
+#: Threads a core that may be asked for. With 8, twenty steps of the digits on two cores took 17 s
+#: in place of 6, with 16 over 40 s; with 256 the whole machine stands still.
+THREADS_A_CORE = 4
+
 _siblings = 1  # processes that share the cores
 
 # Numbers of glibc's mallopt(3), from malloc.h.
@@ -100,12 +104,27 @@ def threads_for(settings: Settings, size: tuple[int, int]) -> int:
     return settings.threads or min(cores(), max(1, values // THREAD_WORK))
 
 
+def most_threads() -> int:
+    """CPU threads that this machine can carry out, slowly; no setting and no record brings more."""
+    return THREADS_A_CORE * machine_cores()
+
+
+def check_threads(threads: int) -> None:
+    """Raise UsageError for more than ``most_threads``."""
+    if threads > (most := most_threads()):
+        raise UsageError(
+            f"threads={threads} is more than this machine's cores can carry out. Choose up to "
+            f"threads={most}, or threads=0 for what pays."
+        )
+
+
 def prepare(threads: int, settings: Settings, device: torch.device) -> int:
     """Set numerics for this process and its CPU threads; returns their number.
 
     TF32 is off unless it is asked for, so that fp32 means fp32. Without ``deterministic``, cuDNN
     may pick its fastest kernels by trial, which differ in the last bits from run to run.
     """
+    check_threads(threads)
     deterministic, tf32 = settings.deterministic, settings.precision is Precision.tf32
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -136,11 +155,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def machine_cores() -> int:
+    """Cores this process may use, with its siblings."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def cores() -> int:
     """Cores this process may use, less those left to its siblings by ``share_cores``."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    here = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, here // _siblings)
+    return max(1, machine_cores() // _siblings)
 
 
 def share_cores(processes: int) -> None:
