@@ -20,6 +20,7 @@ WIDE = 10_000  # columns of what is no terminal: nothing is broken, dropped or s
 PROSE = 30  # columns from which on a cell is prose, and may be broken
 KEPT = "\N{NO-BREAK SPACE}"  # a space where no line is broken
 COMMAND = re.compile(r"\b(next|retry|again|done):? +resexp ")  # what is to be typed, and pasted
+DEEP = 2_000  # layers from which on building a network takes seconds
 UNITS = (("s", 60), ("min", 60), ("h", 48), ("days", 0))  # and how many make the next
 
 
@@ -32,6 +33,12 @@ def width(stream: TextIO | None = None) -> int:
 def tell(text: str) -> None:
     """What happens, on stderr, above the rows that move."""
     console.print(folded(text, console.width if console.is_terminal else WIDE))
+
+
+def tell_if_deep(layers: int) -> None:
+    """Say that a network is about to take long to build, where it does: 20,000 layers some 40 s."""
+    if layers > DEEP:
+        tell(f"{layers:,} layers are built one after another: {duration(layers / 500)} or more")
 
 
 def folded(text: str, room: int) -> str:

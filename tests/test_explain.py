@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from families import settings
+from test_cli import call
 
-from resexp import models
+from resexp import console, models
 from resexp.cli.networks import explain as command
 from resexp.commands import explain as explaining
 from resexp.commands.explain import Explanation, explain, text
@@ -38,6 +39,12 @@ def shallow(arch: str) -> Explanation:
         depth = re.search(r"Nearest: .*?(\d+)\.", str(refusal))
         assert depth, refusal
         return explained(*words, f"depth={depth[1]}")
+
+
+def test_a_network_that_takes_long_to_build_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "DEEP", 13)
+    assert call("explain", "depth=8", code=0).err == ""
+    assert call("explain", "depth=14", code=0).err.startswith("14 layers are built")
 
 
 # The worked example

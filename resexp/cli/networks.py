@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from resexp.cli.app import Json, Overrides, app, say, select
-from resexp.console import folded, width
+from resexp.console import folded, tell_if_deep, width
 
 
 @app.command(
@@ -33,7 +33,9 @@ def explain(
         found = explaining.example()
         words = explaining.example_text(found)
     else:
-        explanation = explaining.explain(compose(overrides))
+        job = compose(overrides)
+        tell_if_deep(job.settings.depth)
+        explanation = explaining.explain(job)
         found, words = explanation.as_dict(), explaining.text(explanation, full)
     say(found, lambda: words, as_json)
 
@@ -51,6 +53,7 @@ def twin(overrides: Overrides = None, as_json: Json = False) -> None:
     job = compose(words)
     if job.arch == "plain" and "arch=plain" not in words:  # nothing was chosen
         job = compose(["arch=residual", *words])
+    tell_if_deep(job.settings.depth)
     checks = contract(job)
     say([asdict(check) for check in checks], lambda: text(job, checks), as_json)
     raise typer.Exit(0 if all(check.equal for check in checks) else 3)

@@ -273,7 +273,7 @@ def explain(job: Job) -> Explanation:
         data=settings.data.name,
         shape=[channels, *size],
         classes=classes,
-        **asdict(models.measure(network, channels, size)),
+        **asdict(models.measured(network, whole)),
         blocks=diagrams(whole),
         layers=layers(whole),
         whole=whole,

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from threading import Thread
 
 from resexp.analysis.results import Run
-from resexp.console import duration, percent, tell
+from resexp.console import duration, percent, tell, tell_if_deep
 from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped
@@ -66,6 +66,8 @@ class Session:
         from resexp.runs.run import check
 
         claims = [check(job, here=here) for job in jobs]
+        due = [job for job, claim in zip(jobs, claims, strict=True) if claim is not Claim.done]
+        tell_if_deep(max((job.settings.depth for job in due), default=0))
         if self.instead is not None:
             self.instead(jobs, claims)
             return []

@@ -19,7 +19,7 @@ from resexp.models.merges import RULES, Drop
 from resexp.models.options import NoOptions
 from resexp.models.options import check as check_options
 from resexp.models.streams import Streams as Streams  # likewise
-from resexp.models.trace import one_pass
+from resexp.models.trace import Call, one_pass
 from resexp.settings import Activation, Arch, Init, Normalisation, Order, Settings, Twin, UsageError
 from resexp.settings.schema import check_depth
 
@@ -150,11 +150,16 @@ def build(
 
 
 def measure(network: nn.Module, channels: int, size: tuple[int, int]) -> Size:
-    """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image.
+    """Parameters and FLOPs for images of ``size`` pixels, from one pass of one image."""
+    return measured(network, one_pass(network, channels, size))
+
+
+def measured(network: nn.Module, whole: Call) -> Size:
+    """The same from a pass that was made.
 
     FLOPs are counted as published ones are, two for each multiply-add of a weight and of attention.
     """
-    products = sum(call.multiply_adds for call in one_pass(network, channels, size).walk())
+    products = sum(call.multiply_adds for call in whole.walk())
     norms = (module for module in network.modules() if isinstance(module, NORMS))
     return Size(parameters := count(network), parameters - sum(map(count, norms)), 2 * products)
 
