@@ -49,9 +49,7 @@ def test_the_page_has_a_section_for_everything_that_can_be_added() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    "heading", [*HEADINGS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in HEADINGS[2:])]
-)
+@pytest.mark.parametrize("heading", HEADINGS)
 def test_an_example_works_in_a_copy_of_the_package(heading: str, tmp_path: Path) -> None:
     """Some seconds: each command is a process of its own, in a copy that nothing else can reach."""
     blocks = sections()[heading]
