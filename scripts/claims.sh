@@ -2,7 +2,7 @@
 # Claims about skips that a sweep of trained networks decides, and the sweeps: results/digits/claims,
 # a pair of files of all, in which each is named as the probe that reads it.
 #   command   ./scripts/claims.sh            (again: finished runs are skipped, probes are not)
-#             CLAIMS="orders spans" ./scripts/claims.sh launch.jobs=1
+#             CLAIMS="orders spans" ./scripts/claims.sh launch.jobs=1    (cures too, by cures.sh)
 #   hardware  any CPU; about an hour of one core, at 16 s for 56 layers and 6 s for 20:
 #             orders 7 minutes, spans 7, norms 21, gates 11, transformers 4, concatenation 7,
 #             stochastic_depth 4, fading 10
@@ -59,9 +59,14 @@ fading() {
     sweep depth=56 arch=fading fade_from=220 fade_to=440 steps=660 "$seeds" "$@"
 }
 
+cures() {
+    scripts/cures.sh "$@"
+    here=results/digits/cures
+}
+
 for claim in ${CLAIMS:-orders spans norms gates transformers concatenation stochastic_depth fading}; do
     "$claim" "$@"
-    "${resexp[@]}" export "${here%/*}" --out results/digits
+    "${resexp[@]}" export results/digits/claims --out results/digits
     "${resexp[@]}" probe "$claim" "$here"
 done
 "$python" scripts/mechanisms.py

@@ -88,8 +88,8 @@ def of_words(
     one = probe(name)
     if one.NEEDS is Needs.runs:
         raise UsageError(
-            f"{name} reads finished runs. Give their folder: resexp probe {name} "
-            f"results/digits/claims/{name} (train them with CLAIMS={name} scripts/claims.sh)."
+            f"{name} reads finished runs. Give their folder, resexp probe {name} RESULTS, or train "
+            f"them: CLAIMS={name} scripts/claims.sh"
         )
     if one.NEEDS is Needs.trained:
         raise UsageError(
