@@ -15,7 +15,7 @@ from PIL import Image
 Files = dict[str, bytes]  # a path inside the set, and what is there
 
 #: How a set may be packed. All but the first are archives; those of the second row cannot stream.
-KINDS = ["folder", "zip", "stored.zip", "tar"]
+KINDS = ["folder", "zip", "stored.zip", "bzip2.zip", "tar"]
 SEALED = ["tar.gz", "tar.xz", "tar.bz2"]
 
 
@@ -57,7 +57,8 @@ def pack(kind: str, where: Path, files: Files) -> Path:
         return where / "images"
     path = where / f"images.{kind}"
     if kind.endswith("zip"):
-        method = zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED
+        methods = {"stored.zip": zipfile.ZIP_STORED, "bzip2.zip": zipfile.ZIP_BZIP2}
+        method = methods.get(kind, zipfile.ZIP_DEFLATED)
         with zipfile.ZipFile(path, "w", method) as zipped:
             for name, content in files.items():
                 zipped.writestr(name, content)

@@ -292,7 +292,7 @@ def _image_shape(settings: Data, files: Listing, layout: Layout) -> Shape:
         like = (shape.shape, shape.dtype.kind) == ((3,), "i")
         return like and bool(shape.min() > 0 and shape[2] in (1, 3))
 
-    changed = files.root.stat().st_mtime_ns if files.archive else 0
+    changed = files.root.stat().st_mtime_ns if files.root.is_file() else 0
     path = _cached(settings, "heads", f"{settings.size} {changed} {layout.files}")
     kept = _kept(settings, path, make, is_sound)
     assert kept is not None
