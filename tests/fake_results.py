@@ -75,7 +75,10 @@ def write_run(
         "extras": extras or {},
         "settings": settings,
         "digest": digest(settings),
-        "overrides": [f"depth={depth}", f"arch={arch}"],
+        "overrides": [
+            *(f"depth={depth}", f"arch={arch}"),
+            *(f"{key}={value}" for key, value in (extras or {}).items()),
+        ],
         "command": f"resexp run depth={depth} arch={arch}",
         "data": DATA | {"name": settings["data"]["name"]},
         "parameters": PARAMETERS.get(depth),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,14 @@ def test_the_best_values_are_listed_and_turned_into_commands(rates: Path) -> Non
     listed = json.loads(invoke(*words, "--json"))
     chosen = {one["network"]: one["value"] for one in listed}
     assert chosen == {"plain-20": 0.05, "plain-56": 0.01, "residual-20": 0.05, "residual-56": 0.05}
-    lines = invoke(*words, "--then", "10,11").splitlines()
-    assert len(lines) == 4 and all(line.endswith("seed=10,11") for line in lines)
+    lines = [line.split() for line in invoke(*words, "--then", "10,11").splitlines()]
+    trained = {}
+    for line in lines:
+        assert line[:3] == ["resexp", "run", "-m"] and line[-1] == "seed=10,11"
+        value = dict(word.split("=") for word in line[3:])
+        for arch, depth in product(value["arch"].split(","), value["depth"].split(",")):
+            trained[f"{arch}-{depth}"] = float(value["lr"])
+    assert trained == chosen and len(lines) == 3  # residual of both depths in one
     assert "plain-56" in invoke(*words)
 
 

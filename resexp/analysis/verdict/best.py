@@ -114,13 +114,30 @@ def without(run: Run, settings: Sequence[str]) -> Run:
 
 
 def commands(choices: Sequence[Choice], seeds: str) -> list[str]:
-    """What trains every network at its best value with other ``seeds``, such as 10,11,12."""
-    lines = []
+    """What trains every network at its best value with other ``seeds``, such as 10,11,12.
+
+    Networks that differ in their depth alone, or in their arch, are of one command: it fills the
+    machine.
+    """
+    lines: list[list[str]] = []
     for choice in choices:
         words = [str(word) for word in choice.run.record.get("overrides") or []]
-        kept = [word for word in words if not word.startswith(("seed=", "overwrite="))]
-        lines.append(shlex.join(["resexp", "run", "-m", *kept, f"seed={seeds}"]))
-    return lines
+        lines.append([word for word in words if not word.startswith(("seed=", "overwrite="))])
+    lines = together("arch=", together("depth=", lines))
+    return [shlex.join(["resexp", "run", "-m", *words, f"seed={seeds}"]) for words in lines]
+
+
+def together(key: str, lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The same with one line for those that differ in the value of ``key`` alone: depth=20,56."""
+    values: dict[tuple[str, ...], dict[str, None]] = {}
+    for words in lines:
+        rest = tuple(key if word.startswith(key) else word for word in words)
+        held = [word.removeprefix(key) for word in words if word.startswith(key)]
+        values.setdefault(rest, {}).update(dict.fromkeys(held))
+    return [
+        [key + ",".join(held) if word == key else word for word in rest]
+        for rest, held in values.items()
+    ]
 
 
 def table(choices: Sequence[Choice], setting: str) -> list[str]:
