@@ -80,6 +80,30 @@ def test_a_reading_command_ends_cleanly(
     assert signal.getsignal(one) is before
 
 
+#: A signal in a finalizer, whose exceptions Python reports and drops.
+IN_A_FINALIZER = """
+import os, sys
+from resexp.runs.stop import stop_signals, take_signals
+
+class Sender:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+take_signals()
+with stop_signals(at_once=True):
+    Sender()
+print("went on")
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("one", "code"), [(INT, 130), (TERM, 75)])
+def test_a_signal_in_a_finalizer_is_not_lost(one: signal.Signals, code: int) -> None:
+    words = [sys.executable, "-c", IN_A_FINALIZER, str(int(one))]
+    ended = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
 def test_a_second_ctrl_c_with_nothing_to_save_ends_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

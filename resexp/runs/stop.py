@@ -10,6 +10,7 @@ import atexit
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ def take_signals() -> None:
     Nothing is to be saved before, and Python would print where it was in loading its modules.
     """
     handle(leave)
+    sys.unraisablehook = unraised
     atexit.register(handle, signal.SIG_IGN)  # when Python ends it would put back what kills
 
 
@@ -40,6 +42,15 @@ def leave(signum: int, frame: FrameType | None = None) -> NoReturn:
         with suppress(OSError):
             os.write(2, b"\x1b[?25h")  # a bar may have hidden the cursor
     os._exit(exit_code(signum))
+
+
+def unraised(what: sys.UnraisableHookArgs) -> None:
+    """End this process if what stops it came in a finalizer: there Python would report it and go
+    on.
+    """
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        leave(getattr(what.exc_value, "signum", signal.SIGINT))
+    sys.__unraisablehook__(what)
 
 
 def exit_code(signum: int) -> int:
