@@ -415,6 +415,17 @@ def test_a_series_is_called_by_what_tells_it_from_the_others(tmp_path: Path) -> 
     assert [*names.values()] == ["plain", *(f"fading, options.fade_from={n}" for n in (110, 220))]
 
 
+def test_a_set_that_was_typed_is_part_of_a_label(tmp_path: Path) -> None:
+    """data=imagefolder chooses a group of settings, and is none itself."""
+    write_run(tmp_path, "plain", 20, 0, record={"extras": {"data": "imagefolder"}})
+    assert [*labels(find_runs(tmp_path)).values()] == ["plain"]
+    write_run(tmp_path, "residual", 20, 0, record={"extras": {"unheard": 1}})
+    assert [*labels(find_runs(tmp_path)).values()] == [
+        "plain, data=imagefolder, unheard=null",
+        "residual, data=digits, unheard=1",
+    ]
+
+
 # --- learning rate and speed
 
 

@@ -114,7 +114,10 @@ class Run:
         return complete(self.record["settings"])
 
     def setting(self, key: str) -> Any:
-        return self.settings[key]
+        """A setting's value, or the option typed of a group that is none, such as data."""
+        if key in self.settings:
+            return self.settings[key]
+        return self.extras.get(key, self.data if key == "data" else None)
 
     def value(self, column: str) -> float | None:
         """The newest value of a column of metrics.csv, from run.json; None if there is none."""
