@@ -524,6 +524,15 @@ def test_what_the_machine_refuses_is_one_line(
     assert "HYDRA" not in answer.err
 
 
+def test_a_deleted_folder_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for command in ("explain", "list"):
+        answer = call(command, code=2)
+        assert answer.err == "resexp: this folder was deleted or moved. Go to another: cd ~\n"
+
+
 @pytest.mark.process
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:

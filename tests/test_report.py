@@ -177,6 +177,9 @@ def test_what_probes_found_is_told_with_its_figure(tmp_path: Path) -> None:
         **{"verdict": "not supported", "sentence": "by 10^+3.1 <.", "recipe": "data digits"},
         **{"command": "resexp probe gradients", "conventions": ["seeds 0, 1, 2"]},
     }
+    for key in found:
+        (folder / "probe-damaged.json").write_text(json.dumps(found | {key: 5}))
+        assert "Mechanisms" not in read(tmp_path)
     (folder / "probe-gradients.json").write_text(json.dumps(found))
     (folder / "probe-gradients.png").write_bytes(b"pixels")
     text = read(tmp_path)

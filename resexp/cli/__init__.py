@@ -49,6 +49,7 @@ def main() -> None:
     try:
         with stop_signals(at_once=True) as stop:
             try:
+                check_folder()
                 code = app(prog_name="resexp", standalone_mode=False)
                 sys.stdout.flush()
                 code = code if isinstance(code, int) else 0
@@ -59,6 +60,14 @@ def main() -> None:
     except KeyboardInterrupt as error:  # another, while the first was being answered
         code = getattr(error, "exit_code", 130)
     sys.exit(code)
+
+
+def check_folder() -> None:
+    """Raise UsageError in a folder that was deleted: there torch ends the process as it loads."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("this folder was deleted or moved. Go to another: cd ~") from error
 
 
 def refused(error: Exception) -> int:

@@ -39,8 +39,11 @@ from resexp.settings import UsageError, flatten
 FILE, MINUS = "report.html", "\N{MINUS SIGN}"
 MOST_CSV = 1_000_000  # bytes of metrics.csv in one page; more are packed with gzip
 
-#: What a probe-<name>.json must hold to be a finding.
-FINDING = {"probe", "claim", "source", "verdict", "sentence", "recipe", "command", "conventions"}
+#: What a probe-<name>.json must hold to be a finding, and of what type.
+FINDING: dict[str, type] = {
+    **dict.fromkeys(("probe", "claim", "source", "verdict", "sentence", "recipe", "command"), str),
+    "conventions": list,
+}
 
 
 def write_report(
@@ -213,7 +216,7 @@ def findings(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("probe-*.json")):
         one = read_json(path)  # anything may lie in a folder
-        if isinstance(one, dict) and set(one) >= FINDING:
+        if isinstance(one, dict) and all(isinstance(one.get(k), FINDING[k]) for k in FINDING):
             figure = path.with_suffix(".png")
             data = base64.b64encode(read_bytes(figure)).decode() if figure.is_file() else ""
             found.append(one | {"figure": data, "decided": f"{one['verdict']} under this recipe"})
