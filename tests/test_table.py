@@ -160,6 +160,9 @@ def test_markdown_and_latex_are_escaped(lines: Lines) -> None:
         r"\{\textgreater{}\}\#\$\textless{}"
     ) in text
     assert r"\begin{tabular}{lrrrrrrrr}" in text and r"\end{tabular}" in text
+    assert r"\caption{" in text and r"\label{tab:" in text
+    spread = lines[0] | {"test_error": 1.25, "test_error_sd": 0.5}
+    assert r" & $1.25 \pm 0.50$ & " in render([spread], "latex")
     with pytest.raises(UsageError, match=", ".join(FORMS)):
         render(lines, "html")
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -258,14 +259,25 @@ LATEX = str.maketrans(
 
 def _latex(heading: list[str], body: list[list[str]], footnotes: list[str]) -> str:
     head, *lines = (
-        " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+        " & ".join(_as_latex(cell) for cell in cells) + r" \\"
         for cells in ([joined(word) for word in heading], *body)
     )
     return "\n".join(
         [
-            r"% \usepackage{booktabs}",
+            *(r"% \usepackage{booktabs}", r"\begin{table}", r"\centering"),
+            r"\caption{Errors after the last step: mean $\pm$ standard deviation over seeds.}",
+            r"\label{tab:errors}",
             rf"\begin{{tabular}}{{{_sides(heading).replace('<', 'l').replace('>', 'r')}}}",
             *(r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"),
             *(r"\par\noindent\footnotesize " + note.translate(LATEX) for note in footnotes),
+            r"\end{table}",
         ]
     )
+
+
+def _as_latex(cell: str) -> str:
+    """A cell in LaTeX, what stands in brackets behind a mean as plus and minus."""
+    spread = re.fullmatch(r"([\d.]+) \(([\d.]+)\)", cell)
+    if spread:
+        return rf"${spread[1]} \pm {spread[2]}$"
+    return cell.translate(LATEX).replace("(sd)", r"$\pm$ sd")

@@ -299,7 +299,7 @@ def text(found: Explanation, full: bool = False) -> str:
         f"{found.arch}-{found.depth} on {found.data}: images of {height}x{width}x{channels}, "
         f"{found.classes:,} classes, {found.parameters:,} parameters "
         f"({found.parameters_without_norm:,} without normalisation), "
-        f"{found.flops / 1e6:,.1f} MFLOPs an image"
+        f"{found.flops / 1e6:,.1f} MFLOPs an image, two a multiply-add"
     )
     drawn = found.blocks[: None if full else DIAGRAMS]
     for one in drawn:

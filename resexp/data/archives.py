@@ -230,22 +230,26 @@ def zip_members(root: Path, archive: zipfile.ZipFile) -> Iterator[Member]:
         yield Member(one.filename, one.file_size, 0, kind, *place)
 
 
+#: What a damaged archive or an unreadable file raises.
+FAULTS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    NotImplementedError,  # a zip of a later version
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+)
+
+
 @contextmanager
 def faults_named(root: Path, *more: type[Exception]) -> Iterator[None]:
-    """Turn what a damaged archive or an unreadable file raises into UsageError, and ``more``."""
+    """Turn FAULTS, and ``more``, into UsageError."""
+    faults = FAULTS + more
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        NotImplementedError,  # a zip of a later version
-        struct.error,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        lzma.LZMAError,
-        zlib.error,
-        *more,
-    ) as error:
+    except faults as error:
         raise UsageError(
             f"data.root={root} is damaged or cannot be read: {error}. Fetch it again."
         ) from error
