@@ -36,11 +36,22 @@ def refused(*words: str) -> Iterator[None]:
     assert [word for word in words if word not in message] == []
 
 
+#: The least that a run.json must hold, but settings and status.
+RECORD: dict[str, Any] = {
+    "run": "residual-8-s0",
+    "name": "digits",
+    "arch": "residual",
+    "depth": 8,
+    "seed": 0,
+}
+RECORD |= {"extras": {}, "data": {"classes": 10}, "last": {}}
+
+
 def write_status(job: Job, status: str, **changes: Any) -> None:
     """A run.json with the job's own settings, or some of them changed."""
     job.directory.mkdir(parents=True, exist_ok=True)
     settings = as_dict(job.settings) | changes
-    records.write_record(job.directory, {"settings": settings, "status": status})
+    records.write_record(job.directory, RECORD | {"settings": settings, "status": status})
 
 
 # --- metrics.csv
@@ -263,7 +274,7 @@ def test_an_older_record_lacks_only_what_was_then_at_its_default(tmp_path: Path)
     settings = as_dict(job.settings)
     del settings["bn_eval"], settings["data"]["split"]
     job.directory.mkdir(parents=True)
-    records.write_record(job.directory, {"settings": settings, "status": "ok"})
+    records.write_record(job.directory, RECORD | {"settings": settings, "status": "ok"})
     assert records.look(job) is Claim.done
     with refused("bn_eval=ema", "bn_eval=recalibrated"):
         records.look(job_in(tmp_path, bn_eval=BnEval.recalibrated))
