@@ -39,6 +39,17 @@ ROW = Row(
 )
 
 
+#: The least that a run.json must hold, but settings and status.
+RECORD: dict[str, Any] = {
+    "run": "residual-8-s0",
+    "name": "digits",
+    "arch": "residual",
+    "depth": 8,
+    "seed": 0,
+}
+RECORD |= {"extras": {}, "data": {"classes": 10}, "last": {}}
+
+
 def job_in(results: Path, **settings: Any) -> Job:
     """Six steps of eight layers, a row every second one and a checkpoint after each."""
     one = Settings(**TINY | {"results": str(results)} | settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_jobs import RECORD
 
 from resexp import config
 from resexp.runs import records
@@ -165,7 +166,7 @@ def test_a_run_of_an_older_version_is_found_and_known_to_be_done(
     record = older(job.settings)
     assert job.run == name
     job.directory.mkdir(parents=True)
-    records.write_record(job.directory, {"settings": record, "status": "ok"})
+    records.write_record(job.directory, RECORD | {"settings": record, "status": "ok"})
     assert records.look(job) is Claim.done
     assert digest(record) == digest(as_dict(job.settings))
     for key, value in complete(record).items():

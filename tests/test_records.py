@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_jobs import job_in, row_of
+from small_jobs import RECORD, job_in, row_of
 
 from resexp.runs import records
 from resexp.runs.records import FINISHED, UNFINISHED, Claim
@@ -34,17 +34,6 @@ def refused(*words: str) -> Iterator[None]:
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
-
-
-#: The least that a run.json must hold, but settings and status.
-RECORD: dict[str, Any] = {
-    "run": "residual-8-s0",
-    "name": "digits",
-    "arch": "residual",
-    "depth": 8,
-    "seed": 0,
-}
-RECORD |= {"extras": {}, "data": {"classes": 10}, "last": {}}
 
 
 def write_status(job: Job, status: str, **changes: Any) -> None:

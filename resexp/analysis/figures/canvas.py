@@ -161,7 +161,7 @@ def labels(runs: Sequence[Run]) -> dict[str, str]:
     seen: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         for key in keys:
-            seen.setdefault((of_arch(run, key), key), set()).add(spell(run.settings.get(key)))
+            seen.setdefault((of_arch(run, key), key), set()).add(spell(run.setting(key)))
     found = {}
     for run in runs:
         varied = (key for key in keys if len(seen[of_arch(run, key), key]) > 1)
@@ -178,7 +178,7 @@ def of_arch(run: Run, key: str) -> str:
 
 def setting_word(run: Run, key: str) -> str:
     """``lr=0.1``; a plain twin is called so, and what has its skips is not said to have no twin."""
-    value = spell(run.settings.get(key))
+    value = spell(run.setting(key))
     if key == "twin":
         return {"none": "", "plain": "plain twin"}.get(value, f"{value} twin")
     return f"{key.removeprefix('arch.')}={value}"
