@@ -17,6 +17,7 @@ HEADINGS = [
     *("A merge rule", "A family", "An optimizer"),
     *("A data set", "A probe", "A launcher", "A figure"),
 ]
+SLOW = ("An optimizer", "A data set", "A launcher")  # those that rest on the least of the package
 COPIED = ("conftest", "families", "fake_results", "test_archs", "test_figures")
 
 Blocks = list[tuple[str, str]]
@@ -49,7 +50,10 @@ def test_the_page_has_a_section_for_everything_that_can_be_added() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("heading", HEADINGS)
+@pytest.mark.parametrize(
+    "heading",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in HEADINGS],
+)
 def test_an_example_works_in_a_copy_of_the_package(heading: str, tmp_path: Path) -> None:
     """Some seconds: each command is a process of its own, in a copy that nothing else can reach."""
     blocks = sections()[heading]
