@@ -50,6 +50,7 @@ RUN = [
     ("run width=4096", ["width=4096", "up to width=1581"]),
     ("run -m seed=range(200000)", ["seed=range(200000)", "10,000 runs"]),
     ("run -m seed=range(2000000000) depth=8,14", ["depth=8,14", "10,000 runs"]),
+    ("run -m seed=range(0) depth=8,14", ["seed=range(0)", "no values", "seed=range(3)"]),
     (f"run seed={'9' * 6000}", ["seed has a number of 6,000 digits"]),
     ("run device=cuda:99999999999999999999", ["device=cuda:9999", "cpu, cuda"]),
     ("run hydra.launcher._target_=os.system", ["hydra.launcher._target_", "launch="]),

@@ -33,11 +33,13 @@ MOST_JOBS = 10_000
 
 
 def check_count(overrides: Sequence[Override]) -> None:
-    """Raise UsageError for more combinations of values than one sweep may have."""
+    """Raise UsageError for more combinations of values than one sweep may have, or none."""
     grids = [one for one in overrides if one.is_choice_sweep() or one.is_range_sweep()]
     counts = [sum(1 for _ in islice(one.sweep_iterator(), MOST_JOBS + 1)) for one in grids]
+    words = " ".join(str(one.input_line) for one in grids)
+    if 0 in counts:
+        raise UsageError(f"{words} has no values. Give some, as in seed=range(3).")
     if math.prod(counts) > MOST_JOBS:
-        words = " ".join(str(one.input_line) for one in grids)
         raise UsageError(f"{words} are more than {MOST_JOBS:,} runs. Give fewer values at a time.")
 
 
