@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,13 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
 
 
 # --- every pair of depths
+
+
+def test_a_sweep_that_has_only_begun_is_judged_by_what_there_is(tmp_path: Path) -> None:
+    for arch, (depth, seed) in product(("plain", "residual"), ((20, 0), (20, 1), (56, 0))):
+        write_run(tmp_path, arch, depth, seed)
+    verdict = judged(tmp_path)
+    assert (verdict.shallow, verdict.deep, verdict.arms[0].change.seeds) == (20, 56, [0])
 
 
 def test_every_pair_of_depths_is_contrasted(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def choose_depths(arms: Arms, shallow: int | None, deep: int | None) -> tuple[in
             raise UsageError(f"no {pair[0]} runs of depth {depth}. Depths here: {known}.")
     most = max(common.values(), default=0)
     usual = sorted(depth for depth, seeds in common.items() if seeds > most / 2)
+    usual = usual if len(usual) > 1 else sorted(common)  # a sweep that has only begun
     if deep is None:
         deep = max(usual, default=None)
     if shallow is None:
