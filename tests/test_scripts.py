@@ -251,7 +251,7 @@ def test_gpu_check_goes_through_its_parts_and_leaves_their_output(tmp_path: Path
 
 @pytest.mark.slow
 def test_gpu_check_goes_on_when_a_part_fails_or_hangs(tmp_path: Path) -> None:
-    cases = 'case "$*" in *microbench*) sleep 60 ;; *test_gpu*) exit 3 ;; esac\n'
+    cases = 'case "$*" in *microbench*) sleep 60 ;; *test_gpu.py*) exit 3 ;; esac\n'
     python = program(tmp_path / "python", cases)
     code, _ = gpu_check("--dry", PYTHON=python, OUT=tmp_path / "out", MINUTES=1)
     assert code == 1
