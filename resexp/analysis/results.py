@@ -287,9 +287,11 @@ def export_runs(root: Path, filters: Sequence[str], out: Path) -> Path:
     experiment = runs[0].experiment
     several = any(run.experiment != experiment for run in runs)
     pair = out / (experiment.parent if several else experiment).resolve().name
-    names = [f"{run.experiment.name}/{run.run}" if several else run.run for run in runs]
-    exported = [(run.record, run.lines()) for run in runs]
-    export.write([(name, *one) for name, one in zip(names, exported, strict=True)], pair)
+    exported = [
+        (f"{run.experiment.name}/{run.run}" if several else run.run, run.record, run.lines())
+        for run in runs
+    ]
+    export.write(exported, pair)
     return pair
 
 
