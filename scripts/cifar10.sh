@@ -10,12 +10,10 @@
 #   STEPS=2000,1000  SEEDS=0,1,2,3,4  DEPTHS=20,56   in this order
 #   MINUTES       stop after so many, with everything saved, and exit with 75
 #   RESEXP_CIFAR10_JPEG               an archive or folder of CIFAR-10 as JPEG, in place of data/
-jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -ms "$RESEXP_CIFAR10_JPEG")}
 . "$(dirname "$0")/sweep.sh"
 name=cifar10-short words=(experiment=cifar10_short)
-if [ -n "$jpeg" ]; then # records name no folder of this machine if they need not
-    name=cifar10-jpeg
-    words=(experiment=cifar10_short_jpeg "data.root=$(realpath -ms --relative-base="$PWD" "$jpeg")")
+if [ -n "$jpeg" ]; then
+    name=cifar10-jpeg words=(experiment=cifar10_short_jpeg "data.root=$jpeg")
 fi
 here=results/$name
 words+=("steps=${STEPS:-2000,1000}" "seed=${SEEDS:-0,1,2,3,4}" "depth=${DEPTHS:-20,56}" arch=plain,residual)

@@ -26,14 +26,13 @@
 shopt -s nullglob
 out=${OUT:+$(realpath -m "$OUT")}
 from=${FROM:+$(realpath -m "$FROM")}
-jpeg=${RESEXP_CIFAR10_JPEG:+$(realpath -m "$RESEXP_CIFAR10_JPEG")}
 . "$(dirname "$0")/sweep.sh"
 results=${RESULTS:-results}
 name=${NAME:-figure6}
 here=$results/$name
 sweep=(experiment=he2015)
-if [ -n "$jpeg" ]; then # the same recipe; records name no folder of this machine if they need not
-    sweep=(experiment=cifar10_jpeg "data.root=$(realpath -m --relative-base="$PWD" "$jpeg")")
+if [ -n "$jpeg" ]; then # the same recipe
+    sweep=(experiment=cifar10_jpeg "data.root=$jpeg")
 fi
 precision=fp32
 ! nvidia-smi -L &>/dev/null || precision=tf32

@@ -6,14 +6,9 @@
 #   expected  little: 18 layers hardly show degradation, 34 only begin to (the paper's table 2, ten crops:
 #             plain 27.94 and 28.54 %, residual 27.88 and 25.03 %)
 # Two seeds are a smoke test, and the verdict says so.
-jpeg=${RESEXP_CIFAR10_JPEG:?the archive or folder of CIFAR-10 as JPEG}
-jpeg=$(realpath -ms "$jpeg")
 . "$(dirname "$0")/sweep.sh"
-here=results/cifar10-resnet
-nice -n 19 "${resexp[@]}" run -m experiment=cifar10_short_jpeg \
-    "data.root=$(realpath -ms --relative-base="$PWD" "$jpeg")" steps=300 eval_every=100 seed=0,1 \
+on_jpegs cifar10-resnet steps=300 eval_every=100 seed=0,1 \
     depth=18,34 arch=resnet arch.shortcut=A twin=none,plain width=16 \
-    "remark='ResNet-18 and 34 at a quarter of their width, 300 steps of 128 at 32 pixels'" \
-    results=results name=cifar10-resnet launch=processes threads=1 "$@"
+    "remark='ResNet-18 and 34 at a quarter of their width, 300 steps of 128 at 32 pixels'" "$@"
 "${resexp[@]}" export "$here" --out results
 "${resexp[@]}" verdict "$here" || [ $? -eq 4 ] # two seeds decide nothing
