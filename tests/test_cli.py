@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -30,6 +31,8 @@ from PIL import Image
 import resexp
 from resexp import config
 from resexp.cli import app, main
+from resexp.launch import dry_run
+from resexp.models import Size
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
 from resexp.train.row import COLUMNS
@@ -303,6 +306,20 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(copied: Path) -> None:
     alone = run("--dry-run", "seed=9")
     assert "1 of 1 run to train" in alone.out
     assert contents(copied) == before
+
+
+def test_the_first_step_is_not_timed_alone_however_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, spent=iter([5.0, 1.0, 1.0, 1.0]))
+
+    def steps(*_: object) -> Iterator[None]:
+        for seconds in clock.spent:
+            clock.now += seconds
+            yield None
+
+    monkeypatch.setattr(dry_run, "fit", steps)
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    job = config.compose(["batch_size=16", "threads=1"])
+    assert dry_run.seconds_per_image(job, Size(1, 1, 1000)) == 1 / 16
 
 
 def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

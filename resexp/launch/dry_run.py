@@ -18,8 +18,8 @@ from resexp.settings import Data, Job, Split, UsageError
 from resexp.train.device import choose_device, most_threads, prepare, threads_for
 from resexp.train.fit import begin, fit
 
-WARM_STEPS, TIMED_STEPS = 2, 5
-TIMED_SECONDS = 3.0  # no further step of a network is timed after them
+TIMED_STEPS = 7
+TIMED_SECONDS = 3.0  # no further step of a network is timed after them, but for its second
 TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch may take minutes
 
 
@@ -137,21 +137,24 @@ def work(job: Job) -> float:
 
 
 def seconds_per_image(job: Job, size: models.Size) -> float:
-    """Time a few steps of ``job`` and leave nothing behind; the fastest counts."""
-    steps = WARM_STEPS + TIMED_STEPS
+    """Time a few steps of ``job`` and leave nothing behind; the fastest counts.
+
+    The first, which takes memory and prepares layers, may be five times as slow as the rest.
+    """
     data = images(job)
     device = data.train_images.device
     batch = job.settings.batch_size
     if device.type == "cpu":
         batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
-    settings = replace(job.settings, steps=10 * steps, eval_every=10 * steps, batch_size=batch)
+    steps = 10 * TIMED_STEPS  # no row among those that are timed
+    settings = replace(job.settings, steps=steps, eval_every=steps, batch_size=batch)
     threads = min(threads_for(settings, data.size), most_threads())  # another machine may have more
     prepare(threads, settings, device)
     network = models.build(settings, data.channels, len(data.classes), data.size)
     state = begin(network.to(device), settings)
     turns = fit(state, settings, data)
     spent: list[float] = []
-    while len(spent) < steps and sum(spent) < TIMED_SECONDS:
+    while len(spent) < 2 or (len(spent) < TIMED_STEPS and sum(spent) < TIMED_SECONDS):
         started = time.perf_counter()
         next(turns)
         state.loss_sum.item()  # waits for the device
