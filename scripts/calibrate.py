@@ -140,13 +140,12 @@ def page() -> str:
             "",
             "**Where the level is not held** (bold): if deep networks as good as the shallow ones "
             "on average are rarely much better and mostly a little worse, Student's t errs too "
-            "often, and so would any test of a mean with few seeds. Johnson's correction for skew "
-            "takes it to 8 %, and takes the power against one standard deviation from 58 to 42 % "
-            "with it; the rule stays as it is. Failures count at chance, so errors are as a rule "
+            "often, and so would any test of a mean with few seeds. The rule has no remedy. "
+            "Failures count at chance, so errors are as a rule "
             "skewed to the right, where the test is conservative.",
             "",
             "Looking again with more seeds is not in this table: judged at 5 and, if not decided, "
-            "at 10 seeds, 8 % of null experiments read degradation, at 3, 5 and 10 it is 11 %. "
+            "at 10 seeds, 8 % of null experiments read degradation. "
             "The verdict says so when it finds that it was asked before; `resexp preregister` "
             "fixes the number.",
             "",

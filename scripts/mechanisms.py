@@ -75,10 +75,9 @@ def page(found: Sequence[Found], target: Path) -> str:
     """
     if silent := [one["probe"] for one in found if not one["headlines"]]:
         raise ValueError(f"no headlines: {', '.join(silent)}.")
-    recipes = dict.fromkeys(part for one in found for part in one["recipe"].split("; "))
     folders = dict.fromkeys(one["folder"] for one in found)
     links = [Path(os.path.relpath(folder, target.parent)).as_posix() for folder in folders]
-    filled = {"found": found, "links": links, "figures": target.stem, "recipes": recipes}
+    filled = {"found": found, "links": links, "figures": target.stem}
     return template(TEMPLATE).render(filled)
 
 

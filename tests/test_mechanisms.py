@@ -246,7 +246,7 @@ def test_the_page_has_a_row_a_figure_and_a_section_for_every_probe(tmp_path: Pat
     assert "[contradicted](#rank)" in text
     assert r"**contradicted**: so \*it\* is." in text
     assert "what is in [here](../here), [there](../there);" in text
-    assert "(data digits; data blobs)" in text
+    assert "\n- data digits; data blobs; a machine, 1 thread, torch 2" in text
     with pytest.raises(ValueError, match="speed"):
         mechanisms.page([told[0], told[1] | {"headlines": []}], tmp_path / "page.md")
 

@@ -62,6 +62,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
         conventions=[
             sweeps.chosen_values(chosen, "rate"),
             "SkipInit: pre-activated, no normalisation, branches times a number that starts at 0",
+            "rates ten times apart: a finer search, clipping or a warm-up might train SkipInit",
         ],
         account=(Account.overgeneralised, why) if cures else None,
     )

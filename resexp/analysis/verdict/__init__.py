@@ -73,7 +73,11 @@ def decide(
             *chosen,
             *select.circumstances(runs, unlike),
             *rule.remarks(judged[0]),
-            *(f"{one}-{shallow} did not learn: no rise is seen from there." for one in untrained),
+            *(
+                f"{arm.series}-{shallow} did not learn: no rise is seen from there."
+                for arm in judged
+                if arm.label == rule.UNTRAINED
+            ),
             *select.advice(runs, arms, shallow, deep, len(judged[0].change.seeds)),
         ],
     )
