@@ -87,15 +87,13 @@ def blocks(network: nn.Module) -> list[Block]:
 
 
 def computed(metric: str) -> dict[tuple[str, int], int]:
-    """The computed rows of published.csv: {(network, depth): value}."""
-    path = Path(models.__file__).parents[1] / "analysis" / "published.csv"
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["verified"] == "computed"]
-    return {
-        (row["network"], int(row["depth"])): int(row["value"])
-        for row in rows
-        if row["metric"] == metric and row["depth"]
-    }
+    """Counts of published networks, computed apart from this package: {(network, depth): value}."""
+    with (Path(__file__).parent / "counts.csv").open(newline="") as file:
+        return {
+            (row["network"], int(row["depth"])): int(row["value"])
+            for row in csv.DictReader(file)
+            if row["metric"] == metric
+        }
 
 
 def size(of: Settings, pixels: int, classes: int, channels: int = 3) -> models.Size:

@@ -1,4 +1,4 @@
-"""What networks cost: each computed row of published.csv, torch's own counter, sums by hand."""
+"""What networks cost: each row of counts.csv, torch's own counter, sums by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resexp.settings import BottleneckStride, Normalisation, Shortcut, Twin
 PAPER: dict[str, Any] = {"width": 64}
 UNET: dict[str, Any] = {**PAPER, "norm": Normalisation.none, "options": {"padding": "valid"}}
 MIDDLE = {"bottleneck_stride": BottleneckStride.middle}
-#: What the computed rows of published.csv call the networks that this package builds. Of the CIFAR
+#: What the rows of counts.csv call the networks that this package builds. Of the CIFAR
 #: family they stride in a bottleneck's 3x3 convolution; the paper, and the default, in its 1x1.
 NETWORKS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "plain/resnet A": [("plain", {}), ("residual", {})],
