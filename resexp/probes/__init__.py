@@ -1,17 +1,7 @@
 """Probes: each measures one mechanism that is said to explain why skip connections work.
 
 How to write one. A probe is one file, ``resexp/probes/<name>.py``, and its test,
-``tests/test_probe_<name>.py``; nothing else is touched. The module offers
-
-    CLAIM: str      what is usually said, one sentence that a measurement can contradict
-    SOURCE: str     who says it: paper and section
-    TEXTBOOK: str   what textbooks and papers say, as the page of mechanisms quotes it
-    NEEDS: Needs    what it is given: trained runs, settings to build or train from, or nothing
-    USUAL: list     the words that make its cases where none are typed: ["depth=20", "seed=0,1,2"];
-                    not of a probe of runs, which makes none
-    measure(cases: Sequence[Case], tell: Tell) -> Iterator[Row]
-    conclude(rows: pandas.DataFrame) -> Finding
-    draw(rows: pandas.DataFrame) -> Figure
+``tests/test_probe_<name>.py``; nothing else is touched. The module offers what ``Probe`` says.
 
 torch and pandas are imported at the top; ``resexp.probes.drawing``, and with it matplotlib, inside
 of ``draw`` alone: ``resexp probe`` lists all claims without it.
@@ -171,11 +161,11 @@ class Tell(Protocol):
 class Probe(Protocol):
     """What a module of this package offers."""
 
-    CLAIM: str
-    SOURCE: str
-    NEEDS: Needs
-    USUAL: list[str]  # where it makes its own cases
-    TEXTBOOK: str
+    CLAIM: str  # what is usually said, one sentence that a measurement can contradict
+    SOURCE: str  # who says it: paper and section
+    TEXTBOOK: str  # what textbooks and papers say, as the page of mechanisms quotes it
+    NEEDS: Needs  # what it is given: trained runs, settings to build or train from, or nothing
+    USUAL: list[str]  # what makes its cases where nothing is typed; not of a probe of runs
 
     def measure(self, cases: Sequence[Case], tell: Tell) -> Iterable[Row]: ...
 

@@ -30,7 +30,7 @@ from resexp.analysis.statistics import Interval, paired_t
 from resexp.data import Images
 from resexp.probes import Case, Figure, Finding, Headline, Needs, Row, Tell, Verdict
 from resexp.probes import networks as nets
-from resexp.probes.rows import mean, seeds_of, those, values
+from resexp.probes.rows import bounds, mean, seeds_of, those, values
 from resexp.settings import Arch, Merge, Order, Settings, Twin, UsageError
 from resexp.train.fit import begin, fit
 
@@ -117,11 +117,7 @@ def conclude(rows: pd.DataFrame) -> Finding:
     against = {arm: paired_t(list(ratio)) for arm, ratio in ratios.items()}
     numbers = {f"steps, {arm}": mean(some) for arm, some in steps.items()}
     for arm, one in against.items():
-        numbers |= {
-            f"log2 steps, {arm} over residual": one.mean,
-            f"log2 steps, {arm} over residual, upper bound": one.upper,
-            f"log2 steps, {arm} over residual, lower bound": one.lower,
-        }
+        numbers |= bounds(f"log2 steps, {arm} over residual", one)
     late = {arm: int((some["reached"] == 0).sum()) for arm, some in networks.groupby("arm")}
     named = ", ".join(
         f"{arm} {mean(some):.0f}" + (f" ({late[arm]} never)" if late[arm] else "")

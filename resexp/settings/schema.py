@@ -293,8 +293,8 @@ class Settings:
     clean_every: Annotated[int, Range(1, 10**9), "rows between clean passes; the last has one"] = 5
     collapse_after: Annotated[float, Range(0, 1), "at chance from this fraction of steps on"] = 0.5
 
-    # the decision, fixed before training: science of resexp verdict
-    threshold: Annotated[float, Above(0, 100), "least rise of log10 clean loss"] = 0.3
+    # of the verdict's first rule: still part of what a run is known by, and decides nothing
+    threshold: Annotated[float, Above(0, 100), "least rise of log10 loss; decides nothing"] = 0.3
 
     # where and how, not what: changing these changes no number of a run
     remark: Annotated[str, "said with the figures", HERE] = ""

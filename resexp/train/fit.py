@@ -119,7 +119,7 @@ def fit(
             state.seconds = time.perf_counter() - origin
             if state.step < end:
                 yield None
-        inputs.plan(end)  # while a GPU still works on the steps before
+        inputs.plan(end)  # ahead, while a GPU works on these steps: batches.plan keeps it
         state.wrong.item()  # waits for the device, so that the rate below is the device's
         rate = settings.batch_size * (end - first) / (time.perf_counter() - started)
         evaluations.start()
