@@ -2,8 +2,9 @@
 
     python scripts/calibrate.py [PAGE]
 
-Draws of known effect go through the rule for one arm on arrays; a test compares that with ``judge``
-draw by draw. The cells were named before they were drawn; none is left out.
+Draws of known effect go through the rule on arrays, for one arm alone and for one beside a baseline;
+tests compare that with ``judge`` draw by draw. The cells were named before they were drawn; none is
+left out.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from resexp.analysis.results import find_runs, grouped
+from resexp.analysis.statistics import t_quantile
 from resexp.analysis.verdict.history import degrading
-from resexp.analysis.verdict.rule import LEVEL
+from resexp.analysis.verdict.rule import LEAST_RISE, LEVEL
 from resexp.analysis.verdict.select import endpoint
 
 PAGE = Path("docs/calibration.md")
@@ -25,6 +27,7 @@ CONTROL = Path("results/digits/claims/control")
 DRAWS = 100_000
 SEEDS = (5, 10, 20)
 RISES = (2.0, 5.0, 20.0)  # percent points
+CURED_RISES = (1.0, 2.0)  # of which the first is what the rule bounds
 CHANCE = 90.0
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 #: Errors of one depth, shape [draws, seeds], of mean 0 and about unit spread.
@@ -43,9 +46,12 @@ NOISE: dict[str, Noise] = {
     ),
 }
 
-#: What is simulated: noise of the shallow and of the deep network, its spread in points, and the
-#: share of runs, at both depths, that fail and count at chance.
-CELLS = {
+#: Noise of the shallow and of the deep network, its spread in points, and the share of runs, at both
+#: depths, that fail and count at chance.
+Cell = tuple[str, str, float, float]
+
+#: What is simulated for degrading.
+CELLS: dict[str, Cell] = {
     "normal, spread 1": ("normal", "normal", 1.0, 0.0),
     "normal, spread 10": ("normal", "normal", 10.0, 0.0),
     "heavy tails, spread 1": ("heavy", "heavy", 1.0, 0.0),
@@ -59,22 +65,80 @@ CELLS = {
     "deep skewed to the left, spread 1": ("tenth", "left", 1.0, 0.0),
     "deep skewed to the left, spread 10": ("tenth", "left", 10.0, 0.0),
 }
+#: And for curing, beside a baseline that rises by 20 points.
+CURES: dict[str, Cell] = {
+    "normal, spread 0.1": ("normal", "normal", 0.1, 0.0),
+    "normal, spread 0.5": ("normal", "normal", 0.5, 0.0),
+    "normal, spread 1": ("normal", "normal", 1.0, 0.0),
+    "normal, spread 2": ("normal", "normal", 2.0, 0.0),
+    "deep skewed to the right, spread 0.5": ("tenth", "right", 0.5, 0.0),
+    "deep skewed to the left, spread 0.5": ("tenth", "left", 0.5, 0.0),
+}
+BASELINE: Cell = ("normal", "normal", 5.0, 0.0)
+BASELINE_RISE = 20.0
+
+
+def drawn(
+    generator: np.random.Generator, cell: Cell, rise: float, shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Errors of the shallow and of the deep network, percent: shape [draws, seeds] each."""
+    shallow, deep, spread, failing = cell
+    errors = []
+    for noise, level in ((shallow, 20.0), (deep, 20.0 + rise)):
+        error = level + spread * NOISE[noise](generator, shape)
+        errors.append(np.where(generator.random(shape) < failing, CHANCE, error))
+    return errors[0], errors[1]
 
 
 def rises(cell: str, rise: float, seeds: int, draws: int) -> Array:
     """Rises of one cell, deep minus shallow, in points: shape [draws, seeds]."""
     generator = np.random.default_rng([list(CELLS).index(cell), int(10 * rise), seeds])
-    shallow, deep, spread, failing = CELLS[cell]
-    errors = []
-    for noise, level in ((shallow, 20.0), (deep, 20.0 + rise)):
-        error = level + spread * NOISE[noise](generator, (draws, seeds))
-        failed = generator.random((draws, seeds)) < failing
-        errors.append(np.where(failed, CHANCE, error))
-    return errors[1] - errors[0]
+    shallow, deep = drawn(generator, CELLS[cell], rise, (draws, seeds))
+    return deep - shallow
 
 
 def rate(cell: str, rise: float, seeds: int, draws: int = DRAWS) -> float:
     return float(degrading(rises(cell, rise, seeds, draws)).mean())
+
+
+def pairs(cell: str, rise: float, seeds: int, draws: int) -> list[tuple[Array, Array]]:
+    """Shallow and deep errors of the baseline, and of an arm beside it: shape [draws, seeds] each."""
+    generator = np.random.default_rng([99, list(CURES).index(cell), int(10 * rise), seeds])
+    arms = (BASELINE, BASELINE_RISE), (CURES[cell], rise)
+    return [drawn(generator, *arm, (draws, seeds)) for arm in arms]
+
+
+def curing(baseline: tuple[Array, Array], arm: tuple[Array, Array]) -> np.ndarray:
+    """Whether the rule calls the arm cured, one alone beside its baseline: shape [draws]."""
+    first, its = (deep - shallow for shallow, deep in (baseline, arm))
+    seeds = its.shape[1]
+
+    def bound(values: Array) -> Array:
+        """How far the one-sided bounds of a mean are from it."""
+        return t_quantile(1 - LEVEL, seeds - 1) * values.std(1, ddof=1) / seeds**0.5
+
+    better = (baseline[1] - arm[1]).mean(1) > 0
+    no_rise = its.mean(1) + bound(its) < LEAST_RISE
+    less = (first - its).mean(1) - bound(first - its) > 0
+    return degrading(first) & ~degrading(its) & no_rise & less & better
+
+
+def cure_rate(cell: str, rise: float, seeds: int, draws: int = DRAWS) -> float:
+    return float(curing(*pairs(cell, rise, seeds, draws)).mean())
+
+
+def cures() -> list[str]:
+    """The table of cures in Markdown: false ones, then power, in percent."""
+    titles = [f"rise {rise:g}: {n}" for rise in CURED_RISES for n in SEEDS]
+    titles += [f"no rise: {n}" for n in SEEDS]
+    titles[0] += " seeds"
+    lines = [f"| noise of a run | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for cell in CURES:
+        false = [cure_rate(cell, rise, n) for rise in CURED_RISES for n in SEEDS]
+        cells = [f"**{one:.1%}**" if one > 0.055 else f"{one:.1%}" for one in false]
+        cells += [f"{cure_rate(cell, 0.0, n):.0%}" for n in SEEDS]
+        lines.append(f"| {cell} | {' | '.join(cells)} |")
+    return lines
 
 
 def table() -> list[str]:
@@ -148,6 +212,21 @@ def page() -> str:
             "at 10 seeds, 8 % of null experiments read degradation. "
             "The verdict says so when it finds that it was asked before; `resexp preregister` "
             "fixes the number.",
+            "",
+            "## How often a cure is read",
+            "",
+            f"The same for *cured*: an arm beside a baseline that rises by {BASELINE_RISE:g} points "
+            f"(spread {BASELINE[2]:g}). An arm that rises by {LEAST_RISE:g} point or more is not "
+            f"cured, so those are false, nominally at most {LEVEL:.0%}; of one that does not rise "
+            "it is power.",
+            "",
+            *cures(),
+            "",
+            "So a cure takes many seeds where runs of one network differ by a point or more, and "
+            "`inconclusive` is then the likely answer of five. Where a deep network seldom ends far "
+            "above its usual error the level is not held (bold). Failures that are rare are not seen "
+            "by few seeds: if one deep run of ten ends at chance, five seeds have none in 59 % of "
+            "experiments (0.9^5), and read the others alone.",
             "",
             "## The same network against itself",
             "",

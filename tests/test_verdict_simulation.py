@@ -86,6 +86,22 @@ def test_the_calibration_is_of_the_rule_itself(cell: str) -> None:
         assert (judged(numbers).reading == DEGRADES) == found
 
 
+@pytest.mark.parametrize("cell", calibrate.CURES)
+def test_the_calibration_of_cures_is_of_the_rule_itself(cell: str) -> None:
+    """Draw by draw, of an arm that rises by half of the least that counts."""
+    pairs = calibrate.pairs(cell, LEAST_RISE / 2, 5, 60)
+    for draw, found in enumerate(calibrate.curing(*pairs).tolist()):
+        numbers = {
+            arm: {
+                (depth, seed): {**CHANCE, "train_error": error}
+                for depth, errors in zip((20, 56), pair, strict=True)
+                for seed, error in enumerate(errors[draw].tolist())
+            }
+            for arm, pair in zip(("plain", "residual"), pairs, strict=True)
+        }
+        assert (judge(numbers, 20, 56)[0][1].cure == CURED) == found
+
+
 @pytest.mark.parametrize("seeds", [5, 10])
 @pytest.mark.parametrize("cell", calibrate.CELLS)
 def test_without_a_rise_degradation_is_read_at_most_once_in_twenty(cell: str, seeds: int) -> None:
@@ -104,6 +120,12 @@ def test_the_page_of_calibration_is_what_the_script_makes() -> None:
         for column, rise in ((2, 0.0), (7, 5.0)):
             shown = float(row[column].strip(" *%")) / 100
             assert shown == pytest.approx(calibrate.rate(cell, rise, 5, 20_000), abs=0.015)
+    _, section = (SCRIPT.parents[1] / calibrate.PAGE).read_text().split("## How often a cure is read")
+    for cell in calibrate.CURES:
+        (row,) = [x.split("|") for x in section.splitlines() if x.startswith(f"| {cell} |")]
+        for column, rise in ((2, 1.0), (8, 0.0)):
+            shown = float(row[column].strip(" *%")) / 100
+            assert shown == pytest.approx(calibrate.cure_rate(cell, rise, 5, 20_000), abs=0.015)
 
 
 def test_a_network_against_itself_is_every_split_in_two() -> None:
