@@ -2,9 +2,9 @@
 
     python scripts/calibrate.py [PAGE]
 
-Draws of known effect go through the rule on arrays, for one arm alone and for one beside a baseline;
-tests compare that with ``judge`` draw by draw. The cells were named before they were drawn; none is
-left out.
+Draws of known effect go through the rule on arrays, for one arm alone and for one beside a
+baseline; tests compare that with ``judge`` draw by draw. The cells were named before they were
+drawn; none is left out.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ NOISE: dict[str, Noise] = {
     ),
 }
 
-#: Noise of the shallow and of the deep network, its spread in points, and the share of runs, at both
-#: depths, that fail and count at chance.
+#: Noise of the shallow and of the deep network, its spread in points, and the share of runs, at
+#: both depths, that fail and count at chance.
 Cell = tuple[str, str, float, float]
 
 #: What is simulated for degrading.
@@ -102,7 +102,7 @@ def rate(cell: str, rise: float, seeds: int, draws: int = DRAWS) -> float:
 
 
 def pairs(cell: str, rise: float, seeds: int, draws: int) -> list[tuple[Array, Array]]:
-    """Shallow and deep errors of the baseline, and of an arm beside it: shape [draws, seeds] each."""
+    """Shallow and deep errors of the baseline, then of an arm: shape [draws, seeds] each."""
     generator = np.random.default_rng([99, list(CURES).index(cell), int(10 * rise), seeds])
     arms = (BASELINE, BASELINE_RISE), (CURES[cell], rise)
     return [drawn(generator, *arm, (draws, seeds)) for arm in arms]
@@ -215,17 +215,17 @@ def page() -> str:
             "",
             "## How often a cure is read",
             "",
-            f"The same for *cured*: an arm beside a baseline that rises by {BASELINE_RISE:g} points "
-            f"(spread {BASELINE[2]:g}). An arm that rises by {LEAST_RISE:g} point or more is not "
+            f"The same for *cured*: an arm beside a baseline that rises by {BASELINE_RISE:g} "
+            f"points (spread {BASELINE[2]:g}). An arm that rises by {LEAST_RISE:g} point or more is not "
             f"cured, so those are false, nominally at most {LEVEL:.0%}; of one that does not rise "
             "it is power.",
             "",
             *cures(),
             "",
             "So a cure takes many seeds where runs of one network differ by a point or more, and "
-            "`inconclusive` is then the likely answer of five. Where a deep network seldom ends far "
-            "above its usual error the level is not held (bold). Failures that are rare are not seen "
-            "by few seeds: if one deep run of ten ends at chance, five seeds have none in 59 % of "
+            "`inconclusive` is then the likely answer of five. Where a deep network seldom ends "
+            "far above its usual error the level is not held (bold). Failures that are rare are "
+            "not seen by few seeds: if one deep run of ten ends at chance, five seeds have none in 59 % of "
             "experiments (0.9^5), and read the others alone.",
             "",
             "## The same network against itself",
