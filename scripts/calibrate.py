@@ -216,17 +216,17 @@ def page() -> str:
             "## How often a cure is read",
             "",
             f"The same for *cured*: an arm beside a baseline that rises by {BASELINE_RISE:g} "
-            f"points (spread {BASELINE[2]:g}). An arm that rises by {LEAST_RISE:g} point or more is not "
-            f"cured, so those are false, nominally at most {LEVEL:.0%}; of one that does not rise "
-            "it is power.",
+            f"points (spread {BASELINE[2]:g}). An arm that rises by {LEAST_RISE:g} point or more "
+            f"is not cured, so those are false, nominally at most {LEVEL:.0%}; of one that does "
+            "not rise it is power.",
             "",
             *cures(),
             "",
             "So a cure takes many seeds where runs of one network differ by a point or more, and "
             "`inconclusive` is then the likely answer of five. Where a deep network seldom ends "
             "far above its usual error the level is not held (bold). Failures that are rare are "
-            "not seen by few seeds: if one deep run of ten ends at chance, five seeds have none in 59 % of "
-            "experiments (0.9^5), and read the others alone.",
+            "not seen by few seeds: if one deep run of ten ends at chance, five seeds have none in "
+            "59 % of experiments (0.9^5), and read the others alone.",
             "",
             "## The same network against itself",
             "",

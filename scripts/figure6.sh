@@ -15,8 +15,9 @@
 #   RESEXP_CIFAR10_JPEG  an archive or folder of CIFAR-10 as JPEG (its results say cifar10-jpeg);
 #                        without it data/ holds CIFAR-10, or it is downloaded to there
 #   RESULTS=results      NAME=figure6
-#   MINUTES              stop training after so many, save everything, and exit with 75
-#   OUT                  a folder: put everything there at the end, as NAME.tar.gz.00, 01, ...
+#   MINUTES              stop training after so many, save everything, and exit with 75; with OUT 8
+#   OUT                  a folder: put everything there at the end, as NAME-rows.tar.gz, and the
+#                        checkpoints of unfinished runs as NAME.tar.gz.00, 01, ... (4 MiB a network)
 #   FROM                 a folder with these: take them from there first
 #   DRY=1                show what would be trained, and train nothing
 #   RESEXP               the command; else .venv/bin/resexp, or python3 -m resexp
@@ -47,11 +48,11 @@ if [ "${DRY:-0}" = 1 ]; then
     exec "${resexp[@]}" run -m "${sweep[@]}" --dry-run
 fi
 
-# Takes the pieces in folder $1. What lies here and is not finished may be newer: it stays.
+# Takes what is in folder $1. What lies here and is not finished may be newer: it stays.
 unpack() {
     local pieces=("$1/$name".tar.gz.[0-9]*) unfinished=("$here"/*/checkpoint.pt)
-    if [ ${#pieces[@]} -eq 0 ]; then
-        echo "FROM=$FROM holds no $name.tar.gz.00: leave it out to begin" >&2
+    if [ ! -e "$1/$name-rows.tar.gz" ]; then
+        echo "FROM=$FROM holds no $name-rows.tar.gz: leave it out to begin" >&2
         exit 2
     fi
     if [ ${#unfinished[@]} -gt 0 ]; then
@@ -59,16 +60,21 @@ unpack() {
         exit 2
     fi
     mkdir -p "$results"
-    cat "${pieces[@]}" | tar -xz -C "$results"
+    tar -xzf "$1/$name-rows.tar.gz" -C "$results"
+    [ ${#pieces[@]} -eq 0 ] || cat "${pieces[@]}" | tar -xz -C "$results"
 }
 
-# Puts everything into folder $1, in pieces of 15 MiB. The newest checkpoint of a run is enough.
+# Puts everything into folder $1: what is small first, for it must not be lost, then the newest
+# checkpoint of each unfinished run, in pieces of 15 MiB.
 pack() {
+    local checkpoints=("$here"/*/checkpoint.pt)
     mkdir -p "$1"
     rm -f "$1/$name".tar.gz.[0-9]*
-    tar -cz -C "$results" --exclude='checkpoint.before.pt' --exclude='*.tmp' --exclude='*.bad' \
-        --exclude=.lock "$name" | split -b 15m -d - "$1/$name.tar.gz."
-    du -ch "$1/$name".tar.gz.[0-9]* | tail -n 1
+    tar -cz -C "$results" --exclude='*.pt' --exclude='*.tmp' --exclude='*.bad' --exclude=.lock \
+        -f "$1/$name-rows.tar.gz" "$name"
+    [ ${#checkpoints[@]} -eq 0 ] || tar -cz -C "$results" "${checkpoints[@]#"$results/"}" |
+        split -b 15m -d - "$1/$name.tar.gz."
+    du -ch "$1/$name"*.tar.gz* | tail -n 1
 }
 
 # One part that fails costs neither the others nor the packing.
@@ -83,6 +89,7 @@ draw() {
 
 [ -z "$from" ] || unpack "$from"
 began=$(date -u +%FT%TZ) SECONDS=0 signalled=1
+[ -z "$out" ] || MINUTES=${MINUTES:-8}
 # In the background, for bash would not hear a signal before the command ends.
 timeout --preserve-status --signal=TERM --kill-after=60 "${MINUTES:-0}m" \
     "${resexp[@]}" run -m "${sweep[@]}" &
@@ -97,7 +104,10 @@ trap - INT TERM
 if [ -d "$here" ]; then
     [ -e "$here/pieces.csv" ] || echo began,seconds,exit_code >"$here/pieces.csv"
     echo "$began,$SECONDS,$code" >>"$here/pieces.csv"
-    [ $code -ne 0 ] || draw
     [ -z "$out" ] || pack "$out"
+    if [ $code -eq 0 ]; then
+        draw
+        [ -z "$out" ] || pack "$out"
+    fi
 fi
 exit $code

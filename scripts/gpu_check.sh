@@ -20,7 +20,7 @@ python=${PYTHON:-${RESEXP_VENV:-.venv}/bin/python}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # scripts/microbench.py imports resexp, too
 total=$(awk -v minutes="${MINUTES:-9}" 'BEGIN { print int(60 * minutes) }')
 dry=()
-bench=(--seconds 0.5 depth=20,32,44,56 arch=plain,residual precision=bf16 engine=triton,graph)
+bench=(--seconds 0.5 depth=20,56 arch=plain,residual precision=bf16 engine=triton,graph)
 first=(depth=56 batch_size=128 precision=bf16 engine=triton)
 [ -z "$images" ] || first+=(experiment=cifar10_jpeg "data.root=$images")
 if [ $# -gt 1 ] || [ "${1:---dry}" != --dry ]; then

@@ -267,6 +267,10 @@ def test_the_error_that_the_check_finds_decides(
     assert (choose.kernels_fault(Precision.fp32, "cpu") == "") == passes
 
 
+WRONG = ["nothing", "output", "gradient", "nan", "forgets the skip"]
+WRONG += ["running averages", "second reader"]
+
+
 class Sloppy:
     """A stand-in for the kernels, with one thing wrong."""
 
@@ -289,15 +293,19 @@ class Sloppy:
                 return y.detach() + (y - y.detach()) * math.nan
             case "forgets the skip" if skip:
                 return self.reference(x, norm, relu=relu) + 0 * sum(skip)
+            case "running averages":
+                norm.get_buffer("running_var").data.mul_(1.0001)
+            case "second reader":
+                y.again = y.detach() + 0 * y  # type: ignore[attr-defined]
         return y
 
 
-@pytest.mark.parametrize("wrong", ["nothing", "output", "gradient", "nan", "forgets the skip"])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_the_check_convicts_wrong_kernels_and_no_right_ones(wrong: str) -> None:
     errors = [
         error
-        for skipped in (False, True)
-        for error in choose.errors_at(Sloppy(wrong), (8, 16, 6, 6), skipped, torch.float32, "cpu")
+        for layer in choose.LAYERS
+        for error in choose.errors_at(Sloppy(wrong), (8, 16, 6, 6), *layer, torch.float32, "cpu")
     ]
     right = all(error <= choose.BOUND[Precision.fp32] for error in errors)
     assert right == (wrong == "nothing")

@@ -133,7 +133,7 @@ def in_a_process(seconds: int) -> Callable[[Callable[..., None]], Callable[..., 
 @needs_triton
 @in_a_process(100)
 def test_1_the_kernels_at_the_sizes_of_figure_6() -> None:
-    for precision in PRECISIONS:
+    for precision in (Precision.fp32, Precision.bf16):  # tf32 multiplies in no kernel
         bound = choose.BOUND[precision]
         assert choose.worst_error(precision, "cuda") <= bound, precision
 
@@ -209,13 +209,14 @@ def test_4_eight_networks_at_once_are_each_what_they_are_alone(engine: str, prec
                     left.remove(place)
                 elif state.step == 300:
                     found[place] = tensors(state)
+    torch.cuda.synchronize()  # their copies lie in the streams
     assert all(map(equal, found, alone))
 
 
 @needs_triton
-@in_a_process(60)
+@in_a_process(90)
 def test_5_the_kernels_pass_the_check_of_auto() -> None:
-    for precision in PRECISIONS:
+    for precision in (Precision.fp32, Precision.bf16):
         assert choose.kernels_fault(precision, "cuda") == ""
 
 
@@ -329,6 +330,7 @@ def test_two_hundred_steps_lose_as_much_as_eagers(engine: Engine) -> None:
     (eager,), _ = rows(settings)
     (mine,), _ = rows(settings, engine)
     assert mine.train_loss == pytest.approx(eager.train_loss, rel=0.03)
+    assert mine.test_loss == pytest.approx(eager.test_loss, rel=0.2)  # by running averages
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

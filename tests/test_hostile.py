@@ -27,7 +27,7 @@ from resexp.launch import local
 from resexp.runs import checkpoint, preregistration, records
 from resexp.runs import run as running
 from resexp.runs.records import Claim
-from resexp.settings import Settings, UsageError
+from resexp.settings import Engine, Settings, UsageError
 from resexp.train import fit
 from resexp.train.row import Row
 
@@ -421,6 +421,36 @@ def test_a_run_goes_on_from_a_record_of_another_machine(tmp_path: Path, threads:
     (job.directory / "run.json").write_text(json.dumps(record))
     found = local.perform(job).record
     assert (found["last"]["step"], found["environment"]["threads"]) == (6, 1)
+
+
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize(
+    ("typed", "saved", "asked"),
+    [
+        (Engine.auto, True, Engine.graph),  # what it began with
+        (Engine.auto, False, Engine.auto),  # it may have failed with that
+        (Engine.eager, True, Engine.eager),
+    ],
+)
+def test_a_run_goes_on_by_the_engine_that_is_typed_or_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Engine, saved: bool, asked: Engine
+) -> None:
+    job = job_in(tmp_path, engine=typed)
+    assert killed(job, at(3))
+    record = json.loads((job.directory / "run.json").read_text())
+    record["environment"]["engine"] = "graph"
+    (job.directory / "run.json").write_text(json.dumps(record))
+    if not saved:
+        (job.directory / checkpoint.NAME).unlink()
+    said = []
+
+    def choose(settings: Settings, *_: object) -> tuple[Engine, str]:
+        said.append(settings.engine)
+        return Engine.eager, ""
+
+    monkeypatch.setattr("resexp.runs.run.choose", choose)
+    assert local.perform(job).record["last"]["step"] == 6
+    assert said == [asked]
 
 
 def test_a_run_without_what_later_versions_note_is_shown(tmp_path: Path) -> None:

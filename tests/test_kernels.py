@@ -564,14 +564,14 @@ def compiled(kernel: Any, constants: dict[str, Any], kind: str, warps: int, fold
     assert re.search(r"STACK:0 .*LOCAL:0 ", usage), f"{kernel.__name__} {signature}: {usage}"
 
 
-@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("layer", choose.LAYERS)
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 def test_they_pass_the_check_of_auto(
-    kernels: ModuleType, precision: Precision, skipped: bool
+    kernels: ModuleType, precision: Precision, layer: tuple[bool, bool]
 ) -> None:
     kind = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    errors = choose.errors_at(kernels, (4, 16, 6, 6), skipped, kind, kernels.DEVICE)
-    assert len(errors) == 4 + skipped
+    errors = choose.errors_at(kernels, (4, 16, 6, 6), *layer, kind, kernels.DEVICE)
+    assert len(errors) == 6 + layer[0]
     assert max(errors) <= choose.BOUND[precision]
 
 

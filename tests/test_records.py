@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_jobs import RECORD, job_in, row_of
 
-from resexp.runs import records
+from resexp.runs import provenance, records
 from resexp.runs.records import FINISHED, UNFINISHED, Claim
 from resexp.settings import BnEval, Job, UsageError, as_dict
 from resexp.train.row import COLUMNS, TIME_COLUMNS
@@ -304,3 +304,14 @@ def test_a_refused_directory_is_let_go(tmp_path: Path) -> None:
     write_status(job, "ok")
     with records.claim(job) as state:
         assert state is Claim.done
+
+
+def test_code_without_its_history_may_be_told_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "resexp/runs/provenance.py"))
+    asked = provenance.checkout.__wrapped__
+    monkeypatch.delenv("RESEXP_COMMIT", raising=False)
+    assert asked() == (None, None)
+    monkeypatch.setenv("RESEXP_COMMIT", "0123abc")
+    assert asked() == ("0123abc", None)

@@ -195,10 +195,11 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
     assert code == 75, output
     stopped = rows(begun / "figure6")
     assert [len(one) in range(1, 5) for one in stopped.values()] == [True] * 4
-    assert [path.name for path in pieces.iterdir()] == ["figure6.tar.gz.00"]
-    names = packed(pieces / "figure6.tar.gz.00")
-    assert sum(name.endswith("/checkpoint.pt") for name in names) == 4
-    assert not [name for name in names if "checkpoint.before" in name or name.endswith(".lock")]
+    kept = ["figure6-rows.tar.gz", "figure6.tar.gz.00"]
+    assert sorted(path.name for path in pieces.iterdir()) == kept
+    small, saved = (packed(pieces / name) for name in kept)
+    assert len(saved) == 4 and all(name.endswith("/checkpoint.pt") for name in saved)
+    assert not [name for name in small if name.endswith((".pt", ".lock"))]
 
     code, output = ended(figure6(*words, RESULTS=begun, FROM=pieces, **variables))
     assert code == 2 and "holds unfinished runs" in output  # which may be newer
@@ -210,9 +211,8 @@ def test_figure6_goes_on_in_another_folder_where_it_was_stopped(tmp_path: Path) 
     assert rows(tmp_path / "fresh/figure6") == rows(whole)
     log = (tmp_path / "fresh/figure6/pieces.csv").read_text().splitlines()
     assert [line.split(",")[-1] for line in log] == ["exit_code", "75", "0"]
-    names = packed(tmp_path / "out/figure6.tar.gz.00")
-    assert "figure6/report.html" in names
-    assert not [name for name in names if name.endswith(".pt")]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == kept[:1]
+    assert "figure6/report.html" in packed(tmp_path / "out" / kept[0])
 
 
 def gpu_check(*words: str, **variables: object) -> tuple[int, str]:

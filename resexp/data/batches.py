@@ -53,7 +53,7 @@ class Statistics:
         return Statistics(self.mean.to(place), self.std.to(place))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def plan(
     *,
     seed: int,

@@ -52,16 +52,19 @@ def package_version(name: str) -> str | None:
 
 @cache
 def checkout() -> tuple[str | None, bool | None]:
-    """The commit this code was checked out from and whether it was edited since, or None, None."""
+    """The commit this code was checked out from and whether it was edited since, or None, None.
+
+    RESEXP_COMMIT names it where the code was copied without its history.
+    """
     here = Path(__file__).resolve().parents[1]
     try:
         root = _git(here, "rev-parse", "--show-toplevel")
         if Path(root) != here.parent:  # installed inside somebody else's checkout
-            return None, None
+            return os.environ.get("RESEXP_COMMIT"), None
         changed = _git(here.parent, "status", "--porcelain", "--", "resexp", "configs")
         return _git(here, "rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
-        return None, None
+        return os.environ.get("RESEXP_COMMIT"), None
 
 
 def _git(folder: Path, *words: str) -> str:

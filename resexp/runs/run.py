@@ -145,9 +145,10 @@ def opened(
 ) -> dict[str, Any]:
     """The record of a run that is about to train, written, beside its settings.
 
-    A resumed run keeps the threads and the engine it began with, unless it goes on with another
-    number of ranks, on another kind of device or where there are fewer cores by far: else its sums
-    would differ in the last bits.
+    A resumed run keeps the threads and the engine that it began with, unless it goes on with
+    another number of ranks, on another kind of device or where there are fewer cores by far: else
+    its sums would differ in the last bits. An engine typed by name goes first, and what was chosen
+    for a run that saved nothing is chosen again: it may have failed with it.
     """
     before = records.read_record(job.directory) if claim is Claim.resume else {}
     ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
@@ -158,7 +159,8 @@ def opened(
         threads = threads_for(settings, data.size)
     prepare(threads, settings, device)
     known = there.get("engine", Engine.eager)
-    if there.get("device") == device.type and known in list(Engine):
+    begun = there.get("device") == device.type and (job.directory / checkpoint.NAME).exists()
+    if settings.engine is Engine.auto and begun and known in list(Engine):
         settings = replace(settings, engine=Engine(known))
     check_repeats(settings.engine, job.arch, network)
     optimizers.check(settings, network)

@@ -135,7 +135,8 @@ def prepare(threads: int, settings: Settings, device: torch.device) -> int:
         torch.backends.cudnn.deterministic = deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(deterministic)
+        # Not use_deterministic_algorithms, which does the same and imports torch's compiler: 1 s.
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
         # Else PyTorch then writes NaN into every new tensor first: a launch more for each.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads

@@ -25,6 +25,7 @@ from resexp.train.engine.graph import check_engine
 WORTH = 1_000  # steps: a shorter run ends before the check and the kernels' compilation have paid
 PATIENCE = 180.0  # seconds, with the compilation
 SHAPES = ((128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8))
+LAYERS = ((False, False), (True, False), (True, True))  # with a skip; with a second reader
 #: Largest error of a value, of the largest: sums of thousands in float32; a place of bfloat16.
 BOUND = {Precision.fp32: 1e-5, Precision.tf32: 1e-5, Precision.bf16: 2**-7}
 KEPT = "engine.json"  # in a sweep's folder
@@ -92,32 +93,41 @@ def worst_error(precision: Precision, device: str) -> float:
     errors = [
         error
         for shape in SHAPES
-        for skipped in (False, True)
-        for error in errors_at(kernels, shape, skipped, kind, device)
+        for layer in LAYERS
+        for error in errors_at(kernels, shape, *layer, kind, device)
     ]
     return float(torch.tensor(errors).max())  # max() of torch keeps a nan
 
 
 def errors_at(
-    kernels: Any, shape: tuple[int, ...], skipped: bool, kind: torch.dtype, device: str
+    kernels: Any, shape: tuple[int, ...], skipped: bool, twice: bool, kind: torch.dtype, device: str
 ) -> list[float]:
-    """Errors of relu(norm(x) + skip) and of its gradients for x, scale, shift and skip."""
+    """Errors of relu(norm(x) + skip), of its gradients for x, skip, scale and shift, and of the
+    running averages; ``twice``: of an output that two others read.
+    """
     generator = torch.Generator().manual_seed(0)
-    count = 3 if skipped else 2
-    x, dy, *skip = (torch.randn(shape, generator=generator) for _ in range(count))
+    x, *others = (torch.randn(shape, generator=generator) for _ in range(2 + skipped + twice))
     x = 3 * x + torch.linspace(-4, 4, shape[1]).view(1, -1, 1, 1)
-    x, dy, *skip = (one.to(kind).double() for one in (x, dy, *skip))
-    norm = nn.BatchNorm2d(shape[1])
-    dy[kernels.reference(x, norm.double(), *skip, relu=False).abs() < UNDECIDED] = 0
-    exact = result(kernels.reference, [x, *skip], dy, norm.double())
-    there = [one.to(device, kind, memory_format=torch.channels_last) for one in (x, *skip, dy)]
-    mine = result(kernels.norm_act, there[:-1], there[-1], norm.float().to(device))
+    x, *others = (one.to(kind).double() for one in (x, *others))
+    skip, dys = others[:skipped], others[skipped:]
+    undecided = kernels.reference(x, nn.BatchNorm2d(shape[1]).double(), *skip, relu=False)
+    for dy in dys:
+        dy[undecided.abs() < UNDECIDED] = 0
+    exact = result(kernels.reference, [x, *skip], dys)
+    there = [one.to(device, kind, memory_format=torch.channels_last) for one in (x, *skip, *dys)]
+    mine = result(kernels.norm_act, there[: 1 + skipped], there[1 + skipped :])
     pairs = zip(mine, exact, strict=True)
     return [float((a.cpu().double() - b).abs().max() / b.abs().max()) for a, b in pairs]
 
 
-def result(layer: Any, inputs: list[Tensor], dy: Tensor, norm: nn.BatchNorm2d) -> list[Tensor]:
-    """A layer's output and its gradients for inputs, scale and shift."""
-    inputs = [one.detach().requires_grad_() for one in inputs]
-    y = layer(inputs[0], norm, *inputs[1:], relu=True)
-    return [y.detach(), *torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], dy)]
+def result(layer: Any, inputs: list[Tensor], dys: list[Tensor]) -> list[Tensor]:
+    """A layer's output, its gradients for inputs, scale and shift, and its running averages.
+
+    Each of ``dys`` comes from another reader of the output.
+    """
+    x, *skip = inputs = [one.detach().requires_grad_() for one in inputs]
+    norm = nn.BatchNorm2d(x.shape[1]).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    y = layer(x, norm, *skip, relu=True)
+    outputs = [y, getattr(y, "again", y)][: len(dys)]
+    gradients = torch.autograd.grad(outputs, [*inputs, norm.weight, norm.bias], dys)
+    return [y.detach(), *gradients, norm.get_buffer("running_mean"), norm.get_buffer("running_var")]
