@@ -140,28 +140,35 @@ def load(settings: Data, device: torch.device) -> images.Images:
     return found
 
 
-def opened(
-    job: Job, claim: Claim, data: images.Images, network: nn.Module, device: torch.device
-) -> dict[str, Any]:
-    """The record of a run that is about to train, written, beside its settings.
+def as_begun(
+    job: Job, before: dict[str, Any], data: images.Images, device: torch.device
+) -> tuple[int, Settings]:
+    """CPU threads of a run, and its settings with the engine that it goes on by.
 
-    A resumed run keeps the threads and the engine that it began with, unless it goes on with
+    ``before``, the record of a run that goes on, keeps both as they were, unless it goes on with
     another number of ranks, on another kind of device or where there are fewer cores by far: else
     its sums would differ in the last bits. An engine typed by name goes first, and what was chosen
     for a run that saved nothing is chosen again: it may have failed with it.
     """
-    before = records.read_record(job.directory) if claim is Claim.resume else {}
+    settings = job.settings
     ranks_before = before.get("settings", {}).get("launch", {}).get("ranks", 1)
-    alike = ranks_before == job.settings.launch.ranks
-    there, settings = (before.get("environment") or {}) if alike else {}, job.settings
+    there = (before.get("environment") or {}) if ranks_before == settings.launch.ranks else {}
     threads = there.get("threads") or 0
     if not 0 < threads <= most_threads():
         threads = threads_for(settings, data.size)
+    saved = there.get("device") == device.type and (job.directory / checkpoint.NAME).exists()
+    if saved and settings.engine is Engine.auto and there.get("engine") in list(Engine):
+        settings = replace(settings, engine=Engine(there["engine"]))
+    return threads, settings
+
+
+def opened(
+    job: Job, claim: Claim, data: images.Images, network: nn.Module, device: torch.device
+) -> dict[str, Any]:
+    """The record of a run that is about to train, written, beside its settings."""
+    before = records.read_record(job.directory) if claim is Claim.resume else {}
+    threads, settings = as_begun(job, before, data, device)
     prepare(threads, settings, device)
-    known = there.get("engine", Engine.eager)
-    begun = there.get("device") == device.type and (job.directory / checkpoint.NAME).exists()
-    if settings.engine is Engine.auto and begun and known in list(Engine):
-        settings = replace(settings, engine=Engine(known))
     check_repeats(settings.engine, job.arch, network)
     optimizers.check(settings, network)
     engine, reason = choose(settings, network, device, job.directory.parent)
