@@ -72,12 +72,7 @@ def decide(
         notes=[
             *chosen,
             *select.circumstances(runs, unlike),
-            *rule.remarks(judged[0]),
-            *(
-                f"{arm.series}-{shallow} did not learn: no rise is seen from there."
-                for arm in judged
-                if arm.label == rule.UNTRAINED
-            ),
+            *rule.remarks(judged, shallow),
             *select.advice(runs, arms, shallow, deep, len(judged[0].change.seeds)),
         ],
     )

@@ -267,11 +267,13 @@ def count_rising(numbers: Endpoints, seeds: Iterable[int], shallow: int, deep: i
     return count
 
 
-def remarks(arm: Arm) -> list[str]:
-    """What the reading of the baseline does not say."""
+def remarks(arms: Sequence[Arm], shallow: int) -> list[str]:
+    """What the reading of the baseline does not say, and which arms have none."""
+    arm, unread = arms[0], [one.series for one in arms if one.label == UNTRAINED]
     seen = f"{arm.rising} of {len(arm.change.seeds)} seeds, which is no part of the rule."
     flat = arm.reading == DEGRADES and arm.rising <= len(arm.change.seeds) / 2
-    return [f"The error rises at every depth between in only {seen}"] if flat else []
+    said = [f"The error rises at every depth between in only {seen}"] if flat else []
+    return said + [f"{one}-{shallow} did not learn: no rise is seen from there." for one in unread]
 
 
 # --- beside the decision: other pairs of depths, and more steps
