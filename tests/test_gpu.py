@@ -188,13 +188,8 @@ def eight(engine: Engine, precision: Precision) -> Iterator[Iterator[State]]:
             yield (state for _ in fit(state, of, images, engine=engine))
 
 
-@needs_triton
-@pytest.mark.parametrize(  # the last may hang: see NativeNorm
-    ("engine", "precision"), [("triton", "bf16"), ("triton", "tf32"), ("graph", "fp32")]
-)
-@in_a_process(120)
-def test_4_eight_networks_at_once_are_each_what_they_are_alone(engine: str, precision: str) -> None:
-    words = Engine(engine), Precision(precision)
+def at_once(*words: Any) -> None:
+    """Train the eight networks one after another and all at once: each ends the same."""
     alone = [tensors([*turns][-1]) for turns in eight(*words)]
     torch.cuda.synchronize()
     networks = list(eight(*words))
@@ -211,6 +206,13 @@ def test_4_eight_networks_at_once_are_each_what_they_are_alone(engine: str, prec
                     found[place] = tensors(state)
     torch.cuda.synchronize()  # their copies lie in the streams
     assert all(map(equal, found, alone))
+
+
+@needs_triton
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@in_a_process(120)
+def test_4_eight_networks_at_once_are_each_what_they_are_alone(precision: str) -> None:
+    at_once(Engine.triton, Precision(precision))
 
 
 @needs_triton
@@ -271,6 +273,12 @@ def test_7_milliseconds_of_a_step_alone_and_of_eight_networks() -> None:
 def say(what: str, settings: Settings, found: dict[str, Any]) -> None:
     took, memory = found["milliseconds"], found["memory_mb"]
     print(f"{what} {settings.precision}: {took:.3f} ms a step, {memory:.0f} MB", flush=True)
+
+
+@in_a_process(120)
+def test_8_eight_networks_at_once_by_torchs_kernels() -> None:
+    """The last of them, for it may hang: see NativeNorm."""
+    at_once(Engine.graph, Precision.fp32)
 
 
 # Numbers
