@@ -127,6 +127,11 @@ def cure_rate(cell: str, rise: float, seeds: int, draws: int = DRAWS) -> float:
     return float(curing(*pairs(cell, rise, seeds, draws)).mean())
 
 
+def false_share(share: float) -> str:
+    """A cell of what should be rare: bold beyond the level and what drawing leaves open."""
+    return f"**{share:.1%}**" if share > 0.055 else f"{share:.1%}"
+
+
 def cures() -> list[str]:
     """The table of cures in Markdown: false ones, then power, in percent."""
     titles = [f"rise {rise:g}: {n}" for rise in CURED_RISES for n in SEEDS]
@@ -135,7 +140,7 @@ def cures() -> list[str]:
     lines = [f"| noise of a run | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for cell in CURES:
         false = [cure_rate(cell, rise, n) for rise in CURED_RISES for n in SEEDS]
-        cells = [f"**{one:.1%}**" if one > 0.055 else f"{one:.1%}" for one in false]
+        cells = [false_share(one) for one in false]
         cells += [f"{cure_rate(cell, 0.0, n):.0%}" for n in SEEDS]
         lines.append(f"| {cell} | {' | '.join(cells)} |")
     return lines
@@ -152,7 +157,7 @@ def table() -> list[str]:
     for cell in CELLS:
         none = [rate(cell, 0.0, n) for n in SEEDS]
         some = [rate(cell, rise, n) for rise in RISES for n in SEEDS[:2]]
-        cells = [f"**{one:.1%}**" if one > 0.055 else f"{one:.1%}" for one in none]
+        cells = [false_share(one) for one in none]
         cells += [f"{one:.0%}" for one in some]
         lines.append(f"| {cell} | {' | '.join(cells)} |")
     return lines
