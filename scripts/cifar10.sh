@@ -28,6 +28,7 @@ timeout --preserve-status --signal=TERM --kill-after=60 "${MINUTES:-0}m" nice -n
 [ $code -eq 0 ] || [ $code -eq 75 ] || [ $code -eq 143 ] || exit $code
 finished=status=ok,collapsed,diverged drawn=steps=${steps%%,*}
 "${resexp[@]}" export "$here" $finished --out results
+finished+=" depth=${DEPTHS:-20,56}" # other depths: scripts/cifar10_depths.sh
 "${resexp[@]}" table "$here" $finished --format markdown >"$here/table.md"
 "${resexp[@]}" plot "$here" $finished "$drawn"
 "${resexp[@]}" plot "$here" $finished "$drawn" --style paper --which curves
