@@ -16,6 +16,7 @@ from hydra.core.singleton import Singleton
 
 import resexp.config  # noqa: F401  registers the schema before Hydra's state is first saved
 from resexp import data
+from resexp.launch import dry_run
 from resexp.runs import run as running
 from resexp.settings import Data
 
@@ -35,6 +36,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if len(Singleton._instances) > len(HYDRA["instances"]) + 1:  # a copy takes 14 ms
         Singleton.set_state(copy.deepcopy(HYDRA))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(dry_run, "remember", lambda *_: None)  # it writes into the home folder
     torch.set_num_threads(1)  # a run may have set more; sums then differ in the last bits
     with contextlib.chdir("."):  # a job of another launcher changes its process's folder
         yield

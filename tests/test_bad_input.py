@@ -244,5 +244,5 @@ def test_no_results_is_said_with_the_command_that_makes_some(tmp_path: Path) -> 
 @pytest.mark.process
 def test_bf16_is_accepted_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "bf16_on_cpu", lambda: True)
-    monkeypatch.setattr("resexp.launch.dry_run.seconds_per_image", lambda job, size: 0.0)
+    monkeypatch.setattr("resexp.launch.estimates.seconds_per_image", lambda job, size: 0.0)
     assert call("run", "precision=bf16", "depth=8", "steps=2", "--dry-run").code == 0

@@ -31,7 +31,7 @@ from PIL import Image
 import resexp
 from resexp import config
 from resexp.cli import app, main
-from resexp.launch import dry_run
+from resexp.launch import estimates
 from resexp.models import Size
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
@@ -316,10 +316,47 @@ def test_the_first_step_is_not_timed_alone_however_slow(monkeypatch: pytest.Monk
             clock.now += seconds
             yield None
 
-    monkeypatch.setattr(dry_run, "fit", steps)
-    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(estimates, "fit", steps)
+    monkeypatch.setattr(estimates, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     job = config.compose(["batch_size=16", "threads=1"])
-    assert dry_run.seconds_per_image(job, Size(1, 1, 1000)) == 1 / 16
+    assert estimates.seconds_per_image(job, Size(1, 1, 1000)) == 1 / 16
+
+
+#: A dry run of these words in a process that cannot import torch.
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from resexp.cli import main; main()"
+
+
+@pytest.mark.process
+def test_networks_of_a_dry_run_are_known_without_torch_for_a_day(tmp_path: Path) -> None:
+    def planned(*words: str, known: bool = True, code: int = 0) -> str:
+        program = ["-c", WITHOUT_TORCH] if known else ["-m", "resexp"]
+        done = subprocess.run(
+            [sys.executable, *program, "run", "--dry-run", "data.cache=cache", "depth=8", *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode != 0) == (code != 0), done.stderr
+        return done.stdout + done.stderr
+
+    assert planned("seed=1", known=False) == planned("seed=1")
+    assert "2 of 2 runs to train" in planned("-m", "seed=2,3", "name=other")
+    assert "torch" in planned("lr=0.3", code=1)  # the check of another rate was not made
+    (tmp_path / "results/digits/plain-8-s1").mkdir(parents=True)
+    (tmp_path / "results/digits/plain-8-s1/mine.txt").touch()
+    assert "not a run of resexp" in planned("seed=1", code=2)
+    table = tmp_path / "cache/costs.json"
+    costs = json.loads(table.read_text())
+    for hostile in (
+        {key: one | {"at": one["at"] - 86_401} for key, one in costs.items()},
+        {key: one | {"seconds": "long"} for key, one in costs.items()},
+        [1],
+    ):
+        table.write_text(json.dumps(hostile))
+        assert "torch" in planned("seed=2", code=1)
+    assert "1 of 1 run to train" in planned("seed=2", known=False)
+    assert json.loads(table.read_text()).keys() == costs.keys()
 
 
 def test_ctrl_c_exits_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,10 @@ ONLY_IN = {
 #: Modules that come before training, or read what it left: importing them imports no torch.
 WITHOUT_TORCH = ["__init__.py", "__main__.py", "cli/", "config.py", "settings/", "interactive.py"]
 WITHOUT_TORCH += ["commands/listing.py", "commands/watch.py", "files.py", "console.py"]
-WITHOUT_TORCH += ["runs/records.py", "runs/messages.py", "runs/stop.py", "train/row.py"]
-WITHOUT_TORCH += ["launch/cluster.py", "launch/processes.py", "launch/progress.py"]
-WITHOUT_TORCH += ["launch/session.py", "analysis/", "_plugins/", "data/__init__.py"]
+WITHOUT_TORCH += ["runs/records.py", "runs/ready.py", "runs/messages.py", "runs/stop.py"]
+WITHOUT_TORCH += ["train/row.py", "launch/cluster.py", "launch/processes.py", "launch/dry_run.py"]
+WITHOUT_TORCH += ["launch/progress.py", "launch/session.py", "data/__init__.py", "analysis/"]
+WITHOUT_TORCH += ["_plugins/"]
 
 
 def imported(tree: ast.AST, *, when_loaded: bool = False) -> Iterator[str]:

@@ -109,7 +109,7 @@ def preregister(
         written = []
         launch(
             ["-m", *words],
-            lambda jobs, claims: written.append(fix(jobs, claims, hypotheses or [], command)),
+            lambda jobs, checked: written.append(fix(jobs, checked(), hypotheses or [], command)),
         )
     then = shlex.join(["resexp", "run", "-m", *words])
     print(folded(f"{written[0]}\nnext: {then}", width()))

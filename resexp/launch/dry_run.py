@@ -1,26 +1,36 @@
-"""What a sweep would do and roughly how long it would take: ``resexp run --dry-run``."""
+"""What a sweep would do and roughly how long it would take: ``resexp run --dry-run``.
+
+Networks are measured once a day on a machine: what was found is kept in data.cache, and a sweep of
+networks that are known there is planned without torch, whose import takes longer than all else.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import platform
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+import resexp
 from resexp import data as sets
-from resexp import models
 from resexp.console import counted, duration, folded, grid, width
-from resexp.data import Images
-from resexp.runs.records import Claim
-from resexp.runs.run import load
-from resexp.settings import Data, Job, Split, UsageError
-from resexp.train.device import choose_device, most_threads, prepare, threads_for
-from resexp.train.fit import begin, fit
+from resexp.files import read_json
+from resexp.runs.ready import ready
+from resexp.runs.records import Claim, write_atomically
+from resexp.settings import Data, Job, UsageError, as_dict
 
-TIMED_STEPS = 7
-TIMED_SECONDS = 3.0  # no further step of a network is timed after them, but for its second
-TIMED_FLOPS = 10**11  # of a timed step on a CPU: a second, where a whole batch may take minutes
+HERE = Path(resexp.__file__).parent
+DAY = 86_400  # seconds that a measurement counts
+MEASURED = ("parameters", "flops", "seconds", "at")
+NAMES = ("seed", "results", "name", "remark")  # settings that no network's cost depends on
 
 
 @dataclass(slots=True)
@@ -35,9 +45,14 @@ class Estimate:
     seconds: float  # 0 for a run that is done; a resumed one counts whole
 
 
-def show(jobs: list[Job], claims: list[Claim], as_json: bool = False) -> None:
+def show(jobs: list[Job], checked: Callable[[], list[Claim]], as_json: bool = False) -> None:
     """The plan of ``--dry-run``, on stdout."""
-    found = estimates(jobs, claims)
+    found = recalled(jobs)
+    if not found:
+        from resexp.launch.estimates import estimates
+
+        found = estimates(jobs, checked())
+        remember(jobs, found)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
@@ -61,32 +76,6 @@ def show(jobs: list[Job], claims: list[Claim], as_json: bool = False) -> None:
     print(folded("\n".join(lines), width()))
 
 
-def estimates(jobs: list[Job], claims: list[Claim]) -> list[Estimate]:
-    """Parameters, FLOPs and time of each job.
-
-    A few steps of the cheapest and of the dearest network are timed on the device at hand; between
-    them the time of an image grows by its FLOPs, and evaluation is a third of a training step.
-    """
-    sizes = sizes_of(jobs)
-    due = [index for index, claim in enumerate(claims) if claim is not Claim.done]
-    due.sort(key=lambda index: sizes[index].flops)
-    timed = {sizes[index].flops: index for index in due[:1] + due[-1:]}
-    ends = {flops: seconds_per_image(jobs[i], sizes[i]) for flops, i in timed.items()}
-    return [
-        Estimate(
-            job.run,
-            claim.value,
-            str(job.directory),
-            size.parameters,
-            size.flops,
-            float(np.interp(size.flops, [*ends], [*ends.values()])) * work(job)
-            if claim is not Claim.done
-            else 0.0,
-        )
-        for job, claim, size in zip(jobs, claims, sizes, strict=True)
-    ]
-
-
 def to_download(settings: Data) -> str:
     """That a set is not here and how large it is; nothing for one that is."""
     try:
@@ -98,65 +87,66 @@ def to_download(settings: Data) -> str:
     return ""
 
 
-def images(job: Job) -> Images:
-    """The job's data on its device; as many black images if they would have to be downloaded."""
-    settings, device = job.settings.data, choose_device(job.settings.device)
-    loader = sets.loader(settings.loader)
-    if not (hasattr(loader, "DOWNLOAD") and hasattr(loader, "SHAPE") and to_download(settings)):
-        return load(settings, device)
-    (channels, size, classes), (train, test, _) = loader.SHAPE, loader.DOWNLOAD
-    train = train * 9 // 10 if settings.split is Split("45k") else train
-    train, test = (
-        (np.zeros((count, *size, channels), np.uint8), np.zeros(count)) for count in (train, test)
-    )
-    return sets.from_arrays(settings.name, train, test, [*map(str, range(classes))]).to(device)
+def recalled(jobs: list[Job]) -> list[Estimate]:
+    """Each job's, from what was measured today with its settings; none if one is not known.
 
-
-def sizes_of(jobs: list[Job]) -> list[models.Size]:
-    """Those of the jobs' networks; equal ones, of several seeds or rates, are measured once."""
-    known: dict[str, models.Size] = {}
-    sizes = []
-    for job in jobs:
-        one = job.settings
-        key = repr((one.arch, one.depth, one.width, one.twin, one.data))
-        if key not in known:
-            data = images(job)
-            network = models.structure(one, data.channels, len(data.classes), data.size)
-            known[key] = models.measure(network, data.channels, data.size)
-        sizes.append(known[key])
-    return sizes
-
-
-def work(job: Job) -> float:
-    """Training images of a whole run, and a third of those that are evaluated."""
-    settings, data = job.settings, images(job)
-    rows = -(-settings.steps // settings.eval_every)
-    clean = -(-rows // settings.clean_every)
-    evaluated = rows * len(data.test_labels) + clean * len(data.train_labels)
-    return settings.steps * settings.batch_size + evaluated / 3
-
-
-def seconds_per_image(job: Job, size: models.Size) -> float:
-    """Time a few steps of ``job`` and leave nothing behind; the fastest counts.
-
-    The first, which takes memory and prepares layers, may be five times as slow as the rest.
+    Such settings were found fit to run then, on this machine by this code: what is looked at again
+    is what may have changed since, the files.
     """
-    data = images(job)
-    device = data.train_images.device
-    batch = job.settings.batch_size
-    if device.type == "cpu":
-        batch = min(batch, max(8, TIMED_FLOPS // (3 * size.flops)))
-    steps = 10 * TIMED_STEPS  # no row among those that are timed
-    settings = replace(job.settings, steps=steps, eval_every=steps, batch_size=batch)
-    threads = min(threads_for(settings, data.size), most_threads())  # another machine may have more
-    prepare(threads, settings, device)
-    network = models.build(settings, data.channels, len(data.classes), data.size)
-    state = begin(network.to(device), settings)
-    turns = fit(state, settings, data)
-    spent: list[float] = []
-    while len(spent) < 2 or (len(spent) < TIMED_STEPS and sum(spent) < TIMED_SECONDS):
-        started = time.perf_counter()
-        next(turns)
-        state.loss_sum.item()  # waits for the device
-        spent.append(time.perf_counter() - started)
-    return min(spent) / batch
+    table, found = measured(jobs[0]), []
+    for job in jobs:
+        costs = table.get(key(job))
+        claim = ready(job) if costs else Claim.busy
+        due = claim is not Claim.done
+        if costs is None or (due and not costs["seconds"]):  # it was done, and is to be trained now
+            return []
+        sizes = int(costs["parameters"]), int(costs["flops"])
+        seconds = costs["seconds"] if due else 0.0
+        found.append(Estimate(job.run, claim.value, str(job.directory), *sizes, seconds))
+    return found
+
+
+def remember(jobs: list[Job], found: list[Estimate]) -> None:
+    """Keep what was measured now, where data.cache takes files."""
+    table = measured(jobs[0])
+    for job, one in zip(jobs, found, strict=True):
+        if one.seconds or key(job) not in table:
+            numbers = one.parameters, one.flops, one.seconds, time.time()
+            table[key(job)] = dict(zip(MEASURED, numbers, strict=True))
+    with suppress(OSError):
+        place(jobs[0]).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place(jobs[0]), json.dumps(table))
+
+
+def measured(job: Job) -> dict[str, dict[str, float]]:
+    """What the last day's dry runs found, by ``key``; nothing of what is no such finding."""
+    table, now = read_json(place(job)), time.time()
+    return {
+        name: costs
+        for name, costs in (table.items() if isinstance(table, dict) else ())
+        if isinstance(costs, dict)
+        and costs.keys() == set(MEASURED)
+        and all(type(value) in (int, float) for value in costs.values())
+        and now - DAY < costs["at"] <= now
+    }
+
+
+def place(job: Job) -> Path:
+    return Path(job.settings.data.cache).expanduser() / "costs.json"
+
+
+def key(job: Job) -> str:
+    """Of all that a network's cost may depend on: settings, data folder, machine and code."""
+    settings = {name: x for name, x in as_dict(job.settings).items() if name not in NAMES}
+    with suppress(OSError):
+        settings["data_changed"] = os.stat(job.settings.data.root).st_mtime_ns
+    text = json.dumps([settings, machine()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def machine() -> list[Any]:
+    """Its name, cores and GPUs, and of what is installed when it was last changed."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    changed = max(path.stat().st_mtime_ns for path in HERE.rglob("*.py"))
+    return [platform.node(), os.cpu_count(), gpus, version("torch"), changed]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Thread
@@ -19,14 +20,14 @@ from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopp
 from resexp.runs.records import ERROR, FINISHED, Claim, first_line
 from resexp.settings import LAUNCHERS, Job, Launcher, Merge, Settings, Twin, UsageError
 
-#: What is done with checked jobs and their claims where they are not to be trained.
-Instead = Callable[[list[Job], list[Claim]], object]
+#: What is done with jobs that are not to be trained; what checks them imports torch.
+Instead = Callable[[list[Job], Callable[[], list[Claim]]], object]
 
 
 class Session:
     """What one ``resexp run`` is about to do, does, and did.
 
-    ``instead`` is given the checked jobs and their claims in place of the launcher.
+    ``instead`` is given the jobs, in place of the launcher.
     """
 
     def __init__(self, *, instead: Instead | None = None, command: str = "") -> None:
@@ -63,14 +64,10 @@ class Session:
         """
         if here and self.instead is None and (warm := self.launcher(jobs[0]).warm):
             resolve_name(warm)()  # while this process imports torch
-        from resexp.runs.run import check
-
-        claims = [check(job, here=here) for job in jobs]
-        due = [job for job, claim in zip(jobs, claims, strict=True) if claim is not Claim.done]
-        tell_if_deep(max((job.settings.depth for job in due), default=0))
         if self.instead is not None:
-            self.instead(jobs, claims)
+            self.instead(jobs, partial(checked, jobs, here))
             return []
+        checked(jobs, here)
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         over = {one.job.directory for one in self.outcomes}  # a search may ask again
         chosen = sorted(index for place, index in first.items() if place not in over)
@@ -185,6 +182,16 @@ class Session:
             return [f"lowest clean training error: {percent(found[best])} of {best}"]
         read = [reading(self.jobs[0], what) for what in ("plot", "table", "verdict")]
         return [f"next: {', '.join(read)}"]
+
+
+def checked(jobs: list[Job], here: bool) -> list[Claim]:
+    """What each job's directory says. Raises UsageError for the first that cannot be run."""
+    from resexp.runs.run import check
+
+    claims = [check(job, here=here) for job in jobs]
+    due = [job for job, claim in zip(jobs, claims, strict=True) if claim is not Claim.done]
+    tell_if_deep(max((job.settings.depth for job in due), default=0))
+    return claims
 
 
 def brief(outcome: Outcome) -> str:

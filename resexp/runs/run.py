@@ -19,10 +19,11 @@ from resexp import data as images
 from resexp import models
 from resexp.data import batches
 from resexp.runs import checkpoint, records
-from resexp.runs.loggers import check_loggers, open_loggers
+from resexp.runs.loggers import open_loggers
 from resexp.runs.messages import Outcome, Step
 from resexp.runs.preregistration import fingerprint
 from resexp.runs.provenance import environment, peak_memory_mb
+from resexp.runs.ready import ready
 from resexp.runs.records import Claim
 from resexp.runs.stop import Interrupted
 from resexp.settings import Data, Engine, Job, Settings, UsageError, as_dict, digest
@@ -67,12 +68,7 @@ def check(job: Job, *, here: bool = True) -> Claim:
         check_threads(job.settings.threads)
         check_gpus(job.settings.launch.ranks, device)
         check_engine(job.settings, device)
-    claim = records.look(job)
-    if claim is not Claim.done:
-        check_loggers(job.settings.loggers)
-        records.check_writable(job)
-        images.check_present(job.settings.data)
-    return claim
+    return ready(job)
 
 
 def check_task(job: Job) -> None:

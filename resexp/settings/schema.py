@@ -204,7 +204,7 @@ class Data:
     download: Annotated[bool, "fetch with torchvision what is not in root", HERE] = True
     split: Annotated[Split, "which images train"] = Split.full
     size: Annotated[int | None, Range(8, 1024), "pixels a side of an imagefolder's squares"] = None
-    cache: Annotated[str, "where decoded image folders are kept", HERE] = "~/.cache/resexp"
+    cache: Annotated[str, "for decoded image folders and dry runs", HERE] = "~/.cache/resexp"
     stream: Annotated[Stream, "decode an imagefolder batch by batch", HERE] = Stream.auto
     workers: Annotated[int, Range(0, 256), "processes that decode; 0: a core each, to 16", HERE] = 0
 
