@@ -32,7 +32,7 @@ finished+=" depth=${DEPTHS:-20,56}" # other depths: scripts/cifar10_depths.sh
 "${resexp[@]}" table "$here" $finished --format markdown >"$here/table.md"
 "${resexp[@]}" plot "$here" $finished "$drawn"
 "${resexp[@]}" plot "$here" $finished "$drawn" --style paper --which curves
-"${resexp[@]}" report "$here" $finished
+"${resexp[@]}" report "$here" $finished "$drawn"
 { # what was preregistered, then the check of the budget beside it
     "${resexp[@]}" verdict "$here" $finished "$drawn" || [ $? -gt 2 ]
     echo
