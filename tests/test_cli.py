@@ -31,7 +31,8 @@ from PIL import Image
 import resexp
 from resexp import config
 from resexp.cli import app, main
-from resexp.launch import estimates
+from resexp.launch import dry_run, estimates
+from resexp.launch.dry_run import remember
 from resexp.models import Size
 from resexp.settings import Settings, UsageError, as_dict, choices, run_name
 from resexp.train.fit import fit
@@ -320,6 +321,16 @@ def test_the_first_step_is_not_timed_alone_however_slow(monkeypatch: pytest.Monk
     monkeypatch.setattr(estimates, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     job = config.compose(["batch_size=16", "threads=1"])
     assert estimates.seconds_per_image(job, Size(1, 1, 1000)) == 1 / 16
+
+
+def test_nothing_is_kept_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    job = config.compose(["depth=8"])
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    remember([job], [dry_run.Estimate("", "", "", 1, 1, 1.0)])
+    assert dry_run.measured(job) == {}
 
 
 #: A dry run of these words in a process that cannot import torch.

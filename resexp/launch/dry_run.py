@@ -120,7 +120,9 @@ def remember(jobs: list[Job], found: list[Estimate]) -> None:
 
 def measured(job: Job) -> dict[str, dict[str, float]]:
     """What the last day's dry runs found, by ``key``; nothing of what is no such finding."""
-    table, now = read_json(place(job)), time.time()
+    table, now = None, time.time()
+    with suppress(OSError):
+        table = read_json(place(job))
     return {
         name: costs
         for name, costs in (table.items() if isinstance(table, dict) else ())
@@ -132,7 +134,11 @@ def measured(job: Job) -> dict[str, dict[str, float]]:
 
 
 def place(job: Job) -> Path:
-    return Path(job.settings.data.cache).expanduser() / "costs.json"
+    """Where it is kept. Raises OSError for a user without a home folder."""
+    try:
+        return Path(job.settings.data.cache).expanduser() / "costs.json"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def key(job: Job) -> str:
