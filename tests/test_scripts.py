@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from resexp import config
+from resexp.settings import Job
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -286,3 +291,28 @@ def test_the_cifar10_sweep_takes_up_what_was_exported(
         "launch=processes threads=1",
     ]
     assert (len(said) > 2) == (ended != 1)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("cifar10_controls.sh", {"cifar10-controls": 15}),
+        ("cifar10_depths.sh", {"cifar10-jpeg": 14}),
+        ("resnet_vgg.sh", {"cifar10-resnet": 8, "cifar10-vgg": 8}),
+    ],
+)
+def test_what_the_scripts_train_on_jpegs_is_composed_and_exported(
+    tmp_path: Path, script: str, names: dict[str, int]
+) -> None:
+    code, said = told(tmp_path, script, RESEXP_CIFAR10_JPEG=tmp_path / "data/x.tar.xz")
+    assert code == 0
+    jobs: list[Job] = []
+    for line in said:
+        verb, *words = re.findall(r"(?:[^\s']|'[^']*')+", line)
+        if verb == "run":
+            config.launch(words, lambda planned, _: jobs.extend(planned))
+    assert Counter(job.settings.name for job in jobs) == names
+    assert len({job.directory for job in jobs}) == len(jobs)
+    exported = [line.split()[1] for line in said if line.startswith("export")]
+    assert exported == [f"results/{name}" for name in names]
