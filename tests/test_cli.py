@@ -333,31 +333,43 @@ def test_nothing_is_kept_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPat
     assert dry_run.measured(job) == {}
 
 
-#: A dry run of these words in a process that cannot import torch.
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from resexp.cli import main; main()"
+def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    """``resexp run`` with these words in a process that cannot import torch."""
+    program = "import sys; sys.modules['torch'] = None; from resexp.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "run", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.process
-def test_networks_of_a_dry_run_are_known_without_torch_for_a_day(tmp_path: Path) -> None:
-    def planned(*words: str, known: bool = True, code: int = 0) -> str:
-        program = ["-c", WITHOUT_TORCH] if known else ["-m", "resexp"]
-        done = subprocess.run(
-            [sys.executable, *program, "run", "--dry-run", "data.cache=cache", "depth=8", *words],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode != 0) == (code != 0), done.stderr
+def test_what_is_done_is_skipped_without_torch_or_a_launcher(copied: Path) -> None:
+    before = contents(copied)
+    words = ("-m", "arch=plain,residual", "seed=0,1", "launch=processes", "device=cuda", *TINY)
+    done = without_torch(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 skipped (finished before)")
+    assert contents(copied) == before
+
+
+@pytest.mark.process
+def test_networks_of_a_dry_run_are_known_without_torch_for_a_day(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*more: str) -> str:
+        done = without_torch("--dry-run", "data.cache=cache", *TINY, *more)
         return done.stdout + done.stderr
 
-    assert planned("seed=1", known=False) == planned("seed=1")
-    assert "2 of 2 runs to train" in planned("-m", "seed=2,3", "name=other")
-    assert "torch" in planned("lr=0.3", code=1)  # the check of another rate was not made
-    (tmp_path / "results/digits/plain-8-s1").mkdir(parents=True)
-    (tmp_path / "results/digits/plain-8-s1/mine.txt").touch()
-    assert "not a run of resexp" in planned("seed=1", code=2)
-    table = tmp_path / "cache/costs.json"
+    monkeypatch.setattr(dry_run, "remember", remember)
+    assert run("--dry-run", "data.cache=cache", "seed=1", code=0).out == said("seed=1")
+    assert "2 of 2 runs to train" in said("-m", "seed=2,3", "name=other")
+    assert "torch" in said("lr=0.3")  # the check of another rate was not made
+    place("plain-8-s1").mkdir(parents=True)
+    (place("plain-8-s1") / "mine.txt").touch()
+    assert "not a run of resexp" in said("seed=1")
+    table = Path("cache/costs.json")
     costs = json.loads(table.read_text())
     for hostile in (
         {key: one | {"at": one["at"] - 86_401} for key, one in costs.items()},
@@ -365,8 +377,8 @@ def test_networks_of_a_dry_run_are_known_without_torch_for_a_day(tmp_path: Path)
         [1],
     ):
         table.write_text(json.dumps(hostile))
-        assert "torch" in planned("seed=2", code=1)
-    assert "1 of 1 run to train" in planned("seed=2", known=False)
+        assert "torch" in said("seed=2")
+    assert "1 of 1 run to train" in run("--dry-run", "data.cache=cache", "seed=2", code=0).out
     assert json.loads(table.read_text()).keys() == costs.keys()
 
 

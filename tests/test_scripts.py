@@ -311,7 +311,7 @@ def test_what_the_scripts_train_on_jpegs_is_composed_and_exported(
     for line in said:
         verb, *words = re.findall(r"(?:[^\s']|'[^']*')+", line)
         if verb == "run":
-            config.launch(words, lambda planned, _: jobs.extend(planned))
+            config.launch(words, lambda planned, *_: jobs.extend(planned))
     assert Counter(job.settings.name for job in jobs) == names
     assert len({job.directory for job in jobs}) == len(jobs)
     exported = [line.split()[1] for line in said if line.startswith("export")]

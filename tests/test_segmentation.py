@@ -348,7 +348,7 @@ def test_a_network_that_cannot_learn_the_set_is_refused(
     tmp_path: Path, words: str, advice: list[str]
 ) -> None:
     with refused(*advice):
-        running.check(compose([*words.split(), f"results={tmp_path}"]))
+        running.check_settings(compose([*words.split(), f"results={tmp_path}"]))
     assert not list(tmp_path.iterdir())
 
 

@@ -109,7 +109,9 @@ def preregister(
         written = []
         launch(
             ["-m", *words],
-            lambda jobs, checked: written.append(fix(jobs, checked(), hypotheses or [], command)),
+            lambda jobs, claims, check: written.append(
+                fix(jobs, claims, check, hypotheses or [], command)
+            ),
         )
     then = shlex.join(["resexp", "run", "-m", *words])
     print(folded(f"{written[0]}\nnext: {then}", width()))

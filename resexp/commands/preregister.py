@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ from resexp.settings import Job, UsageError, as_dict, digest, identity
 
 
 def preregister(
-    jobs: Sequence[Job], claims: Sequence[Claim], hypotheses: Sequence[str], command: str
+    jobs: Sequence[Job],
+    claims: Sequence[Claim],
+    check: Callable[[], None],
+    hypotheses: Sequence[str],
+    command: str,
 ) -> Path:
     """Write what the jobs are about to test into their experiment's folder.
 
-    Raises UsageError if they are of several experiments or one depth, or if one of them has begun.
+    Raises UsageError if they are of several experiments or one depth, or if one of them has begun,
+    and what ``check`` raises.
     """
+    check()
     folders = {job.directory.parent for job in jobs}
     if len(folders) > 1:
         raise UsageError("a preregistration is of one experiment. Give results= and name= once.")

@@ -23,7 +23,6 @@ import resexp
 from resexp import data as sets
 from resexp.console import counted, duration, folded, grid, width
 from resexp.files import read_json
-from resexp.runs.ready import ready
 from resexp.runs.records import Claim, write_atomically
 from resexp.settings import Data, Job, UsageError, as_dict
 
@@ -45,13 +44,16 @@ class Estimate:
     seconds: float  # 0 for a run that is done; a resumed one counts whole
 
 
-def show(jobs: list[Job], checked: Callable[[], list[Claim]], as_json: bool = False) -> None:
+def show(
+    jobs: list[Job], claims: list[Claim], check: Callable[[], None], as_json: bool = False
+) -> None:
     """The plan of ``--dry-run``, on stdout."""
-    found = recalled(jobs)
+    found = recalled(jobs, claims)
     if not found:
         from resexp.launch.estimates import estimates
 
-        found = estimates(jobs, checked())
+        check()
+        found = estimates(jobs, claims)
         remember(jobs, found)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
@@ -87,17 +89,14 @@ def to_download(settings: Data) -> str:
     return ""
 
 
-def recalled(jobs: list[Job]) -> list[Estimate]:
+def recalled(jobs: list[Job], claims: list[Claim]) -> list[Estimate]:
     """Each job's, from what was measured today with its settings; none if one is not known.
 
-    Such settings were found fit to run then, on this machine by this code: what is looked at again
-    is what may have changed since, the files.
+    Such settings were found fit to run then, on this machine by this code.
     """
     table, found = measured(jobs[0]), []
-    for job in jobs:
-        costs = table.get(key(job))
-        claim = ready(job) if costs else Claim.busy
-        due = claim is not Claim.done
+    for job, claim in zip(jobs, claims, strict=True):
+        costs, due = table.get(key(job)), claim is not Claim.done
         if costs is None or (due and not costs["seconds"]):  # it was done, and is to be trained now
             return []
         sizes = int(costs["parameters"]), int(costs["flops"])

@@ -17,11 +17,13 @@ from resexp.console import duration, percent, tell, tell_if_deep
 from resexp.launch import cluster
 from resexp.launch.progress import Display
 from resexp.runs.messages import Failed, Message, Messages, Outcome, Step, Stopped
-from resexp.runs.records import ERROR, FINISHED, Claim, first_line
+from resexp.runs.ready import ready
+from resexp.runs.records import ERROR, FINISHED, Claim, first_line, read_record
 from resexp.settings import LAUNCHERS, Job, Launcher, Merge, Settings, Twin, UsageError
 
-#: What is done with jobs that are not to be trained; what checks them imports torch.
-Instead = Callable[[list[Job], Callable[[], list[Claim]]], object]
+#: What is done with jobs that are not to be trained: with what their directories say, and with what
+#: checks the settings of those that are not done. That imports torch.
+Instead = Callable[[list[Job], list[Claim], Callable[[], None]], object]
 
 
 class Session:
@@ -57,24 +59,30 @@ class Session:
         return {run.path: run.endpoint("clean_train_error") for run in places}
 
     def plan(self, jobs: list[Job], *, here: bool = True) -> list[int]:
-        """Check every job; the indices of those to run, each run directory once.
+        """Check every job, note those that are done; the indices of the rest, each directory once.
 
         ``here`` is false for jobs that a launcher takes to processes or machines of its own.
         Raises UsageError for the first that cannot be run, before any has.
         """
-        if here and self.instead is None and (warm := self.launcher(jobs[0]).warm):
-            resolve_name(warm)()  # while this process imports torch
+        claims = [ready(job) for job in jobs]
+        due = [job for job, claim in zip(jobs, claims, strict=True) if claim is not Claim.done]
+        check = partial(check_all, due, here)
         if self.instead is not None:
-            self.instead(jobs, partial(checked, jobs, here))
+            self.instead(jobs, claims, check)
             return []
-        checked(jobs, here)
+        if due and here and (warm := self.launcher(jobs[0]).warm):
+            resolve_name(warm)()  # while this process imports torch
+        check()
         first = {job.directory: index for index, job in reversed(list(enumerate(jobs)))}
         over = {one.job.directory for one in self.outcomes}  # a search may ask again
         chosen = sorted(index for place, index in first.items() if place not in over)
         self.close()
         self.display = Display([jobs[index] for index in chosen])
         self.jobs += [jobs[index] for index in chosen]
-        return chosen
+        done = {index for index in chosen if claims[index] is Claim.done}
+        for job in (jobs[index] for index in sorted(done)):
+            self.note(job, Outcome(job, Claim.done, read_record(job.directory), []))
+        return [index for index in chosen if index not in done]
 
     def launcher(self, job: Job) -> Launcher:
         """A job's own; a config of one's own may name launch as it likes."""
@@ -184,14 +192,15 @@ class Session:
         return [f"next: {', '.join(read)}"]
 
 
-def checked(jobs: list[Job], here: bool) -> list[Claim]:
-    """What each job's directory says. Raises UsageError for the first that cannot be run."""
-    from resexp.runs.run import check
+def check_all(jobs: list[Job], here: bool) -> None:
+    """Raise UsageError for the first that this machine, or without ``here`` any, cannot train."""
+    if not jobs:
+        return  # nothing to import torch for
+    from resexp.runs.run import check_settings
 
-    claims = [check(job, here=here) for job in jobs]
-    due = [job for job, claim in zip(jobs, claims, strict=True) if claim is not Claim.done]
-    tell_if_deep(max((job.settings.depth for job in due), default=0))
-    return claims
+    for job in jobs:
+        check_settings(job, here=here)
+    tell_if_deep(max(job.settings.depth for job in jobs))
 
 
 def brief(outcome: Outcome) -> str:

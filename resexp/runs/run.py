@@ -53,12 +53,8 @@ AT_CHANCE_SHARE = 0.1  # ... and no further off than this share of it: one class
 Turns = Generator[Step, None, Outcome]
 
 
-def check(job: Job, *, here: bool = True) -> Claim:
-    """Refuse, with a UsageError and before anything is written, what ``perform`` could not do.
-
-    Returns what the run directory says. Without ``here`` another machine trains, whose devices are
-    not known.
-    """
+def check_settings(job: Job, *, here: bool = True) -> None:
+    """Refuse, with a UsageError, what no machine could train, or with ``here`` this one."""
     models.check(job.settings)
     optimizers.check(job.settings)
     check_task(job)
@@ -68,7 +64,6 @@ def check(job: Job, *, here: bool = True) -> Claim:
         check_threads(job.settings.threads)
         check_gpus(job.settings.launch.ranks, device)
         check_engine(job.settings, device)
-    return ready(job)
 
 
 def check_task(job: Job) -> None:
@@ -100,10 +95,11 @@ def claimed(job: Job) -> Iterator[Claim]:
     What the job's settings, images or directory forbid is refused before anything is written.
     """
     try:
-        claim = check(job)
+        claim = ready(job)
         if claim is Claim.done:
             yield claim
             return
+        check_settings(job)
         if job.settings.launch.ranks == 1:  # else each rank loads the images
             device = choose_device(job.settings.device)
             models.check(job.settings, load(job.settings.data, device).size)
