@@ -303,8 +303,11 @@ def test_the_cifar10_sweep_takes_up_what_was_exported(
     ],
 )
 def test_what_the_scripts_train_on_jpegs_is_composed_and_exported(
-    tmp_path: Path, script: str, names: dict[str, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, names: dict[str, int]
 ) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.tar.xz").touch()
+    monkeypatch.chdir(tmp_path)
     code, said = told(tmp_path, script, RESEXP_CIFAR10_JPEG=tmp_path / "data/x.tar.xz")
     assert code == 0
     jobs: list[Job] = []
