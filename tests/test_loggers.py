@@ -15,7 +15,7 @@ import pytest
 from small_jobs import job_in
 
 from resexp.launch import local
-from resexp.runs import loggers, records
+from resexp.runs import loggers, ready, records
 from resexp.runs import run as running
 from resexp.runs.loggers import QUIET, Logger, check_loggers, open_loggers
 from resexp.settings import Settings, UsageError, as_dict
@@ -261,7 +261,7 @@ def test_a_run_feeds_its_loggers_what_its_csv_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ear = Fake()
-    monkeypatch.setattr(running, "check_loggers", lambda names: None)
+    monkeypatch.setattr(ready, "check_loggers", lambda names: None)
     monkeypatch.setattr(running, "open_loggers", lambda *arguments: [ear])
     job = job_in(tmp_path, loggers=["ear"])
     local.perform(job)
