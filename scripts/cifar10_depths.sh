@@ -11,7 +11,8 @@ seeds=${SEEDS:-0,1,2}
 on_jpegs cifar10-jpeg steps=1000 "seed=$seeds" depth=32,44 arch=plain,residual "$@"
 on_jpegs cifar10-jpeg steps=1000 seed=0 depth=110 arch=plain,residual "$@"
 "${resexp[@]}" export "$here" status=ok,collapsed,diverged --out results
-drawn=(status=ok,collapsed,diverged steps=1000 "seed=$seeds" --out results/cifar10-depths)
+title="CIFAR-10 as JPEG; He et al. 2015 cut short, 1,000 steps of 64,000, rate 0.03 for 0.1, 200 steps of warm-up"
+drawn=(status=ok,collapsed,diverged steps=1000 "seed=$seeds" --out results/cifar10-depths --title "$title")
 "${resexp[@]}" plot "$here" "${drawn[@]}" --which depth
 "${resexp[@]}" plot "$here" "${drawn[@]}" --style paper --which curves
 "${resexp[@]}" table "$here" status=ok,collapsed,diverged steps=1000 "seed=$seeds"
