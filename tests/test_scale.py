@@ -59,7 +59,7 @@ def two_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("list", "residual-56-s24,lr=0.12"),
         ("table", "0 of 25"),
         ("verdict results lr=0.05", "25 seeds"),
-        ("plot", "curves.png"),
+        ("plot", "families.png"),
         ("doctor --results results", "nothing is wrong"),
     ],
 )
