@@ -2,7 +2,7 @@
 # The paper's ImageNet half, in small: ResNet-18 and 34 and their plain twins, and VGG-11 and 19 with
 # normalisation and without, at a quarter of the width, on CIFAR-10 at 32 pixels, with their own stems:
 # results/cifar10-resnet and cifar10-vgg.
-#   command   RESEXP_CIFAR10_JPEG=cifar10-jpeg.tar.xz ./scripts/resnet34.sh   (again: finished runs are skipped)
+#   command   RESEXP_CIFAR10_JPEG=cifar10-jpeg.tar.xz ./scripts/resnet_vgg.sh   (again: finished runs are skipped)
 #   hardware  any CPU; about half an hour of one core
 #   expected  little: 18 layers hardly show degradation, 34 only begin to (the paper's table 2, ten crops:
 #             plain 27.94 and 28.54 %, residual 27.88 and 25.03 %). VGG-19 without normalisation was trained

@@ -19,14 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import resexp
 from resexp import data as sets
 from resexp.console import counted, duration, folded, grid, width
 from resexp.files import read_json
 from resexp.runs.records import Claim, write_atomically
 from resexp.settings import Data, Job, UsageError, as_dict
 
-HERE = Path(resexp.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 DAY = 86_400  # seconds that a measurement counts
 MEASURED = ("parameters", "flops", "seconds", "at")
 NAMES = ("seed", "results", "name", "remark")  # settings that no network's cost depends on
@@ -109,9 +108,10 @@ def remember(jobs: list[Job], found: list[Estimate]) -> None:
     """Keep what was measured now, where data.cache takes files."""
     table = measured(jobs[0])
     for job, one in zip(jobs, found, strict=True):
-        if one.seconds or key(job) not in table:
+        name = key(job)
+        if one.seconds or name not in table:
             numbers = one.parameters, one.flops, one.seconds, time.time()
-            table[key(job)] = dict(zip(MEASURED, numbers, strict=True))
+            table[name] = dict(zip(MEASURED, numbers, strict=True))
     with suppress(OSError):
         place(jobs[0]).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(place(jobs[0]), json.dumps(table))
@@ -153,5 +153,5 @@ def key(job: Job) -> str:
 def machine() -> list[Any]:
     """Its name, cores and GPUs, and of what is installed when it was last changed."""
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    changed = max(path.stat().st_mtime_ns for path in HERE.rglob("*.py"))
+    changed = max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
     return [platform.node(), os.cpu_count(), gpus, version("torch"), changed]
